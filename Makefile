@@ -1,0 +1,110 @@
+# clipsieve, in the order of the data. `make help` lists the targets.
+#   RECIPE=demo          a name in recipes/ or the path of a YAML file
+#   DATA=photos/         a folder with one sub-folder per class (make train)
+#   TARGET=auto          auto, onnx or tensorrt (make engines)
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+RECIPE ?= nsfw-vit-b-32
+TARGET ?= auto
+
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+UV_VERSION := 0.13.8
+READY := $(VENV)/.installed
+RUN := $(BIN)/python -m
+
+# The embedded server has an environment of its own: its Python backend needs numpy 1, so Python 3.12 at most.
+TRITON := .triton
+TRITON_PYTHON ?= $(PYTHON)
+TRITON_WHEEL := nvidia-pytriton==0.7.0
+TRITON_READY := $(TRITON)/.installed
+
+# The last perf_analyzer that runs on glibc 2.36 ships in this wheel.
+PERF := .perf
+PERF_WHEEL := tritonclient==2.50.0
+PERF_READY := $(PERF)/.installed
+
+.PHONY: help
+help:  ## List the targets
+	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+
+.PHONY: venv
+venv: $(READY)  ## Make the environment .venv (about 6 GB: torch comes with CUDA)
+$(READY): requirements/dev.txt clients/pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
+	$(UV) pip install --quiet --python $(BIN)/python --requirements requirements/dev.txt --editable clients
+	touch $@
+
+.PHONY: triton
+triton: $(TRITON_READY)  ## Install the embedded tritonserver into .triton
+$(TRITON_READY): requirements/triton.txt $(READY)
+	$(TRITON_PYTHON) -m venv --without-pip $(TRITON)
+	$(UV) pip install --quiet --python $(TRITON)/bin/python --requirements requirements/triton.txt
+	$(UV) pip install --quiet --python $(TRITON)/bin/python --no-deps $(TRITON_WHEEL)
+	touch $@
+
+.PHONY: train
+train: encoder  ## Embed the labelled images in DATA and train the recipe's head
+	@test -n "$(DATA)" || { echo "make train: name a folder with one sub-folder per class: DATA=path" >&2; exit 2; }
+	$(RUN) training.embed --recipe $(RECIPE) --data $(DATA)
+	$(RUN) training.fit --recipe $(RECIPE)
+
+.PHONY: encoder
+encoder: $(READY)  ## Export the recipe's image encoder to ONNX, checked against open_clip
+	$(RUN) build.encoder --recipe $(RECIPE)
+
+.PHONY: engines
+engines: encoder  ## Build the recipe's encoder and heads and install them for Triton
+	$(RUN) build.engine --target $(TARGET)
+	$(RUN) build.head --recipe $(RECIPE)
+	$(RUN) build.repository --recipe $(RECIPE)
+
+.PHONY: serve
+serve: $(READY) $(TRITON_READY)  ## Serve the recipe on loopback with the embedded tritonserver
+	$(RUN) serving.embedded --recipe $(RECIPE)
+
+.PHONY: demo
+demo: $(READY) $(TRITON_READY)  ## Draw images, train, build, serve and score them (no download)
+	$(RUN) training.draw artifacts/demo/images
+	$(RUN) build.encoder --recipe demo
+	$(RUN) training.embed --recipe demo --data artifacts/demo/images/train
+	$(RUN) training.fit --recipe demo
+	$(RUN) build.engine --target onnx
+	$(RUN) build.head --recipe demo
+	$(RUN) build.repository --recipe demo
+	$(RUN) serving.demo --images artifacts/demo/images/held_out
+
+.PHONY: perf
+perf: $(READY) $(PERF_READY) $(TRITON_READY)  ## Load the running server with perf_analyzer and real photographs
+	$(RUN) serving.perf --recipe $(RECIPE)
+$(PERF_READY): $(READY)
+	$(UV) pip install --quiet --python $(BIN)/python --target $(PERF) --no-deps $(PERF_WHEEL)
+	touch $@
+
+.PHONY: test
+test: $(READY) $(TRITON_READY)  ## Run every test
+	$(RUN) pytest
+
+.PHONY: check
+check: $(READY)  ## Lint, format, types, layout and the model repository's texts
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+	$(RUN) pytest -q tests/test_layout.py
+	$(RUN) build.repository --recipe nsfw-vit-b-32 --texts
+
+.PHONY: requirements
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.10 --no-annotate \
+	--custom-compile-command 'make requirements'
+requirements: $(READY)  ## Pin the dependency groups of pyproject.toml again
+	$(COMPILE) clients/pyproject.toml --group pyproject.toml:dev -o requirements/dev.txt
+	$(COMPILE) --group pyproject.toml:triton -o requirements/triton.txt
+
+.PHONY: clean
+clean:  ## Remove everything that was built; environments stay
+	rm -rf artifacts
+	find model_repository -name '*.onnx' -o -name '*.plan' -o -path '*/1/*.json' | xargs -r rm -f

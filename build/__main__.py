@@ -1,0 +1,12 @@
+"""`python -m build` explains the folder; the steps are modules of their own."""
+
+import sys
+
+print(
+    """clipsieve's build steps, in order (each: python -m build.<step> --help):
+  encoder      open_clip image tower → artifacts/encoders/<id>/model.onnx + encoder.json, checked against torch
+  head         artifacts/heads/<name>/head.safetensors → model.onnx, activation and thresholds inside
+  repository   install both into the model repository, stamp the recipe's numbers, check everything
+`make engines RECIPE=<name>` runs them all.""",
+    file=sys.stderr,
+)

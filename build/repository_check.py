@@ -1,0 +1,221 @@
+"""Checks an installed model repository without starting Triton.
+
+Every config parses, agrees with the manifest and the ONNX file beside it, and the ensembles are
+wired: each tensor that a step takes is made before it with the same type and dims.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import onnx
+from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig  # pyright: ignore[reportAttributeAccessIssue] (generated code)
+
+from build.repository_configs import ConfigError, read_config
+from recipes.manifest import (
+    EncoderManifest,
+    HeadManifest,
+    ManifestError,
+    compare_fingerprints,
+    read_encoder,
+    read_head,
+    sha256_of,
+)
+
+ONNX_TYPES = {
+    "TYPE_UINT8": onnx.TensorProto.UINT8,
+    "TYPE_FP32": onnx.TensorProto.FLOAT,
+    "TYPE_INT32": onnx.TensorProto.INT32,
+    "TYPE_INT64": onnx.TensorProto.INT64,
+}
+
+
+class RepositoryError(RuntimeError):
+    """The model repository is not what the recipe says."""
+
+
+def check(repository: Path) -> list[str]:
+    """Every problem found, one line each; empty when Triton can serve the repository."""
+    problems = check_texts(repository)
+    if problems:
+        return problems
+    for folder, config in _read_configs(repository)[0].items():
+        if config.platform != "ensemble" and config.backend != "python":
+            problems += _check_model_file(repository / folder / "1", config)
+    return problems + _check_manifests(repository)
+
+
+def check_texts(repository: Path) -> list[str]:
+    """Problems of the config.pbtxt files alone: syntax, names and wiring."""
+    if not repository.is_dir():
+        return [f"{repository}: no such folder; make it with: make engines"]
+    configs, problems = _read_configs(repository)
+    for folder, config in configs.items():
+        if config.name != folder:
+            problems.append(f"{folder}/config.pbtxt: name is {config.name!r}, the folder is {folder!r}")
+        if config.platform == "ensemble":
+            problems += _check_wiring(config, configs)
+    return problems
+
+
+def _read_configs(repository: Path) -> tuple[dict[str, ModelConfig], list[str]]:
+    """Configs by folder, and a line for each that does not parse."""
+    configs, problems = {}, []
+    for path in sorted(repository.glob("*/config.pbtxt")):
+        try:
+            configs[path.parent.name] = read_config(path)
+        except ConfigError as error:
+            problems.append(str(error))
+    return configs, problems
+
+
+def compare_configs(expected: dict[str, ModelConfig], repository: Path) -> None:
+    """The installed configs must say what the recipe and its artefacts say.
+
+    Raises:
+        RepositoryError: naming each model and field with both values.
+    """
+    lines = []
+    for name, config in expected.items():
+        path = repository / name / "config.pbtxt"
+        if not path.is_file():
+            lines.append(f"{path}: not found")
+            continue
+        installed = read_config(path)
+        lines += [
+            f"{name}/config.pbtxt: {field}: installed {getattr(installed, field)!s}, the recipe wants {wanted!s}"
+            for field in ModelConfig.DESCRIPTOR.fields_by_name
+            if (wanted := getattr(config, field)) != getattr(installed, field)
+        ]
+    if lines:
+        raise RepositoryError(
+            "\n".join(" ".join(line.split()) for line in lines)
+            + "\nInstall again (make engines); for the default recipe edit the checked-in config.pbtxt to match, "
+            "or save the changed recipe under a name of its own."
+        )
+
+
+def _check_model_file(version: Path, config: ModelConfig) -> list[str]:
+    """Exactly one model file, with the inputs and outputs of its config."""
+    files = [version / name for name in ("model.onnx", "model.plan") if (version / name).is_file()]
+    if len(files) != 1:
+        found = ", ".join(file.name for file in files) or "neither"
+        return [f"{config.name}/1: needs exactly one of model.onnx and model.plan, found {found}; run: make engines"]
+    if files[0].suffix == ".plan":
+        return []
+    model = onnx.load(files[0], load_external_data=False)
+    initializers = {tensor.name for tensor in model.graph.initializer}
+    inputs = [value for value in model.graph.input if value.name not in initializers]
+    return [
+        *_compare_tensors(config.name, "input", config.input, inputs),
+        *_compare_tensors(config.name, "output", config.output, model.graph.output),
+    ]
+
+
+def _compare_tensors(model: str, kind: str, configured, in_onnx) -> list[str]:
+    problems = []
+    values = {value.name: value.type.tensor_type for value in in_onnx}
+    if {tensor.name for tensor in configured} != set(values):
+        names = sorted(tensor.name for tensor in configured)
+        problems.append(f"{model}: {kind}s are {names} in config.pbtxt, {sorted(values)} in model.onnx")
+    for tensor in configured:
+        if tensor.name not in values:
+            continue
+        dtype, in_file = DataType.Name(tensor.data_type), values[tensor.name]
+        dims = [dim.dim_value for dim in in_file.shape.dim][1:]
+        if ONNX_TYPES.get(dtype) != in_file.elem_type:
+            found = onnx.TensorProto.DataType.Name(in_file.elem_type)
+            problems.append(f"{model}: {kind} {tensor.name} is {dtype} in config.pbtxt, {found} in model.onnx")
+        if list(tensor.dims) != dims:
+            problems.append(
+                f"{model}: {kind} {tensor.name} has dims {list(tensor.dims)} in config.pbtxt, {dims} in model.onnx"
+            )
+    return problems
+
+
+def _check_wiring(ensemble: ModelConfig, configs: dict[str, ModelConfig]) -> list[str]:
+    problems = []
+    tensors = {tensor.name: _signature(tensor) for tensor in ensemble.input}
+    for step in ensemble.ensemble_scheduling.step:
+        model = configs.get(step.model_name)
+        if model is None:
+            problems.append(f"{ensemble.name}: step {step.model_name} is not in the repository")
+            continue
+        if model.max_batch_size < ensemble.max_batch_size:
+            problems.append(
+                f"{ensemble.name}: max_batch_size {ensemble.max_batch_size} is over "
+                f"the {model.max_batch_size} of {model.name}"
+            )
+        problems += _check_step_inputs(ensemble.name, step, model, tensors)
+        outputs = {tensor.name: _signature(tensor) for tensor in model.output}
+        for key, name in step.output_map.items():
+            if key not in outputs:
+                problems.append(f"{ensemble.name}: {model.name} has no output {key!r}")
+            tensors[name] = outputs.get(key, "nothing")
+    for tensor in ensemble.output:
+        if tensors.get(tensor.name) != _signature(tensor):
+            problems.append(
+                f"{ensemble.name}: output {tensor.name} is {_signature(tensor)}, "
+                f"its step makes {tensors.get(tensor.name)}"
+            )
+    return problems
+
+
+def _check_step_inputs(ensemble: str, step, model: ModelConfig, tensors: dict) -> list[str]:
+    problems = []
+    for tensor in model.input:
+        source = step.input_map.get(tensor.name)
+        if source is None or source not in tensors:
+            problems.append(f"{ensemble}: input {tensor.name} of {model.name} is fed by nothing")
+        elif tensors[source] != _signature(tensor):
+            problems.append(
+                f"{ensemble}: {model.name} takes {tensor.name} {_signature(tensor)}, gets {tensors[source]}"
+            )
+    return problems
+
+
+def _signature(tensor) -> str:
+    return f"{DataType.Name(tensor.data_type)} {list(tensor.dims)}"
+
+
+def _check_manifests(repository: Path) -> list[str]:
+    """The manifests installed beside the binaries: their sums, and heads against the encoder."""
+    try:
+        encoder = read_encoder(repository / "clip_encoder" / "1")
+    except ManifestError as error:
+        return [str(error)]
+    problems = _check_encoder_file(repository / "clip_encoder" / "1", encoder)
+    for folder in sorted(repository.glob("*_head/1")):
+        if not (folder / "model.onnx").is_file():
+            continue  # _check_model_file says so
+        try:
+            head = read_head(folder)
+            compare_fingerprints(head, encoder)
+        except ManifestError as error:
+            problems.append(str(error))
+            continue
+        problems += _check_head(folder, head)
+    return problems
+
+
+def _check_encoder_file(folder: Path, encoder: EncoderManifest) -> list[str]:
+    path = folder / "model.onnx"
+    if path.is_file() and (found := sha256_of(path)) != encoder.onnx_sha256:
+        return [f"{path}: sha256 is {found}, encoder.json says {encoder.onnx_sha256}; run: make engines"]
+    return []
+
+
+def _check_head(folder: Path, head: HeadManifest) -> list[str]:
+    """The served graph speaks for the head of the manifest, and clients are told its labels."""
+    problems = []
+    model = onnx.load(folder / "model.onnx")
+    constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    served = constants.get("revision_constant")
+    if served is None or int(served.item()) != head.revision:
+        problems.append(f"{folder}/model.onnx: revision is {served}, head.json says {head.revision}; run: make engines")
+    parameters = read_config(folder.parent / "config.pbtxt").parameters
+    for key, wanted in {"labels": head.labels, "class_names": head.class_names}.items():
+        if json.loads(parameters[key].string_value or "null") != wanted:
+            problems.append(f"{head.name}_head: {key} is {parameters[key].string_value}, head.json says {wanted}")
+    return problems

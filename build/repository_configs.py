@@ -1,0 +1,114 @@
+"""config.pbtxt as protobuf: the checked-in texts, with a recipe's numbers stamped into them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from google.protobuf import text_format
+from tritonclient.grpc.model_config_pb2 import ModelConfig  # pyright: ignore[reportAttributeAccessIssue] (generated code)
+
+from recipes.manifest import EncoderManifest, HeadManifest
+from recipes.paths import MODEL_REPOSITORY
+from recipes.pixels import pixel_parameters
+from recipes.schema import Recipe, Serving
+
+HEAD_TEMPLATE = "nsfw_head"
+
+
+class ConfigError(ValueError):
+    """A config.pbtxt does not parse."""
+
+
+def read_config(path: Path) -> ModelConfig:
+    """Parse one config.pbtxt; an unknown field is an error with its line and column."""
+    try:
+        return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
+    except text_format.ParseError as error:
+        raise ConfigError(f"{path}:{error}") from error
+
+
+def to_text(config: ModelConfig, recipe_name: str) -> str:
+    return (
+        f"# Stamped by `python -m build.repository --recipe {recipe_name}`; do not edit.\n"
+        f"# The commented original is model_repository/ at the project's root.\n" + text_format.MessageToString(config)
+    )
+
+
+def stamped(recipe: Recipe, encoder: EncoderManifest, heads: list[HeadManifest]) -> dict[str, ModelConfig]:
+    """Every model's config for a recipe, by model name."""
+    configs = {
+        "preprocess": _preprocess(recipe.serving, encoder),
+        "clip_encoder": _encoder(recipe.serving, encoder),
+        "image_embedding": _image_embedding(encoder),
+        "image_score": _image_score(heads),
+    }
+    configs |= {f"{head.name}_head": _head(head) for head in heads}
+    for config in configs.values():
+        config.max_batch_size = recipe.serving.max_batch_size
+    return configs
+
+
+def _template(model: str) -> ModelConfig:
+    return read_config(MODEL_REPOSITORY / model / "config.pbtxt")
+
+
+def _preprocess(serving: Serving, encoder: EncoderManifest) -> ModelConfig:
+    config = _template("preprocess")
+    config.output[0].dims[:] = encoder.input.dims
+    config.instance_group[0].count = serving.preprocess_instances
+    _set_parameters(config, pixel_parameters(encoder.preprocessing, serving))
+    return config
+
+
+def _encoder(serving: Serving, encoder: EncoderManifest) -> ModelConfig:
+    config = _template("clip_encoder")
+    config.input[0].dims[:] = encoder.input.dims
+    config.output[0].dims[:] = encoder.output.dims
+    config.instance_group[0].count = serving.encoder_instances
+    config.dynamic_batching.max_queue_delay_microseconds = serving.max_queue_delay_us
+    _set_parameters(config, {"intra_op_thread_count": str(serving.intra_op_threads)})
+    return config
+
+
+def _head(head: HeadManifest) -> ModelConfig:
+    config = _template(HEAD_TEMPLATE)
+    config.name = f"{head.name}_head"
+    config.input[0].dims[:] = [head.encoder.embed_dim]
+    for output in config.output:
+        output.dims[:] = [1 if output.name == "revision" else len(head.labels)]
+    _set_parameters(config, {"labels": json.dumps(head.labels), "class_names": json.dumps(head.class_names)})
+    if head.notice:
+        _set_parameters(config, {"notice": head.notice})
+    return config
+
+
+def _image_embedding(encoder: EncoderManifest) -> ModelConfig:
+    config = _template("image_embedding")
+    config.output[0].dims[:] = encoder.output.dims
+    return config
+
+
+def _image_score(heads: list[HeadManifest]) -> ModelConfig:
+    """The checked-in ensemble with its one head step repeated for each head."""
+    config = _template("image_score")
+    head_outputs, head_step = list(config.output), config.ensemble_scheduling.step[-1]
+    del config.output[:], config.ensemble_scheduling.step[-1]
+    template_name = HEAD_TEMPLATE.removesuffix("_head")
+    for head in heads:
+        for output in head_outputs:
+            added = config.output.add()
+            added.CopyFrom(output)
+            added.name = output.name.replace(template_name, head.name, 1)
+            added.dims[:] = [1 if added.name.endswith("_revision") else len(head.labels)]
+        step = config.ensemble_scheduling.step.add()
+        step.CopyFrom(head_step)
+        step.model_name = f"{head.name}_head"
+        for key, value in head_step.output_map.items():
+            step.output_map[key] = value.replace(template_name, head.name, 1)
+    return config
+
+
+def _set_parameters(config: ModelConfig, parameters: dict[str, str]) -> None:
+    for key, value in parameters.items():
+        config.parameters[key].string_value = value

@@ -1,0 +1,258 @@
+"""Encoded image files to the pixels a CLIP image encoder was trained on.
+
+The one definition of clipsieve's preprocessing: Triton serves it, training and the build's parity
+check load this same file. It needs Pillow and numpy alone and knows nothing of Triton.
+
+For an image in an ordinary mode the pixels are bit-equal to open_clip's own transform
+(`open_clip.transform.image_transform`, torchvision on PIL images), which resizes and crops in the
+file's own mode and converts to RGB last. Three differences are deliberate:
+
+- EXIF orientation is applied: people see, and label, the upright picture;
+- transparency is composited on white: colour hidden under it would otherwise be scored, or hide;
+- 16-bit grey is scaled to 8 bits, where Pillow's conversion alone clips it to white.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+# Importing a plugin registers its decoder; only those named by `formats` are ever tried.
+from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+
+# The limit on pixels below is checked on the header, before anything is decoded.
+Image.MAX_IMAGE_PIXELS = None
+
+PLUGINS = {
+    "JPEG": JpegImagePlugin,
+    "PNG": PngImagePlugin,
+    "WEBP": WebPImagePlugin,
+    "GIF": GifImagePlugin,
+    "BMP": BmpImagePlugin,
+    "AVIF": AvifImagePlugin,
+}
+SIGNATURES = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
+    "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
+    "GIF": re.compile(rb"GIF8[79]a"),
+    "BMP": re.compile(rb"BM"),
+    "AVIF": re.compile(rb"....ftypavi[fs]", re.DOTALL),
+}
+# How base64 of each signature begins. None of these can begin a raw image file.
+BASE64_STARTS = (b"/9j/", b"iVBORw0KGgo", b"UklGR", b"R0lGOD", b"Qk", b"AAAA")
+INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
+RESIZE_MODES = ("shortest", "longest", "squash")
+UPRIGHT = {  # EXIF orientation → the transposition that undoes it
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+EXIF_ORIENTATION = 0x0112
+
+
+class ImageError(ValueError):
+    """An image that gets no pixels: `code` is stable for programs, `message` is for people."""
+
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(f"{code}: {message}")
+        self.code = code
+        self.message = message
+
+
+class BatchError(ValueError):
+    """A request with images that get no pixels: `image 0: CODE: message; image 3: …`."""
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The preprocessing of one encoder: `transform(data)` → (image_size, image_size, 3) uint8 RGB.
+
+    Attributes:
+        image_size: edge of the square the encoder sees, in pixels.
+        resize_mode: `shortest` (resize the short edge, crop the centre), `longest` (resize the long
+            edge, pad) or `squash` (ignore the aspect ratio), as the encoder was trained.
+        interpolation: `bicubic` or `bilinear`.
+        fill_color: grey level of the padding of `longest`.
+        max_bytes: largest encoded file.
+        max_pixels: largest width × height, of the file (by its header) and after resizing.
+        formats: decoders that may be used, by Pillow's names.
+    """
+
+    image_size: int
+    resize_mode: str
+    interpolation: str
+    fill_color: int
+    max_bytes: int
+    max_pixels: int
+    formats: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        _require(self.resize_mode, RESIZE_MODES, "resize_mode")
+        _require(self.interpolation, tuple(INTERPOLATIONS), "interpolation")
+        for name in self.formats:
+            _require(name, tuple(PLUGINS), "formats")
+
+    @classmethod
+    def from_parameters(cls, parameters: Mapping[str, str]) -> Transform:
+        """Read the `parameters` of preprocess/config.pbtxt; KeyError or ValueError if one is amiss."""
+        return cls(
+            image_size=int(parameters["image_size"]),
+            resize_mode=parameters["resize_mode"],
+            interpolation=parameters["interpolation"],
+            fill_color=int(parameters["fill_color"]),
+            max_bytes=int(parameters["max_bytes"]),
+            max_pixels=int(parameters["max_pixels"]),
+            formats=tuple(parameters["formats"].split(",")),
+        )
+
+    def __call__(self, data: bytes) -> np.ndarray:
+        """Decode, resize and crop one image: (image_size, image_size, 3) uint8.
+
+        Args:
+            data: an encoded image file, its base64 text, or a data: URI.
+
+        Raises:
+            ImageError: EMPTY, TOO_MANY_BYTES, BAD_BASE64, NOT_AN_IMAGE, TOO_MANY_PIXELS, TOO_ELONGATED
+                or DECODE_FAILED.
+        """
+        data = raw_bytes(data, self.max_bytes)
+        try:
+            with self._open(data) as image:
+                self._check_size(image)
+                image.load()
+                return np.asarray(self._fit(_composited(_upright(image))).convert("RGB"))
+        except ImageError:
+            raise
+        except Exception as error:  # whatever a decoder raises is this image's error, never its batch's
+            raise ImageError("DECODE_FAILED", _describe(error)) from error
+
+    def batch(self, images: Iterable[bytes]) -> np.ndarray:
+        """All images of one request: (B, image_size, image_size, 3) uint8, or BatchError naming each bad one."""
+        pixels, errors = [], []
+        for index, data in enumerate(images):
+            try:
+                pixels.append(self(data))
+            except ImageError as error:
+                errors.append(f"image {index}: {error}")
+        if errors:
+            raise BatchError("; ".join(errors))
+        return np.stack(pixels)
+
+    def _open(self, data: bytes) -> Image.Image:
+        """Read the header only."""
+        if not any(SIGNATURES[name].match(data) for name in self.formats):
+            raise ImageError(
+                "NOT_AN_IMAGE",
+                f"{len(data)} bytes that begin {data[:8].hex(' ')} are none of {', '.join(self.formats)}",
+            )
+        return Image.open(io.BytesIO(data), formats=self.formats)
+
+    def _check_size(self, image: Image.Image) -> None:
+        width, height = image.size
+        if width * height > self.max_pixels:
+            raise ImageError("TOO_MANY_PIXELS", f"{width} × {height} is over the limit of {self.max_pixels} pixels")
+        resized_width, resized_height = self._resized(width, height)
+        if min(resized_width, resized_height) < 1 or resized_width * resized_height > self.max_pixels:
+            raise ImageError(
+                "TOO_ELONGATED",
+                f"{width} × {height} would become {resized_width} × {resized_height} on its way to "
+                f"{self.image_size} × {self.image_size}, over the limit of {self.max_pixels} pixels",
+            )
+
+    def _resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after resizing, before cropping or padding."""
+        size = self.image_size
+        if self.resize_mode == "squash":
+            return size, size
+        if self.resize_mode == "longest":  # open_clip's ResizeKeepRatio rounds, torchvision's Resize truncates
+            ratio = max(height / size, width / size)
+            return round(width / ratio), round(height / ratio)
+        long = int(size * max(width, height) / min(width, height))
+        return (size, long) if width <= height else (long, size)
+
+    def _fit(self, image: Image.Image) -> Image.Image:
+        """Resize and crop (or pad) to the encoder's square."""
+        image = image.resize(self._resized(*image.size), INTERPOLATIONS[self.interpolation])
+        width, height = image.size
+        if self.resize_mode == "longest":
+            padded = Image.new("RGB", (self.image_size, self.image_size), (self.fill_color,) * 3)
+            padded.paste(image.convert("RGB"), ((self.image_size - width) // 2, (self.image_size - height) // 2))
+            return padded
+        left, top = round((width - self.image_size) / 2), round((height - self.image_size) / 2)
+        return image.crop((left, top, left + self.image_size, top + self.image_size))
+
+
+def raw_bytes(data: bytes, max_bytes: int) -> bytes:
+    """The image file itself, when `data` may also be its base64 text or a data: URI.
+
+    Raises:
+        ImageError: EMPTY, TOO_MANY_BYTES (more than `max_bytes` once decoded) or BAD_BASE64.
+    """
+    if not data:
+        raise ImageError("EMPTY", "0 bytes")
+    is_text = data.startswith((*BASE64_STARTS, b"data:"))
+    if len(data) > (max_bytes * 3 // 2 + 1024 if is_text else max_bytes):
+        raise ImageError("TOO_MANY_BYTES", f"{len(data)} bytes are over the limit of {max_bytes}")
+    if not is_text:
+        return data
+    decoded = _from_base64(data)
+    if len(decoded) > max_bytes:
+        raise ImageError("TOO_MANY_BYTES", f"{len(decoded)} bytes are over the limit of {max_bytes}")
+    return decoded
+
+
+def _from_base64(text: bytes) -> bytes:
+    if text.startswith(b"data:"):
+        header, comma, text = text.partition(b",")
+        if not comma or not header.lower().endswith(b";base64"):
+            raise ImageError("BAD_BASE64", "a data: URI must read data:<type>;base64,<text>")
+    try:
+        decoded = base64.b64decode(b"".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise ImageError("BAD_BASE64", f"not base64 text: {error}") from error
+    if not decoded:
+        raise ImageError("EMPTY", "0 bytes after base64 decoding")
+    return decoded
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+    except Exception:  # damaged metadata does not make the picture unreadable
+        return image
+    transposition = UPRIGHT.get(orientation)
+    return image if transposition is None else image.transpose(transposition)
+
+
+def _composited(image: Image.Image) -> Image.Image:
+    """Transparency on white, 16-bit grey to 8 bits; any other image unchanged."""
+    if image.mode.startswith("I"):  # I;16, I;16B, or I holding 16-bit values
+        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+        return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image
+    rgba = image.convert("RGBA")
+    white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+def _describe(error: Exception) -> str:
+    """The decoder's words, without object addresses and paths."""
+    text = re.sub(r"<[^>]*>|0x[0-9a-fA-F]+|(?:/[\w.-]+)+", "…", str(error)).strip()
+    return f"{type(error).__name__}: {text:.200}" if text else type(error).__name__
+
+
+def _require(value: str, allowed: tuple[str, ...], name: str) -> None:
+    if value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(allowed)}; found {value!r}")

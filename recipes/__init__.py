@@ -1,0 +1,7 @@
+"""Recipes and the contracts between steps: what a deployment is, and what each step leaves behind.
+
+`schema` reads the YAML files in this folder, `manifest` describes the JSON beside every artefact,
+`paths` says where artefacts live, `pixels` loads the served preprocessing code so that training and
+building use the very same file, and `photos` finds real photographs that ship with dependencies.
+Nothing here imports training, build or serving.
+"""

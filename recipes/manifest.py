@@ -1,0 +1,235 @@
+"""Manifests: the JSON beside every artefact, and the comparison made wherever two artefacts meet.
+
+`encoder.json` and `head.json` say what a file is, what it came from and what it fits. A step that
+joins two artefacts compares their manifests first and refuses a mismatch with both values.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+_Manifest = TypeVar("_Manifest", bound=BaseModel)
+
+
+class ManifestError(ValueError):
+    """A manifest is missing, malformed, or does not fit its neighbour."""
+
+
+class _Part(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Tensor(_Part):
+    """One input or output of an ONNX file; `dims` leaves out the batch dimension, as config.pbtxt does."""
+
+    name: str
+    dtype: Literal["UINT8", "FP32", "INT32", "INT64"]
+    dims: list[int]
+
+
+class Preprocessing(_Part):
+    """How an encoded image becomes pixels; mean and std are applied inside the encoder graph."""
+
+    image_size: int
+    resize_mode: Literal["shortest", "longest", "squash"]
+    interpolation: Literal["bicubic", "bilinear"]
+    fill_color: int = 0
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+    @property
+    def id(self) -> str:
+        """Equal ids produce equal pixels: `exact-shortest-bicubic-224`."""
+        fill = f"-fill{self.fill_color}" if self.resize_mode == "longest" else ""
+        return f"exact-{self.resize_mode}-{self.interpolation}-{self.image_size}{fill}"
+
+
+class EncoderManifest(_Part):
+    """encoder.json: the exported image tower."""
+
+    kind: Literal["encoder"] = "encoder"
+    id: str
+    recipe: dict[str, Any]
+    """The recipe's `encoder` and `build` sections that produced it."""
+    weights_sha256: str
+    """Of the tower's parameters, whatever file they came from: equal weights have equal sums."""
+    source_sha256: str | None
+    """Of the local weights file, when the recipe names one."""
+    onnx_sha256: str
+    input: Tensor
+    output: Tensor
+    preprocessing: Preprocessing
+    normalize: bool
+    precision: str
+    parity: dict[str, float]
+    """What the build's check against open_clip measured."""
+    versions: dict[str, str]
+
+    @property
+    def embed_dim(self) -> int:
+        return self.output.dims[0]
+
+    def fingerprint(self) -> EncoderFingerprint:
+        return EncoderFingerprint(
+            id=self.id,
+            weights_sha256=self.weights_sha256,
+            preprocessing=self.preprocessing.id,
+            normalize=self.normalize,
+            embed_dim=self.embed_dim,
+        )
+
+
+class EncoderFingerprint(_Part):
+    """What must agree between an embedding, the head trained on it and the encoder that is served."""
+
+    id: str
+    weights_sha256: str
+    preprocessing: str
+    normalize: bool
+    embed_dim: int
+
+
+class Linear(_Part):
+    """`y = x @ weight.T + bias`; names of tensors in head.safetensors, weight (out, in), bias (out,)."""
+
+    type: Literal["linear"] = "linear"
+    weight: str
+    bias: str
+
+
+class Standardize(_Part):
+    """`y = (x - mean) / std`; names of tensors in head.safetensors, each (embed_dim,)."""
+
+    type: Literal["standardize"] = "standardize"
+    mean: str
+    std: str
+
+
+class Relu(_Part):
+    type: Literal["relu"] = "relu"
+
+
+class Dropout(_Part):
+    """Active in training only; the exported graph leaves it out."""
+
+    type: Literal["dropout"] = "dropout"
+    p: float
+
+
+Layer = Annotated[Linear | Standardize | Relu | Dropout, Field(discriminator="type")]
+
+
+class Threshold(_Part):
+    """A score at or above `value` passes it."""
+
+    value: float
+    operating_point: str
+    """What the value was chosen for, e.g. `fixed` or `recall>=0.99`."""
+
+
+class HeadManifest(_Part):
+    """head.json: one classifier on the embedding. Weights lie beside it in head.safetensors."""
+
+    kind: Literal["head"] = "head"
+    name: str
+    recipe: dict[str, Any]
+    """The recipe's entry in `heads` that produced it."""
+    notice: str | None = None
+    encoder: EncoderFingerprint
+    labels: list[str] = Field(min_length=1)
+    """One per score column. A binary head has one: its positive class."""
+    class_names: list[str] = Field(min_length=2)
+    layers: list[Layer]
+    activation: Literal["sigmoid", "none"]
+    calibrated: bool
+    thresholds: list[list[Threshold]]
+    """For each label its thresholds, ascending; `decision` counts how many the score passed."""
+    weights_sha256: str
+    metrics: dict[str, Any]
+    training: dict[str, Any]
+    """Data fingerprint, counts, split and seed."""
+    versions: dict[str, str]
+
+    @property
+    def revision(self) -> int:
+        """63 bits of the hash of all that decides a score, served as a constant with every score."""
+        deciding = self.model_dump(
+            mode="json", include={"name", "encoder", "labels", "layers", "activation", "thresholds", "weights_sha256"}
+        )
+        text = json.dumps(deciding, sort_keys=True, separators=(",", ":"))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
+
+
+def compare_fingerprints(head: HeadManifest, encoder: EncoderManifest) -> None:
+    """Refuse to serve a head on an encoder it was not trained on.
+
+    Raises:
+        ManifestError: naming each differing field with both values.
+    """
+    trained_on = head.encoder.model_dump()
+    served_by = encoder.fingerprint().model_dump()
+    differing = [
+        f"{key}: the head was trained on {trained_on[key]!r}, the encoder is {served_by[key]!r}"
+        for key in trained_on
+        if key != "id" and trained_on[key] != served_by[key]
+    ]
+    if differing:
+        raise ManifestError(
+            f"head {head.name!r} (trained on encoder {head.encoder.id}) does not fit encoder {encoder.id}:\n  "
+            + "\n  ".join(differing)
+            + "\nTrain the head again on this encoder, or name the encoder it was trained on in the recipe."
+        )
+
+
+def read_encoder(folder: Path) -> EncoderManifest:
+    return _read(EncoderManifest, folder / "encoder.json", "python -m build.encoder --recipe RECIPE")
+
+
+def read_head(folder: Path) -> HeadManifest:
+    return _read(HeadManifest, folder / "head.json", "python -m training.fit --recipe RECIPE")
+
+
+def write_manifest(manifest: BaseModel, path: Path) -> None:
+    write_atomically(path, (manifest.model_dump_json(indent=2) + "\n").encode())
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write a file so that a reader, or a full disk, never leaves it half-written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_bytes(data)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def sha256_of(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def tool_versions(*distributions: str) -> dict[str, str]:
+    """Versions of Python and of the named distributions, for a manifest."""
+    return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in distributions}
+
+
+def _read(manifest: type[_Manifest], path: Path, maker: str) -> _Manifest:
+    try:
+        return manifest.model_validate_json(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ManifestError(f"{path}: not found; make it with: {maker}") from error
+    except ValidationError as error:
+        fields = "; ".join(f"{'.'.join(map(str, issue['loc']))}: {issue['msg']}" for issue in error.errors())
+        raise ManifestError(f"{path}: not a valid manifest ({fields}); make it again with: {maker}") from error

@@ -1,0 +1,39 @@
+"""Where things live. The artefact folders are the only interface between the steps.
+
+artifacts/encoders/<encoder id>/model.onnx, encoder.json, parity.json
+artifacts/heads/<head name>/head.safetensors, head.json, model.onnx, report.json
+artifacts/embeddings/<dataset>/…            the embedding store
+artifacts/<recipe>/model_repository/        what Triton loads for any recipe but the default
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from recipes.schema import Encoder, Head, Recipe
+
+ROOT = Path(__file__).resolve().parent.parent
+RECIPES = ROOT / "recipes"
+ARTIFACTS = ROOT / "artifacts"
+MODEL_REPOSITORY = ROOT / "model_repository"
+DEFAULT_RECIPE = "nsfw-vit-b-32"
+"""The recipe that the checked-in config.pbtxt files are written for."""
+
+
+def encoder_folder(encoder: Encoder) -> Path:
+    return ARTIFACTS / "encoders" / encoder.id
+
+
+def head_folder(head: Head) -> Path:
+    if head.source is None:
+        return ARTIFACTS / "heads" / head.name
+    return head.source if head.source.is_absolute() else ROOT / head.source
+
+
+def repository_folder(recipe: Recipe) -> Path:
+    """model_repository/ itself for the default recipe, a stamped copy under artifacts/ for others."""
+    if recipe.name == DEFAULT_RECIPE:
+        return MODEL_REPOSITORY
+    return ARTIFACTS / recipe.name / "model_repository"

@@ -1,0 +1,262 @@
+"""The recipe: one YAML file that describes a deployment. Every other setting follows from it.
+
+python -m recipes.schema demo        # validate a recipe and print it with its defaults
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+import types
+import typing
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from recipes.paths import RECIPES
+
+ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"]
+ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=48)]
+
+
+class RecipeError(ValueError):
+    """The recipe cannot be used; the message names the key, the value found and what to do."""
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Encoder(_Section):
+    """The CLIP image tower and where its weights come from.
+
+    Exactly one source of weights applies: `weights` (a local file) wins over `pretrained` (an
+    open_clip tag, downloaded), and with neither the tower is initialised at random from `seed`.
+    """
+
+    model: str
+    """An open_clip model name such as `ViT-B-32-quickgelu`, or any name when `open_clip_config` is given."""
+    pretrained: str | None = None
+    """An open_clip pretrained tag such as `openai`; the hub's cache is used when it has the file."""
+    weights: Path | None = None
+    """A local checkpoint (.pt, .bin, .safetensors) in open_clip's or OpenAI's layout."""
+    open_clip_config: dict[str, Any] | None = None
+    """An open_clip model config (embed_dim, vision_cfg, text_cfg) for a tower open_clip does not list."""
+    seed: int = 0
+    """Seed of the random weights when there is neither `weights` nor `pretrained`."""
+    normalize: bool = True
+    """L2-normalise the embedding inside the graph. Every published CLIP head expects it."""
+
+    @property
+    def weights_source(self) -> str:
+        """`file:<name>`, the pretrained tag, or `random-<seed>`."""
+        if self.weights is not None:
+            return f"file:{self.weights.name}"
+        return self.pretrained or f"random-{self.seed}"
+
+    @property
+    def id(self) -> str:
+        """Folder name of the built encoder: `vit-b-32-quickgelu-openai`."""
+        suffix = "" if self.normalize else "-unnormalized"
+        return slug(f"{self.model}-{self.weights_source}{suffix}")
+
+
+class Fit(_Section):
+    """How `training.fit` trains a head."""
+
+    hidden_sizes: list[Annotated[int, Field(ge=1)]] = []
+    """Width of each hidden layer (ReLU and dropout after each); empty means one linear layer."""
+    dropout: float = Field(default=0.2, ge=0, lt=1)
+    learning_rate: float = Field(default=1e-3, gt=0)
+    weight_decay: float = Field(default=1e-4, ge=0)
+    batch_size: int = Field(default=256, ge=1)
+    max_epochs: int = Field(default=200, ge=1)
+    patience: int = Field(default=20, ge=1)
+    """Stop after this many epochs without a better validation loss; the best epoch is kept."""
+    test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    validation_fraction: float = Field(default=0.15, gt=0, lt=1)
+    seed: int = 0
+
+
+class Head(_Section):
+    """One classifier on the embedding, served as the model `<name>_head`."""
+
+    name: ModelName
+    class_names: list[str] = Field(min_length=2)
+    """What the labels 0 and 1 mean, in that order: `[safe, nsfw]`."""
+    threshold: float = Field(default=0.5, gt=0, lt=1)
+    """Scores at or above it get decision 1, until operating points are chosen on held-out data."""
+    source: Path | None = None
+    """Folder with head.json; by default artifacts/heads/<name>, where training.fit writes."""
+    fit: Fit = Fit()
+
+    @model_validator(mode="after")
+    def _binary(self) -> Head:
+        if len(self.class_names) != 2:
+            raise ValueError(f"a binary head has two class_names, found {len(self.class_names)}: {self.class_names}")
+        if len(set(self.class_names)) != 2:
+            raise ValueError(f"class_names must differ, found {self.class_names}")
+        return self
+
+
+class Build(_Section):
+    """How ONNX files are exported."""
+
+    precision: Literal["fp32"] = "fp32"
+    opset: int = Field(default=18, ge=17, le=21)
+    """17 has LayerNormalization as one node; 21 is the newest the oldest promised runtime reads."""
+    minimum_cosine: float = Field(default=0.99999, gt=0, le=1)
+    """The build fails when any embedding of the parity check is further from torch's than this."""
+
+
+class Serving(_Section):
+    """What `build.repository` stamps into the configs, and the limits on an input image."""
+
+    max_batch_size: int = Field(default=32, ge=1, le=1024)
+    max_queue_delay_us: int = Field(default=0, ge=0)
+    """How long the encoder waits for a fuller batch. 0 batches whatever has queued meanwhile."""
+    preprocess_instances: int = Field(default=2, ge=1)
+    """Python processes that decode images; about one a core."""
+    encoder_instances: int = Field(default=1, ge=1)
+    """Copies of the encoder in memory (per GPU where there are several)."""
+    intra_op_threads: int = Field(default=0, ge=0)
+    """onnxruntime threads of one encoder instance; 0 means one a physical core."""
+    max_bytes: int = Field(default=32 * 2**20, ge=1)
+    """Largest encoded image, in bytes."""
+    max_pixels: int = Field(default=64_000_000, ge=1)
+    """Largest width × height, read from the header before decoding; also bounds the resized image."""
+    formats: list[ImageFormat] = Field(default=["JPEG", "PNG", "WEBP", "GIF", "BMP"], min_length=1)
+    """Decoders that are enabled. Anything else is NOT_AN_IMAGE."""
+
+
+class Recipe(_Section):
+    """A deployment: one encoder, its heads, and how they are built and served."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    description: str
+    notice: str | None = None
+    """Printed wherever scores of this recipe are shown, e.g. that it is a demonstration."""
+    encoder: Encoder
+    heads: list[Head] = Field(min_length=1)
+    build: Build = Build()
+    serving: Serving = Serving()
+
+    @model_validator(mode="after")
+    def _unique_heads(self) -> Recipe:
+        names = [head.name for head in self.heads]
+        if len(set(names)) != len(names):
+            raise ValueError(f"head names must be unique, found {names}")
+        reserved = [name for name in names if re.search(r"_(decision|revision|head)$", name)]
+        if reserved:
+            raise ValueError(f"head names may not end in _decision, _revision or _head, found {reserved}")
+        return self
+
+    def head(self, name: str | None) -> Head:
+        """The head called `name`, or the only one when `name` is None."""
+        names = [head.name for head in self.heads]
+        if name is None and len(names) == 1:
+            return self.heads[0]
+        if name not in names:
+            raise RecipeError(f"recipe {self.name}: head {name!r} is not one of {names}; name one with --head")
+        return self.heads[names.index(name)]
+
+
+def load_recipe(name_or_path: str | Path) -> Recipe:
+    """Read and validate a recipe.
+
+    Args:
+        name_or_path: `demo` for recipes/demo.yaml, or the path of a YAML file.
+
+    Raises:
+        RecipeError: the file is missing, is not YAML, or does not fit the schema.
+    """
+    path = _recipe_path(name_or_path)
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise RecipeError(f"{path}: not valid YAML: {error}") from error
+    return parse_recipe(data, str(path))
+
+
+def parse_recipe(data: object, where: str = "recipe") -> Recipe:
+    """Validate a recipe that is already a dict; `where` starts each line of the error."""
+    if not isinstance(data, dict):
+        raise RecipeError(f"{where}: a recipe is a mapping of keys, found {type(data).__name__}")
+    try:
+        return Recipe.model_validate(data)
+    except ValidationError as error:
+        lines = [_explain(issue) for issue in error.errors()]
+        raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from error
+
+
+def recipe_names() -> list[str]:
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+
+
+def slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")
+
+
+def _recipe_path(name_or_path: str | Path) -> Path:
+    path = Path(name_or_path)
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise RecipeError(f"{path}: no such recipe file")
+        return path
+    known = recipe_names()
+    if str(name_or_path) not in known:
+        nearest = difflib.get_close_matches(str(name_or_path), known, n=1)
+        hint = f"did you mean {nearest[0]!r}? " if nearest else ""
+        raise RecipeError(
+            f"unknown recipe {str(name_or_path)!r}; {hint}known: {', '.join(known)}, or give a .yaml path"
+        )
+    return RECIPES / f"{name_or_path}.yaml"
+
+
+def _explain(issue: Any) -> str:
+    """One line for one pydantic error: where, what was found, what to do."""
+    key = ".".join(str(part) for part in issue["loc"]) or "recipe"
+    if issue["type"] == "extra_forbidden":
+        valid = list(_section_at(issue["loc"][:-1]).model_fields)
+        nearest = difflib.get_close_matches(str(issue["loc"][-1]), valid, n=1)
+        hint = f"did you mean {nearest[0]!r}?" if nearest else f"valid keys: {', '.join(valid)}"
+        return f"{key}: unknown key; {hint}"
+    if issue["type"] == "missing":
+        return f"{key}: required, but missing"
+    return f"{key}: {issue['msg'].removeprefix('Value error, ')} (found {issue['input']!r:.80})"
+
+
+def _section_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
+    """The model that owns the key at `loc`, e.g. ("heads", 0) → Head."""
+    section: type[BaseModel] = Recipe
+    for part in loc:
+        if isinstance(part, str):
+            section = _section_in(section.model_fields[part].annotation) or section
+    return section
+
+
+def _section_in(annotation: Any) -> type[BaseModel] | None:
+    """The recipe section inside an annotation such as `list[Head]` or `Fit | None`."""
+    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
+        return annotation if issubclass(annotation, BaseModel) else None
+    return next(filter(None, map(_section_in, typing.get_args(annotation))), None)
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 1:
+        print(f"usage: python -m recipes.schema RECIPE   (one of: {', '.join(recipe_names())})", file=sys.stderr)
+        return 2
+    try:
+        recipe = load_recipe(argv[0])
+    except RecipeError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""Starts Triton on a model repository: embedded (from a wheel, no container) for development and tests."""

@@ -1,0 +1,91 @@
+"""The end of `make demo`: serves the demo recipe and scores its held-out pictures over gRPC and HTTP.
+
+    python -m serving.demo --images artifacts/demo/images/held_out
+
+Uses the command line a user would use, compares both protocols, and writes scores.csv and scores.png.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib
+import pyarrow.csv
+from sklearn.metrics import roc_auc_score
+
+from recipes.paths import ARTIFACTS, repository_folder
+from recipes.schema import load_recipe
+from serving.embedded import EmbeddedServer
+from serving.triton_wheel import ServingError
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+OUTPUT = ARTIFACTS / "demo"
+
+
+def score(images: Path, url: str, protocol: str, out: Path) -> list[dict]:
+    """Rows of `clipsieve score`, the command itself."""
+    command = [str(Path(sys.executable).parent / "clipsieve"), "score", str(images)]
+    command += ["--url", url, "--protocol", protocol, "--out", str(out), "--overwrite"]
+    subprocess.run(command, check=True)
+    return pyarrow.csv.read_csv(out).to_pylist()
+
+
+def label_of(row: dict) -> str:
+    """The class a held-out picture was drawn for: its folder."""
+    return Path(row["image_path"]).parent.name
+
+
+def plot_scores(rows: list[dict], class_names: list[str], path: Path) -> None:
+    """Histogram of the probabilities, by true class."""
+    figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+    groups = [[row["probability"] for row in rows if label_of(row) == name] for name in class_names]
+    axes.hist(groups, bins=25, range=(0, 1), label=class_names, stacked=False)
+    axes.set(
+        xlabel=f"probability of {class_names[1]}", ylabel="pictures", title="demo: served scores, held-out pictures"
+    )
+    axes.legend()
+    figure.savefig(path, dpi=120)
+    plt.close(figure)
+
+
+def table(rows: list[dict], class_names: list[str]) -> str:
+    lines = [f"{'true class':<12}{'pictures':>9}{'mean':>8}{'right':>8}"]
+    for name in class_names:
+        group = [row for row in rows if label_of(row) == name]
+        mean = sum(row["probability"] for row in group) / len(group)
+        right = sum(row["class_name"] == name for row in group)
+        lines.append(f"{name:<12}{len(group):>9}{mean:>8.3f}{right:>5}/{len(group)}")
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m serving.demo", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--images", type=Path, required=True, help="a folder with one sub-folder per class")
+    arguments = parser.parse_args(argv)
+    recipe = load_recipe("demo")
+    class_names = recipe.heads[0].class_names
+    try:
+        with EmbeddedServer(
+            repository_folder(recipe), http_port=0, grpc_port=0, metrics_port=0, log_path=OUTPUT / "tritonserver.log"
+        ) as server:
+            rows = score(arguments.images, server.grpc_url, "grpc", OUTPUT / "scores.csv")
+            http_rows = score(arguments.images, server.http_url, "http", OUTPUT / "scores-http.csv")
+    except (ServingError, subprocess.CalledProcessError) as error:
+        print(f"serving.demo: {error}", file=sys.stderr)
+        return 1
+    plot_scores(rows, class_names, OUTPUT / "scores.png")
+    auroc = roc_auc_score([label_of(row) == class_names[1] for row in rows], [row["probability"] for row in rows])
+    agree = "the same rows" if rows == http_rows else "DIFFERENT ROWS"
+    print(f"\n{recipe.notice}\n\n{table(rows, class_names)}")
+    print(f"AUROC {auroc:.3f} on {len(rows)} held-out pictures; gRPC and HTTP gave {agree}")
+    print(f"scores:  {OUTPUT / 'scores.csv'}\npicture: {OUTPUT / 'scores.png'}")
+    return 0 if rows == http_rows else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
