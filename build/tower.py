@@ -8,7 +8,6 @@ import hashlib
 import json
 import logging
 import tempfile
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,18 +66,11 @@ def weights_sha256(module: torch.nn.Module) -> str:
 
 def _load_model(encoder: Encoder) -> torch.nn.Module:
     weights = weights_file(encoder)
+    pretrained = str(weights) if weights else encoder.pretrained
+    if pretrained is None:  # random weights are what the recipe asks for: no warning
+        logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("error", message="QuickGELU mismatch")
-            pretrained = str(weights) if weights else encoder.pretrained
-            if pretrained is None:  # random weights are what the recipe asks for: no warning
-                logging.disable(logging.WARNING)
-            return open_clip.create_model(encoder.model, pretrained=pretrained)
-    except UserWarning as error:
-        raise RecipeError(
-            f"encoder.model {encoder.model!r} with pretrained {encoder.pretrained!r}: {error} "
-            f"Its embeddings would be wrong; use the model name with (or without) -quickgelu."
-        ) from error
+        return open_clip.create_model(encoder.model, pretrained=pretrained)
     except Exception as error:
         if weights is not None:
             raise RecipeError(
@@ -114,6 +106,7 @@ def _check_names(encoder: Encoder) -> None:
             f"encoder.pretrained {encoder.pretrained!r} is no tag of {encoder.model}; "
             f"known: {', '.join(tags) or 'none'}. A local file goes under encoder.weights."
         )
+    _check_quick_gelu(encoder)
 
 
 def _download_advice(encoder: Encoder, error: Exception) -> str:
@@ -125,6 +118,19 @@ def _download_advice(encoder: Encoder, error: Exception) -> str:
         f"On a machine with a network fetch {' or '.join(where)} (its open_clip .safetensors, .bin or .pt file), "
         f"put it into weights/, and name it in the recipe:\n  encoder:\n    weights: weights/<file>"
     )
+
+
+def _check_quick_gelu(encoder: Encoder) -> None:
+    """OpenAI's weights and a few others were trained with QuickGELU; in a GELU tower they embed wrongly."""
+    of_tag = open_clip.get_pretrained_cfg(encoder.model, encoder.pretrained or "").get("quick_gelu", False)
+    of_model = (open_clip.get_model_config(encoder.model) or {}).get("quick_gelu", False)
+    if encoder.pretrained is not None and of_tag != of_model:
+        stem = encoder.model.removesuffix("-quickgelu")
+        raise RecipeError(
+            f"encoder.pretrained {encoder.pretrained!r} was trained with quick_gelu={of_tag}, encoder.model "
+            f"{encoder.model!r} computes with quick_gelu={of_model}: its embeddings would be wrong. "
+            f"Use the model {stem + '-quickgelu' if of_tag else stem!r}."
+        )
 
 
 @contextlib.contextmanager

@@ -1,13 +1,16 @@
 """Where things live. The artefact folders are the only interface between the steps.
 
-artifacts/encoders/<encoder id>/model.onnx, encoder.json, parity.json
+artifacts/encoders/<encoder id>/model.onnx, encoder.json
 artifacts/heads/<head name>/head.safetensors, head.json, model.onnx, report.json
 artifacts/embeddings/<dataset>/…            the embedding store
 artifacts/<recipe>/model_repository/        what Triton loads for any recipe but the default
+
+$CLIPSIEVE_ARTIFACTS puts the artifacts folder elsewhere.
 """
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,7 +19,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "recipes"
-ARTIFACTS = ROOT / "artifacts"
+ARTIFACTS = Path(os.environ.get("CLIPSIEVE_ARTIFACTS", ROOT / "artifacts"))
 MODEL_REPOSITORY = ROOT / "model_repository"
 DEFAULT_RECIPE = "nsfw-vit-b-32"
 """The recipe that the checked-in config.pbtxt files are written for."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
+import re
 import shutil
 import signal
 import socket
@@ -33,7 +34,6 @@ from serving.triton_wheel import ServingError, TritonWheel, find_wheel, lay_out_
 
 HOST = "127.0.0.1"
 SHARED_MEMORY_BYTES = 16 * 2**20  # of each Python process, at the start and by growth
-EXIT_TIMEOUT_S = 30
 CURL_SED = 's/.*/{"inputs":[{"name":"image","datatype":"BYTES","shape":[1,1],"data":["&"]}]}/'
 
 
@@ -45,6 +45,7 @@ class EmbeddedServer:
         http_port, grpc_port, metrics_port: loopback ports; 0 picks a free one.
         log_path: where the server's log goes.
         ready_timeout_s: how long models may take to load.
+        exit_timeout_s: how long requests in flight may take when it stops.
 
     Raises:
         ServingError: on entering, when the server cannot start or answer; with the end of its log.
@@ -59,11 +60,13 @@ class EmbeddedServer:
         metrics_port: int = 8002,
         log_path: Path,
         ready_timeout_s: float = 300,
+        exit_timeout_s: int = 30,
     ) -> None:
         self.repository = repository
         self.http_port, self.grpc_port, self.metrics_port = free_ports(http_port, grpc_port, metrics_port)
         self.log_path = log_path
         self.ready_timeout_s = ready_timeout_s
+        self.exit_timeout_s = exit_timeout_s
         self._process: subprocess.Popen | None = None
         self._folder: Path | None = None
 
@@ -117,15 +120,17 @@ class EmbeddedServer:
         if self._process is not None:
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(EXIT_TIMEOUT_S + 5)
+                self._process.wait(self.exit_timeout_s + 5)
             kill_group(self._process.pid)
             self._process.wait()
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
     def log_tail(self, lines: int = 25) -> str:
+        """The last lines of the log that say something: no tables, no mere information."""
         text = self.log_path.read_text(errors="replace") if self.log_path.is_file() else ""
-        return "\n".join(text.splitlines()[-lines:])
+        telling = [line for line in text.splitlines() if line and not re.match(r"[|+]|I\d{4} ", line)]
+        return "\n".join(telling[-lines:])
 
     def _start(self, wheel: TritonWheel, folder: Path) -> None:
         lay_out_backends(wheel, folder / "backends")
@@ -157,7 +162,7 @@ class EmbeddedServer:
             f"--grpc-port={self.grpc_port}",
             f"--metrics-address={HOST}",
             f"--metrics-port={self.metrics_port}",
-            f"--exit-timeout-secs={EXIT_TIMEOUT_S}",
+            f"--exit-timeout-secs={self.exit_timeout_s}",
             f"--backend-config=python,shm-default-byte-size={SHARED_MEMORY_BYTES}",
             f"--backend-config=python,shm-growth-byte-size={SHARED_MEMORY_BYTES}",
         ]

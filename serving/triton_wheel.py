@@ -68,7 +68,7 @@ def find_wheel() -> TritonWheel:
         raise ServingError(f"no tritonserver in {environment}; install it with: make triton")
     if not wheel.stub.is_file():
         raise ServingError(f"the wheel in {environment} has no Python backend for Python {wheel.python} (3.8 to 3.13)")
-    numpy = [path.name.split("-")[1] for path in wheel.site_packages.glob("numpy-*.dist-info")]
+    numpy = [path.stem.split("-")[1] for path in wheel.site_packages.glob("numpy-*.dist-info")]
     if len(numpy) != 1 or not numpy[0].startswith("1."):
         raise ServingError(f"{environment} has numpy {numpy or 'missing'}, the server's Python backend needs numpy 1.x")
     return wheel

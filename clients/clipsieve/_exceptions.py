@@ -1,0 +1,84 @@
+"""Every exception clipsieve raises or hands back.
+
+ClipsieveError
+├── ServerUnavailable   nothing answered at the address, also after retries: raised
+├── UnknownHead         the server has no such head, or several and none was named: raised
+└── ImageFailed         one image has no score; carried in its result as `error`, never raised by `score`
+    ├── ImageRejected   because of the image: sending it again fails again
+    └── InferenceFailed because of the server or the time limit: sending it again may succeed
+"""
+
+from __future__ import annotations
+
+import re
+
+
+class ClipsieveError(Exception):
+    """Base of every exception of this package."""
+
+
+class ServerUnavailable(ClipsieveError):
+    """Nothing answered at the address, or what answered takes no requests now."""
+
+
+class UnknownHead(ClipsieveError):
+    """The head asked for is not served; the message lists those that are."""
+
+
+class ImageFailed(ClipsieveError):
+    """One image could not be scored."""
+
+    def __init__(self, code: str, message: str, index: int = 0) -> None:
+        super().__init__(code, message, index)
+        self.code = code
+        """Stable and upper-case: `NOT_AN_IMAGE`, `UNREADABLE`, `DEADLINE_EXCEEDED`."""
+        self.message = message
+        self.index = index
+        """Position of the image in its request; 0 for this package, which sends one image a request."""
+
+    def __str__(self) -> str:
+        return f"{self.code}: {self.message}"
+
+
+class ImageRejected(ImageFailed):
+    """The file cannot be read, or the server cannot or will not decode it."""
+
+
+class InferenceFailed(ImageFailed):
+    """The server failed, was too busy or took too long."""
+
+
+# One bad image in a server's message; the text runs to the next one or to the end.
+_REJECTION = re.compile(
+    r"\bimage (?P<index>\d+): (?P<code>[A-Z][A-Z0-9_]*): (?P<text>.*?)(?=; image \d+: [A-Z][A-Z0-9_]*: |\Z)", re.DOTALL
+)
+
+
+def rejections_from_message(message: str) -> list[ImageRejected]:
+    """The bad images a server's INVALID_ARG message names; empty when it names none.
+
+    `in ensemble 'image_score', image 0: NOT_AN_IMAGE: no known format; image 2: EMPTY: no bytes` → two.
+    """
+    return [
+        ImageRejected(found["code"], found["text"].strip(), int(found["index"]))
+        for found in _REJECTION.finditer(message)
+    ]
+
+
+def failure_from_status(code: str, message: str, url: str) -> ClipsieveError:
+    """The exception for a failed call.
+
+    Args:
+        code: name of the gRPC status, such as `INVALID_ARGUMENT`; HTTP statuses are mapped to these.
+        message: what the server, or the connection, said.
+        url: where the call went, for the message.
+    """
+    if code == "UNAVAILABLE":
+        if "maximum queue size" in message:
+            return InferenceFailed("SERVER_BUSY", message)
+        return ServerUnavailable(f"no answer from {url}: {message}")
+    if code == "INVALID_ARGUMENT":
+        rejections = rejections_from_message(message)
+        if rejections:
+            return rejections[0]
+    return InferenceFailed(code, message)

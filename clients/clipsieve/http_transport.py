@@ -1,0 +1,135 @@
+"""The transport over HTTP: tritonclient's encoding on an aiohttp session, with deadlines and a bounded retry."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import random
+from collections.abc import Coroutine, Sequence
+from typing import Any, TypeVar
+
+import aiohttp
+import numpy as np
+from tritonclient.http import InferInput, InferRequestedOutput
+from tritonclient.http.aio import InferenceServerClient
+
+from clipsieve._exceptions import ClipsieveError, InferenceFailed, ServerUnavailable, failure_from_status
+from clipsieve.transport import ModelConfig, Retry, arrays_from_result, tensor_from_image
+
+_Answer = TypeVar("_Answer")
+
+_HEADER_LENGTH = "Inference-Header-Content-Length"
+_SEND_WHOLE_BYTES = 1 << 20
+"""aiohttp warns when a larger body is handed over in one piece."""
+
+_CODES = {
+    400: "INVALID_ARGUMENT",
+    404: "NOT_FOUND",
+    499: "CANCELLED",
+    500: "INTERNAL",
+    501: "UNIMPLEMENTED",
+    503: "UNAVAILABLE",
+}
+
+
+class HttpTransport:
+    def __init__(self, address: str, tls: bool, retry: Retry) -> None:
+        self._url = address
+        self._base = f"{'https' if tls else 'http'}://{address}/v2"
+        self._retry = retry
+        # Deadlines are set per call and the caller bounds what is in flight, so neither is limited here.
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
+        )
+
+    async def is_ready(self, timeout_s: float) -> bool:
+        status, _, _ = await self._control(self._call("GET", "health/ready"), timeout_s)
+        return status == 200
+
+    async def model_config(self, model: str, timeout_s: float) -> ModelConfig:
+        config = await self._control(self._config(model), timeout_s)
+        return ModelConfig(
+            max_batch_size=config.get("max_batch_size", 0),
+            output_dims={output["name"]: tuple(output["dims"]) for output in config.get("output", [])},
+            parameters={key: value["string_value"] for key, value in config.get("parameters", {}).items()},
+        )
+
+    async def infer_image(
+        self, model: str, image: bytes, outputs: Sequence[str], timeout_s: float
+    ) -> dict[str, np.ndarray]:
+        tensor = InferInput("image", [1, 1], "BYTES").set_data_from_numpy(tensor_from_image(image))
+        requested = [InferRequestedOutput(name, binary_data=True) for name in outputs]
+        body, header_length = InferenceServerClient.generate_request_body([tensor], outputs=requested)
+        try:
+            result = await asyncio.wait_for(self._infer_with_retries(model, body, header_length), timeout_s)
+        except asyncio.TimeoutError:
+            raise InferenceFailed("DEADLINE_EXCEEDED", f"no answer within {timeout_s:g} s") from None
+        return arrays_from_result(result, outputs)
+
+    async def close(self) -> None:
+        await self._session.close()
+
+    async def _infer_with_retries(self, model: str, body: bytes, header_length: int | None) -> Any:
+        backoff_s = self._retry.initial_backoff_s
+        for _ in range(self._retry.attempts - 1):
+            try:
+                return await self._infer(model, body, header_length)
+            except (ServerUnavailable, InferenceFailed) as error:
+                if isinstance(error, InferenceFailed) and error.code != "SERVER_BUSY":
+                    raise
+            await asyncio.sleep(backoff_s * random.uniform(0.8, 1.2))
+            backoff_s = min(backoff_s * self._retry.multiplier, self._retry.max_backoff_s)
+        return await self._infer(model, body, header_length)
+
+    async def _infer(self, model: str, body: bytes, header_length: int | None) -> Any:
+        data = body if len(body) < _SEND_WHOLE_BYTES else io.BytesIO(body)
+        status, headers, content = await self._call(
+            "POST", f"models/{model}/infer", data=data, headers={_HEADER_LENGTH: str(header_length)}
+        )
+        if status != 200:
+            raise self._failure(status, content)
+        try:
+            return InferenceServerClient.parse_response_body(content, header_length=headers.get(_HEADER_LENGTH))
+        except (ValueError, KeyError, TypeError) as error:
+            raise self._not_triton(error) from None
+
+    async def _config(self, model: str) -> dict[str, Any]:
+        status, _, content = await self._call("GET", f"models/{model}/config")
+        if status != 200:
+            raise self._failure(status, content)
+        try:
+            return dict(json.loads(content))
+        except (ValueError, TypeError) as error:
+            raise self._not_triton(error) from None
+
+    async def _call(self, method: str, path: str, **request: Any) -> tuple[int, Any, bytes]:
+        """(status, headers, body)"""
+        try:
+            async with self._session.request(method, f"{self._base}/{path}", **request) as response:
+                return response.status, response.headers, await response.read()
+        except (aiohttp.ClientError, OSError) as error:
+            reason = str(error) or type(error).__name__
+            raise ServerUnavailable(f"no answer from {self._url}: {reason}") from None
+
+    async def _control(self, call: Coroutine[Any, Any, _Answer], timeout_s: float) -> _Answer:
+        """Await a small call that any live server answers at once: silence means that there is none."""
+        try:
+            return await asyncio.wait_for(call, timeout_s)
+        except asyncio.TimeoutError:
+            raise ServerUnavailable(f"no answer from {self._url} in time") from None
+
+    def _failure(self, status: int, content: bytes) -> ClipsieveError:
+        code = _CODES.get(status, f"HTTP_{status}")
+        return failure_from_status(code, _message_from_body(content) or code, self._url)
+
+    def _not_triton(self, error: Exception) -> InferenceFailed:
+        return InferenceFailed("BAD_RESPONSE", f"{self._url} does not answer as Triton does: {error}")
+
+
+def _message_from_body(content: bytes) -> str:
+    """Triton's `{"error": …}`, or the start of whatever else stands before the server."""
+    try:
+        return json.loads(content)["error"]
+    except (ValueError, KeyError, TypeError):
+        return content[:200].decode(errors="replace")

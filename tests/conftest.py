@@ -1,0 +1,55 @@
+"""What is slow to make is made once: the demo encoder, and one real tritonserver."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+# Tests build into a folder of their own; set before anything imports recipes.paths.
+_artifacts = tempfile.TemporaryDirectory(prefix="clipsieve-tests-", ignore_cleanup_errors=True)
+os.environ["CLIPSIEVE_ARTIFACTS"] = _artifacts.name
+os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for a network
+
+from artefacts import write_head  # noqa: E402 (after the environment)
+
+from build.encoder import build_encoder  # noqa: E402
+from build.head import build_head  # noqa: E402
+from build.repository import install  # noqa: E402
+from recipes.manifest import EncoderManifest  # noqa: E402
+from recipes.paths import encoder_folder, head_folder, repository_folder  # noqa: E402
+from recipes.schema import Recipe, load_recipe  # noqa: E402
+from serving.embedded import EmbeddedServer  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def demo() -> Recipe:
+    return load_recipe("demo")
+
+
+@pytest.fixture(scope="session")
+def encoder(demo: Recipe) -> EncoderManifest:
+    """The demo recipe's encoder, exported and checked as `make engines` would."""
+    return build_encoder(demo, encoder_folder(demo.encoder))
+
+
+@pytest.fixture(scope="session")
+def repository(demo: Recipe, encoder: EncoderManifest) -> Path:
+    """The demo's model repository, with a random head: what is scored does not matter to the seams."""
+    folder = head_folder(demo.heads[0])
+    write_head(folder, encoder, demo.heads[0].class_names, notice=demo.notice)
+    build_head(folder, demo.build.opset)
+    target = repository_folder(demo)
+    install(demo, target)
+    return target
+
+
+@pytest.fixture(scope="session")
+def server(repository: Path) -> Iterator[EmbeddedServer]:
+    """The real tritonserver on free ports. Tests that harm a server start their own."""
+    log = Path(_artifacts.name) / "tritonserver.log"
+    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_path=log) as running:
+        yield running

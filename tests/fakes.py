@@ -1,0 +1,256 @@
+"""A small clipsieve server in this process, on real sockets: gRPC and HTTP, KServe v2.
+
+The score of an image is a function of its bytes (`fake_score`), so a test knows what each row must
+hold. Bytes that start with `BAD` are no image. `FakeModel` has the knobs: what is served, and how it fails.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+import threading
+import time
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import grpc
+import numpy as np
+from tritonclient.grpc import service_pb2 as _service_pb2
+from tritonclient.grpc import service_pb2_grpc
+
+service_pb2: Any = _service_pb2  # its messages are made at import, which pyright cannot see
+
+EMBED_DIM = 8
+REVISION = 0x0123456789ABCDEF
+DTYPES = {"f": "FP32", "i4": "INT32", "i8": "INT64"}
+
+
+def fake_score(image: bytes) -> np.float32:
+    """0 ≤ score < 1, from the bytes."""
+    return np.float32(zlib.crc32(image) / 2**32)
+
+
+def fake_embedding(image: bytes) -> np.ndarray:
+    """(EMBED_DIM,) float32, from the bytes."""
+    return np.full(EMBED_DIM, fake_score(image), np.float32)
+
+
+class Failure(Exception):
+    """What a request fails with: a gRPC status; HTTP has its number."""
+
+    def __init__(self, status: grpc.StatusCode, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+    @property
+    def http_status(self) -> int:
+        return {grpc.StatusCode.INVALID_ARGUMENT: 400, grpc.StatusCode.UNAVAILABLE: 503}.get(self.status, 500)
+
+
+@dataclass
+class FakeModel:
+    heads: dict[str, dict[str, str]] = field(default_factory=lambda: {"demo": demo_parameters()})
+    """Each head's config.pbtxt parameters."""
+    delay_s: float = 0.0
+    slow: bytes = b""
+    """Images that start with it take `delay_s`; by default all do."""
+    fail_next: list[Failure] = field(default_factory=list)
+    """Each is raised by one inference."""
+    dead_after: int | None = None
+    """Inferences answered before the server stops taking requests."""
+    stub_dead: bool = False
+    ready: bool = True
+    not_a_number: bool = False
+    seen: list[bytes] = field(default_factory=list)
+    most_at_once: int = 0
+    _running: int = 0
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def config(self, model: str) -> dict:
+        if model == "image_embedding":
+            return {"output": [_output("embedding", EMBED_DIM)]}
+        if model == "image_score":
+            names = [f"{head}{suffix}" for head in self.heads for suffix in ("", "_decision", "_revision")]
+            return {"output": [_output(name, 1) for name in names]}
+        parameters = self.heads[model.removesuffix("_head")]
+        return {"parameters": {key: {"string_value": value} for key, value in parameters.items()}, "output": []}
+
+    def infer(self, image: bytes, outputs: list[str]) -> dict[str, np.ndarray]:
+        """Raises Failure."""
+        with self._lock:
+            self._running += 1
+            self.most_at_once = max(self.most_at_once, self._running)
+            self.seen.append(image)
+            failure = self._failure(image)
+        try:
+            if self.delay_s and image.startswith(self.slow):
+                time.sleep(self.delay_s)
+            if failure:
+                raise failure
+            return {name: self._tensor(name, image) for name in outputs}
+        finally:
+            with self._lock:
+                self._running -= 1
+
+    def _failure(self, image: bytes) -> Failure | None:
+        if self.dead_after is not None and len(self.seen) > self.dead_after:
+            return Failure(grpc.StatusCode.UNAVAILABLE, "Server is stopping")
+        if self.fail_next:
+            return self.fail_next.pop(0)
+        if self.stub_dead:
+            message = "in ensemble 'image_score', Stub process 'preprocess_0_0' is not healthy."
+            return Failure(grpc.StatusCode.INTERNAL, message)
+        if not image or image.startswith(b"BAD"):
+            reason = "NOT_AN_IMAGE: not a format, or one not allowed; a, b" if image else "EMPTY: no bytes"
+            return Failure(grpc.StatusCode.INVALID_ARGUMENT, f"in ensemble 'image_score', image 0: {reason}")
+        return None
+
+    def _tensor(self, name: str, image: bytes) -> np.ndarray:
+        score = fake_score(image)
+        if name == "embedding":
+            return fake_embedding(image)[None]
+        if name.endswith("_decision"):
+            return np.array([[int(score >= 0.25) + int(score >= 0.75)]], np.int32)
+        if name.endswith("_revision"):
+            return np.array([[REVISION]], np.int64)
+        return np.array([[np.nan if self.not_a_number else score]], np.float32)
+
+
+def demo_parameters(**more: str) -> dict[str, str]:
+    return {"labels": json.dumps(["ring"]), "class_names": json.dumps(["disc", "ring"]), **more}
+
+
+@contextmanager
+def serve_grpc(model: FakeModel) -> Iterator[str]:
+    """Yields `localhost:<port>`. The server is a threaded one: two grpc.aio loops in a process disturb each other."""
+    options = [("grpc.max_receive_message_length", -1), ("grpc.so_reuseport", 0)]
+    server = grpc.server(ThreadPoolExecutor(64), options=options)
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_GrpcService(model), server)
+    port = server.add_insecure_port("localhost:0")
+    server.start()
+    try:
+        yield f"localhost:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+@contextmanager
+def serve_http(model: FakeModel) -> Iterator[str]:
+    handler = type("Handler", (_HttpHandler,), {"model": model})
+    with _HttpServer(("localhost", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield f"localhost:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+SERVE = {"grpc": serve_grpc, "http": serve_http}
+
+
+class _GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):
+    def __init__(self, model: FakeModel) -> None:
+        self.model = model
+
+    def ServerReady(self, request, context):
+        return service_pb2.ServerReadyResponse(ready=self.model.ready)
+
+    def ModelConfig(self, request, context):
+        config = self.model.config(request.name)
+        response = service_pb2.ModelConfigResponse()
+        for output in config["output"]:
+            response.config.output.add(name=output["name"], dims=output["dims"])
+        for key, value in config.get("parameters", {}).items():
+            response.config.parameters[key].string_value = value["string_value"]
+        return response
+
+    def ModelInfer(self, request, context):
+        image, outputs = _only_image(request.raw_input_contents[0]), [output.name for output in request.outputs]
+        try:
+            tensors = self.model.infer(image, outputs)
+        except Failure as failure:
+            # abort sends the status alone, as Triton does; after headers gRPC would not retry.
+            context.abort(failure.status, failure.message)
+            raise AssertionError("abort raises") from failure
+        response = service_pb2.ModelInferResponse(model_name=request.model_name)
+        for name, tensor in tensors.items():
+            response.outputs.add(name=name, datatype=_datatype(tensor), shape=tensor.shape)
+            response.raw_output_contents.append(tensor.tobytes())
+        return response
+
+
+class _HttpServer(ThreadingHTTPServer):
+    daemon_threads = True
+    request_queue_size = 128
+
+    def handle_error(self, request, client_address) -> None:
+        """A client that hangs up is part of the tests."""
+
+
+class _HttpHandler(BaseHTTPRequestHandler):
+    model: FakeModel
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+
+    def do_GET(self) -> None:
+        if self.path == "/v2/health/ready":
+            self._reply(200 if self.model.ready else 400, b"")
+        elif self.path.endswith("/config"):
+            self._reply(200, json.dumps(self.model.config(self.path.split("/")[3])).encode())
+        else:
+            self._reply(404, b'{"error": "not found"}')
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        header_length = int(self.headers["Inference-Header-Content-Length"])
+        requested = [output["name"] for output in json.loads(body[:header_length])["outputs"]]
+        try:
+            tensors = self.model.infer(_only_image(body[header_length:]), requested)
+        except Failure as failure:
+            self._reply(failure.http_status, json.dumps({"error": failure.message}).encode())
+            return
+        outputs = [
+            {
+                "name": name,
+                "datatype": _datatype(tensor),
+                "shape": tensor.shape,
+                "parameters": {"binary_data_size": tensor.nbytes},
+            }
+            for name, tensor in tensors.items()
+        ]
+        header = json.dumps({"model_name": "image_score", "outputs": outputs}).encode()
+        self._reply(200, header + b"".join(tensor.tobytes() for tensor in tensors.values()), len(header))
+
+    def _reply(self, status: int, body: bytes, header_length: int | None = None) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        if header_length is not None:
+            self.send_header("Inference-Header-Content-Length", str(header_length))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def _output(name: str, dim: int) -> dict:
+    return {"name": name, "dims": [dim]}
+
+
+def _only_image(tensor: bytes) -> bytes:
+    """The one element of a BYTES tensor: 4 bytes of length, then the file."""
+    (length,) = struct.unpack_from("<I", tensor)
+    assert len(tensor) == 4 + length, "the client sends one image per request"
+    return tensor[4:]
+
+
+def _datatype(tensor: np.ndarray) -> str:
+    return DTYPES["f" if tensor.dtype.kind == "f" else f"i{tensor.dtype.itemsize}"]

@@ -1,0 +1,325 @@
+"""The command line: what it prints where, and its exit status."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from clipsieve.cli import app
+from tests.fakes import EMBED_DIM, REVISION, SERVE, FakeModel, demo_parameters, fake_embedding, fake_score
+
+VERSION = f"demo-{REVISION:016x}"
+
+
+@pytest.fixture
+def model():
+    return FakeModel()
+
+
+@pytest.fixture
+def url(model):
+    with SERVE["grpc"](model) as url:
+        yield url
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(5):
+        (folder / f"{number}.jpg").write_bytes(f"image {number}".encode())
+    return folder
+
+
+def _run(*arguments: object, **options):
+    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(each) for each in arguments], **options)
+
+
+def _rows(text: str) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(text, newline="")))
+
+
+def _free_url() -> str:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return f"localhost:{probe.getsockname()[1]}"
+
+
+def test_csv_goes_to_stdout_and_the_summary_to_stderr(url, photos):
+    result = _run("score", photos, "--url", url)
+    assert result.exit_code == 0
+    assert [row["image_path"] for row in _rows(result.stdout)] == [f"{photos}/{number}.jpg" for number in range(5)]
+    for number, row in enumerate(_rows(result.stdout)):
+        score = fake_score(f"image {number}".encode())
+        assert np.float32(row["probability"]) == score
+        assert row["prediction"] == str(int(score >= 0.25))
+        assert row["class_name"] == ("ring" if score >= 0.25 else "disc")
+        assert (row["error"], row["model_version"]) == ("", VERSION)
+    assert result.stderr.startswith("5 scored, 0 failed in ")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_protocols_agree(model, photos, protocol):
+    with SERVE[protocol](model) as url:
+        result = _run("score", photos, "--url", url, "--protocol", protocol)
+    assert [np.float32(row["probability"]) for row in _rows(result.stdout)] == [
+        fake_score(f"image {number}".encode()) for number in range(5)
+    ]
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".json", ".jsonl", ".parquet"])
+def test_file_formats_hold_the_same_rows(url, photos, tmp_path, suffix):
+    (photos / "2.jpg").write_bytes(b"BAD")
+    out = tmp_path / f"out{suffix}"
+    result = _run("score", photos, "--url", url, "--out", out)
+    assert (result.exit_code, result.stdout) == (3, "")
+    readers = {
+        ".csv": lambda: _rows(out.read_text()),
+        ".json": lambda: json.loads(out.read_text()),
+        ".jsonl": lambda: [json.loads(line) for line in out.read_text().splitlines()],
+        ".parquet": lambda: pq.read_table(out).to_pylist(),
+    }
+    rows = readers[suffix]()
+    assert [row["image_path"] for row in rows] == [f"{photos}/{number}.jpg" for number in range(5)]
+    assert rows[2]["error"] == "NOT_AN_IMAGE: not a format, or one not allowed; a, b"
+    assert not rows[2]["probability"]
+    assert not rows[2]["model_version"]
+    assert np.float32(rows[1]["probability"]) == fake_score(b"image 1")
+    assert os.listdir(tmp_path) in (["photos", out.name], [out.name, "photos"])
+
+
+def test_failed_images_are_rows_and_counted(url, photos):
+    (photos / "1.jpg").write_bytes(b"BAD")
+    (photos / "3.jpg").write_bytes(b"")
+    result = _run("score", photos, photos / "gone.png", "--url", url)
+    assert result.exit_code == 3
+    errors = [row["error"].partition(":")[0] for row in _rows(result.stdout)]
+    assert errors == ["", "NOT_AN_IMAGE", "", "EMPTY", "", "UNREADABLE"]
+    assert "3 scored, 3 failed (NOT_AN_IMAGE 1, EMPTY 1, UNREADABLE 1)" in result.stderr
+
+
+@pytest.mark.parametrize(("threshold", "prediction"), [("0", "1"), ("1", "0")])
+def test_threshold_decides(url, photos, threshold, prediction):
+    result = _run("score", photos, "--url", url, "--threshold", threshold)
+    assert {row["prediction"] for row in _rows(result.stdout)} == {prediction}
+
+
+def test_list_on_stdin(url, photos):
+    listed = f"{photos}/3.jpg\0{photos}/1.jpg\0".encode()
+    result = _run("score", "-", "--url", url, input=listed)
+    assert [row["image_path"] for row in _rows(result.stdout)] == [f"{photos}/3.jpg", f"{photos}/1.jpg"]
+
+
+def test_odd_names_survive(url, tmp_path):
+    names = ['a "b", c\nd\r.jpg', "=1+1.jpg", os.fsdecode(b"\xff.jpg")]
+    for name in names:
+        (tmp_path / name).write_bytes(b"image")
+    result = _run("score", *[f"{tmp_path}/{name}" for name in names], "--url", url)
+    assert result.exit_code == 0
+    rows = _rows(result.stdout_bytes.decode())
+    assert [row["image_path"] for row in rows] == [f"{tmp_path}/{name}" for name in [*names[:2], "\\udcff.jpg"]]
+
+
+def test_pattern(url, photos):
+    (photos / "x.tif").write_bytes(b"image")
+    result = _run("score", photos, "--url", url, "--pattern", "*.tif")
+    assert [row["image_path"] for row in _rows(result.stdout)] == [f"{photos}/x.tif"]
+
+
+def test_settings_come_from_the_environment(url, photos):
+    environment = {"CLIPSIEVE_URL": url, "CLIPSIEVE_THRESHOLD": "1", "CLIPSIEVE_QUIET": "1"}
+    result = _run("score", photos, env=environment)
+    assert {row["prediction"] for row in _rows(result.stdout)} == {"0"}
+    assert result.stderr == ""
+
+
+def test_every_option_has_help_and_a_variable():
+    for name, command in typer.main.get_group(app).commands.items():
+        for parameter in command.params:
+            assert getattr(parameter, "help", None), f"{name}: {parameter.name}"
+            assert parameter.name == "paths" or str(parameter.envvar).startswith("CLIPSIEVE_"), parameter.name
+
+
+def test_notice_is_printed_once_also_when_quiet(url, model, photos):
+    model.heads = {"demo": demo_parameters(notice="Only a demo.")}
+    result = _run("score", photos, "--url", url, "--quiet")
+    assert result.stderr == "notice: Only a demo.\n"
+
+
+def test_usage_errors_come_before_any_request(url, model, photos, tmp_path):
+    (tmp_path / "there.csv").touch()
+    (tmp_path / "empty").mkdir()
+    for arguments, message in [
+        ((photos, "--threshold", "1.5"), "--threshold"),
+        ((photos, "--threshold", "nan"), "--threshold"),
+        ((photos, "--timeout", "nan"), "--timeout"),
+        ((photos, "--concurrency", "0"), "--concurrency"),
+        ((photos, "--protocol", "ftp"), "ftp"),
+        ((photos, "--url", "http://gpu:1"), "grpc://"),
+        ((photos, "--out", tmp_path / "a.xlsx"), ".xlsx"),
+        ((photos, "--out", tmp_path / "no" / "a.csv"), "does not exist"),
+        ((photos, "--out", tmp_path / "there.csv"), "--overwrite"),
+        ((tmp_path / "empty",), "nothing to do"),
+        ((photos, "--pattern", "*.xyz"), "*.xyz"),
+        ((), "PATH"),
+    ]:
+        result = _run("score", "--url", url, *arguments)
+        assert result.exit_code == 2, arguments
+        assert message in result.stderr, arguments
+        assert result.stdout == ""
+    assert model.seen == []
+
+
+def test_overwrite_replaces(url, photos, tmp_path):
+    out = tmp_path / "there.csv"
+    out.write_text("old")
+    assert _run("score", photos, "--url", url, "--out", out, "--overwrite").exit_code == 0
+    assert len(_rows(out.read_text())) == 5
+
+
+def test_several_heads_must_be_named(url, model, photos):
+    model.heads = {"demo": demo_parameters(), "other": demo_parameters()}
+    result = _run("score", photos, "--url", url)
+    assert result.exit_code == 2
+    assert "demo, other" in result.stderr
+    result = _run("score", photos, "--url", url, "--head", "other")
+    assert {row["model_version"] for row in _rows(result.stdout)} == {f"other-{REVISION:016x}"}
+
+
+def test_head_with_several_labels_does_not_fit_the_table(url, model, photos):
+    model.heads = {"many": {"labels": json.dumps(["a", "b"])}}
+    result = _run("score", photos, "--url", url)
+    assert result.exit_code == 2
+    assert "2 labels" in result.stderr
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_no_server(photos, tmp_path, protocol):
+    address = _free_url()
+    result = _run("score", photos, "--url", address, "--protocol", protocol, "--out", tmp_path / "a.csv")
+    assert (result.exit_code, result.stdout) == (5, "")
+    assert f"clipsieve: server unavailable: no answer from {address}" in result.stderr
+    assert not (tmp_path / "a.csv").exists()
+
+
+def test_server_that_goes_away_leaves_a_row_for_each_image(url, model, tmp_path):
+    files = [tmp_path / f"{number:03}.jpg" for number in range(60)]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    model.dead_after = 20
+    out = tmp_path / "out.csv"
+    result = _run("score", *files, "--url", url, "--out", out, "--concurrency", "4")
+    assert result.exit_code == 5
+    rows = _rows(out.read_text())
+    assert [row["image_path"] for row in rows] == [str(file) for file in files]
+    scored = sum(not row["error"] for row in rows)
+    assert 10 <= scored <= 20
+    assert all(row["error"].startswith("SERVER_UNAVAILABLE: ") for row in rows[scored:])
+    assert f"{scored} scored, {60 - scored} failed (SERVER_UNAVAILABLE {60 - scored})" in result.stderr
+    assert "the server went away" in result.stderr
+
+
+def test_dead_stub_fails_each_image(url, model, photos):
+    model.stub_dead = True
+    result = _run("score", photos, "--url", url)
+    assert result.exit_code == 3
+    assert "0 scored, 5 failed (INTERNAL 5)" in result.stderr
+
+
+def test_interrupt_keeps_the_rows_so_far(url, model, tmp_path):
+    files = [tmp_path / f"{number:03}.jpg" for number in range(200)]
+    for file in files:
+        file.write_bytes(b"image")
+    model.delay_s = 0.05
+    arguments = ["score", *map(str, files), "--url", url, "--out", str(tmp_path / "out.csv"), "--concurrency", "2"]
+    command = [sys.executable, "-m", "clipsieve.cli", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+        deadline = time.monotonic() + 20
+        while len(model.seen) < 10 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode not in (0, 3)
+    (partial,) = tmp_path.glob(".out.*.partial.csv")
+    assert f"the rows so far are in {partial}" in stderr
+    assert 1 <= len(_rows(partial.read_text())) < 200
+    assert not (tmp_path / "out.csv").exists()
+
+
+def test_reader_that_stops_early_is_no_traceback(url, photos):
+    command = [sys.executable, "-m", "clipsieve.cli", "score", *[str(photos)] * 2000, "--url", url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline().startswith("image_path")
+        process.stdout.close()
+        assert process.stderr
+        assert "Traceback" not in process.stderr.read()
+
+
+def test_health(url, model):
+    result = _run("health", "--url", url)
+    assert result.exit_code == 0
+    assert result.stdout.startswith("ok: scored an image with demo in ")
+
+
+def test_health_of_a_dead_stub(url, model):
+    model.stub_dead = True
+    result = _run("health", "--url", url)
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert "failing: the server says that it is ready, but cannot score an image: INTERNAL" in result.stderr
+    assert _run("health", "--url", url, "--shallow").exit_code == 0
+
+
+def test_health_without_a_server():
+    result = _run("health", "--url", _free_url())
+    assert result.exit_code == 5
+    assert "unavailable" in result.stderr
+
+
+def test_heads_as_json(url, model):
+    model.heads = {"demo": demo_parameters(notice="A demo.")}
+    assert json.loads(_run("heads", "--url", url, "--json").stdout) == [
+        {"name": "demo", "labels": ["ring"], "class_names": ["disc", "ring"], "notice": "A demo."}
+    ]
+
+
+def test_heads_as_a_table(url):
+    result = _run("heads", "--url", url)
+    assert result.exit_code == 0
+    assert "disc, ring" in result.stdout
+
+
+def test_embed_to_npy(url, photos, tmp_path):
+    (photos / "1.jpg").write_bytes(b"BAD")
+    result = _run("embed", photos, "--url", url, "--out", tmp_path / "e.npy")
+    assert result.exit_code == 3
+    embeddings = np.load(tmp_path / "e.npy")
+    assert embeddings.shape == (5, EMBED_DIM)
+    np.testing.assert_array_equal(embeddings[0], fake_embedding(b"image 0"))
+    assert np.isnan(embeddings[1]).all()
+    assert "4 embedded, 1 failed (NOT_AN_IMAGE 1)" in result.stderr
+
+
+def test_embed_to_parquet(url, photos, tmp_path):
+    assert _run("embed", photos, "--url", url, "--out", tmp_path / "e.parquet").exit_code == 0
+    rows = pq.read_table(tmp_path / "e.parquet").to_pylist()
+    np.testing.assert_array_equal(rows[4]["embedding"], fake_embedding(b"image 4"))
+
+
+def test_version():
+    result = _run("--version")
+    assert (result.exit_code, result.stdout.count(".")) == (0, 2)

@@ -1,0 +1,275 @@
+from __future__ import annotations
+
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+from tiny_encoder import EMBED_DIM, write_tiny_encoder
+
+from recipes import paths
+from recipes.manifest import ManifestError, read_encoder
+from recipes.pixels import served_transform
+from recipes.schema import Recipe, load_recipe
+from training import embed
+from training.datasets import samples_in_class_folders
+from training.encoder import OnnxEncoder
+from training.errors import StepError, run_step
+from training.store import Store, part_files, read_embeddings
+
+CLASSES = ["angular", "round"]
+
+
+def _write_image(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (20, 30)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+@pytest.fixture
+def recipe() -> Recipe:
+    return load_recipe("demo")
+
+
+@pytest.fixture
+def encoder_folder(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A tiny encoder where the demo recipe's would lie."""
+    monkeypatch.setattr(paths, "ARTIFACTS", tmp_path / "artifacts")
+    folder = paths.encoder_folder(recipe.encoder)
+    write_tiny_encoder(folder)
+    return folder
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Twelve images of twelve colours."""
+    for number in range(12):
+        _write_image(tmp_path / "data" / CLASSES[number % 2] / f"{number:02d}.png", (number * 20, 100, 50))
+    return tmp_path / "data"
+
+
+def _embed(encoder_folder: Path, data: Path, store: Path, recipe: Recipe, rows_per_part: int = 5) -> embed.Summary:
+    encoder = OnnxEncoder(encoder_folder)
+    transform = served_transform(encoder.manifest.preprocessing, recipe.serving)
+    opened = Store(store, encoder.manifest.fingerprint())
+    samples = samples_in_class_folders(data, CLASSES)
+    return embed.embed_samples(samples, opened, encoder, transform, batch_size=4, rows_per_part=rows_per_part)
+
+
+def _rows(encoder_folder: Path, store: Path):
+    return read_embeddings(store, read_encoder(encoder_folder).fingerprint())
+
+
+def _run(*arguments: object) -> int:
+    return run_step(lambda: embed.main([str(argument) for argument in arguments]))
+
+
+def test_embeddings_are_the_encoders_of_the_served_pixels(encoder_folder, data, tmp_path, recipe) -> None:
+    summary = _embed(encoder_folder, data, tmp_path / "store", recipe)
+    assert (summary.embedded, summary.reused, summary.unchanged, summary.failures) == (12, 0, 0, [])
+    rows = _rows(encoder_folder, tmp_path / "store")
+    assert rows.embedding.shape == (12, EMBED_DIM)
+    encoder = OnnxEncoder(encoder_folder)
+    transform = served_transform(encoder.manifest.preprocessing, recipe.serving)
+    for row, path in enumerate(rows.path):
+        expected = encoder(transform(Path(path).read_bytes())[None])[0]
+        np.testing.assert_allclose(rows.embedding[row], expected, rtol=1e-5)
+        assert rows.label[row] == Path(path).parent.name
+        assert rows.key[row] == Path(path).relative_to(data.resolve()).as_posix()
+
+
+def test_embedding_again_adds_nothing(encoder_folder, data, tmp_path, recipe) -> None:
+    _embed(encoder_folder, data, tmp_path / "store", recipe)
+    before = part_files(tmp_path / "store")
+    summary = _embed(encoder_folder, data, tmp_path / "store", recipe)
+    assert (summary.embedded, summary.unchanged) == (0, 12)
+    assert part_files(tmp_path / "store") == before
+
+
+def test_only_new_content_is_embedded(encoder_folder, data, tmp_path, recipe) -> None:
+    _embed(encoder_folder, data, tmp_path / "store", recipe)
+    _write_image(data / "round" / "new.png", (1, 2, 3))
+    (data / "round" / "again.png").write_bytes((data / "round" / "01.png").read_bytes())
+    summary = _embed(encoder_folder, data, tmp_path / "store", recipe)
+    assert (summary.embedded, summary.reused, summary.unchanged) == (1, 1, 12)
+    rows = _rows(encoder_folder, tmp_path / "store")
+    twins = [row for row, key in enumerate(rows.key) if key in ("round/01.png", "round/again.png")]
+    assert len(rows) == 14
+    np.testing.assert_array_equal(rows.embedding[twins[0]], rows.embedding[twins[1]])
+
+
+def test_equal_files_in_one_batch_are_embedded_once(encoder_folder, data, tmp_path, recipe) -> None:
+    for name in ("02.png", "04.png"):
+        (data / "angular" / name).write_bytes((data / "angular" / "00.png").read_bytes())
+    summary = _embed(encoder_folder, data, tmp_path / "store", recipe)
+    assert (summary.embedded, summary.reused) == (10, 2)
+    assert len(_rows(encoder_folder, tmp_path / "store")) == 12
+
+
+def test_a_relabelled_file_is_not_embedded_again(encoder_folder, data, tmp_path, recipe) -> None:
+    _embed(encoder_folder, data, tmp_path / "store", recipe)
+    (data / "angular" / "00.png").rename(data / "round" / "00.png")
+    summary = _embed(encoder_folder, data, tmp_path / "store", recipe)
+    assert (summary.embedded, summary.reused, summary.unchanged) == (0, 1, 11)
+    rows = _rows(encoder_folder, tmp_path / "store")
+    assert {label for key, label in zip(rows.key, rows.label, strict=True) if key.endswith("00.png")} == {"round"}
+    assert _embed(encoder_folder, data, tmp_path / "store", recipe).unchanged == 12
+
+
+def test_one_content_with_two_labels_is_an_error_row(encoder_folder, data, tmp_path, recipe) -> None:
+    (data / "round" / "copy.png").write_bytes((data / "angular" / "00.png").read_bytes())
+    [failure] = _embed(encoder_folder, data, tmp_path / "store", recipe).failures
+    assert failure.code == "CONFLICTING_LABELS"
+    assert "angular/00.png" in failure.message
+    assert failure.path.endswith("copy.png")
+
+
+def test_bad_files_are_error_rows_and_the_rest_goes_on(encoder_folder, data, tmp_path, recipe) -> None:
+    (data / "round" / "notes.txt").write_text("not an image")
+    (data / "round" / "empty.jpg").write_bytes(b"")
+    (data / "angular" / "cut.png").write_bytes((data / "angular" / "00.png").read_bytes()[:60])
+    summary = _embed(encoder_folder, data, tmp_path / "store", recipe)
+    codes = {Path(failure.path).name: failure.code for failure in summary.failures}
+    assert codes == {"notes.txt": "NOT_AN_IMAGE", "empty.jpg": "EMPTY", "cut.png": "DECODE_FAILED"}
+    assert len(_rows(encoder_folder, tmp_path / "store")) == 12
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
+def test_a_file_without_permission_is_an_error_row(encoder_folder, data, tmp_path, recipe) -> None:
+    (data / "round" / "01.png").chmod(0)
+    [failure] = _embed(encoder_folder, data, tmp_path / "store", recipe).failures
+    assert (failure.code, failure.message) == ("UNREADABLE", "Permission denied")
+
+
+def test_a_file_that_vanishes_is_an_error_row(encoder_folder, data, tmp_path, recipe) -> None:
+    encoder = OnnxEncoder(encoder_folder)
+    samples = samples_in_class_folders(data, CLASSES)
+    samples[3].path.unlink()
+    transform = served_transform(encoder.manifest.preprocessing, recipe.serving)
+    store = Store(tmp_path / "store", encoder.manifest.fingerprint())
+    summary = embed.embed_samples(samples, store, encoder, transform)
+    assert [(failure.path, failure.code) for failure in summary.failures] == [(str(samples[3].path), "UNREADABLE")]
+    assert summary.embedded == 11
+
+
+def test_width_and_height_are_the_files(encoder_folder, data, tmp_path, recipe) -> None:
+    _embed(encoder_folder, data, tmp_path / "store", recipe)
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(tmp_path / "store")
+    assert set(table["width"].to_pylist()) == {20}
+    assert set(table["height"].to_pylist()) == {30}
+
+
+def test_what_was_embedded_before_a_failure_is_kept(encoder_folder, data, tmp_path, recipe) -> None:
+    encoder = OnnxEncoder(encoder_folder)
+    calls = []
+
+    def encode_twice(pixels: np.ndarray) -> np.ndarray:
+        calls.append(len(pixels))
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return encoder(pixels)
+
+    transform = served_transform(encoder.manifest.preprocessing, recipe.serving)
+    store = Store(tmp_path / "store", encoder.manifest.fingerprint())
+    with pytest.raises(KeyboardInterrupt):
+        embed.embed_samples(samples_in_class_folders(data, CLASSES), store, encode_twice, transform, batch_size=4)
+    assert len(_rows(encoder_folder, tmp_path / "store")) == 8
+    assert _embed(encoder_folder, data, tmp_path / "store", recipe).embedded == 4
+
+
+KILLED_RUN = """
+import os, sys
+from pathlib import Path
+from recipes.pixels import served_transform
+from recipes.schema import load_recipe
+from training import embed
+from training.datasets import samples_in_class_folders
+from training.encoder import OnnxEncoder
+from training.store import Store
+
+folder, data, store = map(Path, sys.argv[1:])
+encoder, calls = OnnxEncoder(folder), []
+
+def encode(pixels):
+    calls.append(pixels)
+    if len(calls) == 3:
+        os.kill(os.getpid(), 9)
+    return encoder(pixels)
+
+transform = served_transform(encoder.manifest.preprocessing, load_recipe("demo").serving)
+samples = samples_in_class_folders(data, ["angular", "round"])
+embed.embed_samples(samples, Store(store, encoder.manifest.fingerprint()), encode, transform, 4, rows_per_part=4)
+"""
+
+
+def test_a_killed_run_leaves_a_store_that_the_next_run_finishes(encoder_folder, data, tmp_path, recipe) -> None:
+    store = tmp_path / "store"
+    command = [sys.executable, "-c", KILLED_RUN, encoder_folder, data, store]
+    assert subprocess.run(command, cwd=paths.ROOT, check=False, stderr=subprocess.DEVNULL).returncode == -9
+    assert len(_rows(encoder_folder, store)) == 8
+    summary = _embed(encoder_folder, data, store, recipe)
+    assert (summary.embedded, summary.unchanged) == (4, 8)
+    assert len(_rows(encoder_folder, store)) == 12
+
+
+def test_command_prints_the_store_and_writes_errors_beside_it(encoder_folder, data, capsys) -> None:
+    (data / "round" / "notes.txt").write_text("not an image")
+    assert _run("--recipe", "demo", "--data", data) == 0
+    out, err = capsys.readouterr()
+    store = paths.ARTIFACTS / "embeddings" / "demo"
+    assert out == f"{store}\n"
+    assert "12 embedded, 0 reused, 0 unchanged, 1 failed" in err
+    with (store.parent / "demo.errors.csv").open(newline="") as file:
+        [error] = csv.DictReader(file)
+    assert (Path(error["path"]).name, error["code"]) == ("notes.txt", "NOT_AN_IMAGE")
+    (data / "round" / "notes.txt").unlink()
+    assert _run("--recipe", "demo", "--data", data) == 0
+    assert (store.parent / "demo.errors.csv").read_text() == "path,code,message\n"
+
+
+def test_nothing_but_bad_files_fails(encoder_folder, tmp_path, capsys) -> None:
+    for name in CLASSES:
+        (tmp_path / "bad" / name).mkdir(parents=True)
+    (tmp_path / "bad" / "round" / "a.txt").write_text("text")
+    assert _run("--recipe", "demo", "--data", tmp_path / "bad") == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "none of the 1 files could be embedded; see " in err
+
+
+def test_another_encoders_store_is_refused(encoder_folder, data, capsys) -> None:
+    assert _run("--recipe", "demo", "--data", data) == 0
+    write_tiny_encoder(encoder_folder, seed=1)
+    assert _run("--recipe", "demo", "--data", data) == 1
+    assert "weights_sha256: the store has '000" in capsys.readouterr().err
+
+
+def test_a_model_that_is_not_the_manifests_is_refused(encoder_folder: Path) -> None:
+    model = onnx.load(encoder_folder / "model.onnx")
+    model.doc_string = "changed"
+    onnx.save(model, encoder_folder / "model.onnx")
+    with pytest.raises(StepError, match="do not belong together"):
+        OnnxEncoder(encoder_folder)
+
+
+def test_a_missing_encoder_says_how_to_make_it(encoder_folder: Path) -> None:
+    (encoder_folder / "model.onnx").unlink()
+    with pytest.raises(StepError, match=r"python -m build\.encoder"):
+        OnnxEncoder(encoder_folder)
+    (encoder_folder / "encoder.json").unlink()
+    with pytest.raises(ManifestError, match=r"python -m build\.encoder"):
+        OnnxEncoder(encoder_folder)
+
+
+def test_an_interrupted_step_says_so(capsys) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    assert run_step(interrupted) == 130
+    assert "run the same command to go on" in capsys.readouterr().err

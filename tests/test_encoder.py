@@ -1,0 +1,183 @@
+"""The exported encoder equals open_clip's tower, and a build that would not is refused."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx
+import onnxruntime
+import open_clip
+import pytest
+import torch
+from artefacts import encoder_manifest
+from safetensors.torch import save_file
+
+import build.encoder
+from build.encoder import EncoderGraph, build_encoder, export_onnx, main, up_to_date
+from build.parity import ParityError, check_parity
+from build.tower import load_tower
+from recipes.manifest import read_encoder
+from recipes.paths import encoder_folder
+from recipes.schema import Encoder, RecipeError, load_recipe
+
+
+@pytest.fixture(scope="module")
+def tower(demo):
+    return load_tower(demo.encoder)
+
+
+@pytest.fixture(scope="module")
+def model(demo, encoder):
+    return onnx.load(encoder_folder(demo.encoder) / "model.onnx")
+
+
+def test_tensors_are_the_contracts(encoder, model):
+    (pixels,), (embedding,) = model.graph.input, model.graph.output
+    assert (pixels.name, pixels.type.tensor_type.elem_type) == ("pixels", onnx.TensorProto.UINT8)
+    assert (embedding.name, embedding.type.tensor_type.elem_type) == ("embedding", onnx.TensorProto.FLOAT)
+    assert [dim.dim_value for dim in pixels.type.tensor_type.shape.dim][1:] == [112, 112, 3]
+    assert pixels.type.tensor_type.shape.dim[0].dim_param  # a free batch
+    assert encoder.embed_dim == 128
+
+
+def test_the_file_loads_on_the_oldest_promised_runtime(model):
+    assert model.ir_version <= 10  # onnxruntime 1.19
+    assert {opset.domain: opset.version for opset in model.opset_import}[""] <= 21
+    assert not model.functions
+
+
+def test_layer_normalisation_is_one_node(model):
+    assert sum(node.op_type == "LayerNormalization" for node in model.graph.node) == 2 * 4 + 2  # blocks, pre and post
+
+
+def test_no_path_of_the_building_machine_is_in_the_file(model):
+    text = model.SerializeToString()
+    assert b"/site-packages/" not in text
+    assert b"clipsieve/build" not in text
+
+
+def test_the_build_checked_itself(encoder):
+    assert encoder.parity["unequal_pixels"] == 0
+    assert encoder.parity["photos"] == 9
+    assert encoder.parity["cosine_min"] >= 0.99999
+
+
+@pytest.mark.parametrize("batch", [1, 3, 32])
+def test_onnx_equals_torch_at_any_batch(tower, demo, encoder, batch):
+    pixels = np.random.default_rng(batch).integers(0, 256, (batch, 112, 112, 3), dtype=np.uint8)
+    session = onnxruntime.InferenceSession(encoder_folder(demo.encoder) / "model.onnx")
+    served = np.asarray(session.run(["embedding"], {"pixels": pixels})[0])
+    mean = torch.tensor(tower.preprocessing.mean).view(1, 3, 1, 1)
+    std = torch.tensor(tower.preprocessing.std).view(1, 3, 1, 1)
+    with torch.inference_mode():
+        inputs = (torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255 - mean) / std
+        expected = torch.nn.functional.normalize(tower.visual(inputs), dim=-1).numpy()
+    np.testing.assert_allclose(served, expected, atol=2e-6)
+    np.testing.assert_allclose(np.linalg.norm(served, axis=1), 1, atol=1e-5)
+
+
+def test_wrong_mean_fails_the_build(tower, demo, tmp_path):
+    wrong = tower.preprocessing.model_copy(update={"mean": (0.0, 0.0, 0.0)})
+    graph = EncoderGraph(type(tower)(tower.visual, tower.transform, wrong, tower.weights_sha256), normalize=True)
+    export_onnx(graph, 112, demo, tmp_path / "model.onnx")
+    with pytest.raises(ParityError, match=r"cosine .* is below build.minimum_cosine 0.99999"):
+        check_parity(tower, tmp_path / "model.onnx", demo)
+
+
+def test_wrong_pixels_fail_the_build(tower, demo, encoder):
+    wrong = tower.preprocessing.model_copy(update={"interpolation": "bilinear"})
+    wrong_tower = type(tower)(tower.visual, tower.transform, wrong, tower.weights_sha256)
+    with pytest.raises(ParityError, match="pixel values differ from open_clip's transform"):
+        check_parity(wrong_tower, encoder_folder(demo.encoder) / "model.onnx", demo)
+
+
+def test_a_failed_check_leaves_the_previous_build(demo, encoder, tmp_path, monkeypatch):
+    def broken(*arguments):
+        raise ParityError("not equal")
+
+    (tmp_path / "model.onnx").write_bytes(b"previous")
+    monkeypatch.setattr(build.encoder, "check_parity", broken)
+    with pytest.raises(ParityError):
+        build_encoder(demo, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert (tmp_path / "model.onnx").read_bytes() == b"previous"
+
+
+def test_a_second_build_is_skipped_and_a_changed_one_is_not(demo, encoder):
+    folder = encoder_folder(demo.encoder)
+    assert up_to_date(demo, folder) == encoder
+    reseeded = demo.model_copy(update={"encoder": demo.encoder.model_copy(update={"seed": 99})})
+    assert up_to_date(reseeded, folder) is None
+
+
+def test_seeded_weights_are_the_same_every_time(tower, demo):
+    assert load_tower(demo.encoder).weights_sha256 == tower.weights_sha256
+    assert load_tower(demo.encoder.model_copy(update={"seed": 1})).weights_sha256 != tower.weights_sha256
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
+def test_a_local_weights_file_is_loaded(demo, tower, tmp_path, suffix):
+    torch.manual_seed(7)
+    state = tower_state(demo)
+    path = tmp_path / f"weights{suffix}"
+    save_file(state, path) if suffix == ".safetensors" else torch.save(state, path)
+    loaded = load_tower(demo.encoder.model_copy(update={"weights": path, "seed": 0}))
+    expected = {name.removeprefix("visual."): value for name, value in state.items() if name.startswith("visual.")}
+    for name, value in loaded.visual.state_dict().items():
+        assert torch.equal(value, expected[name])
+
+
+def tower_state(demo) -> dict[str, torch.Tensor]:
+    """A full CLIP state dict of the demo's shape, with weights of its own."""
+    config = demo.encoder.open_clip_config
+    return {name: value.contiguous() for name, value in open_clip.CLIP(**config).state_dict().items()}
+
+
+@pytest.mark.parametrize(
+    ("encoder_part", "expected"),
+    [
+        ({"model": "ViT-B-33"}, "unknown to open_clip; nearest: ViT-B-32"),
+        ({"model": "ViT-B-32", "pretrained": "opena1"}, "is no tag of ViT-B-32; known: openai, laion400m_e31"),
+        ({"model": "ViT-B-32", "weights": "/nowhere/b32.pt"}, "no file /nowhere/b32.pt"),
+        (
+            {"model": "ViT-B-32", "pretrained": "openai"},
+            "Use the model 'ViT-B-32-quickgelu'",
+        ),
+        ({"model": "ViT-B-32-quickgelu", "pretrained": "openai"}, "put it into weights/"),
+    ],
+)
+def test_towers_that_cannot_be_loaded_say_what_to_do(encoder_part, expected):
+    with pytest.raises(RecipeError, match=expected):
+        load_tower(Encoder.model_validate(encoder_part))
+
+
+def test_a_file_that_is_no_checkpoint_is_refused(demo, tmp_path):
+    path = tmp_path / "weights.pt"
+    path.write_bytes(b"not a checkpoint")
+    with pytest.raises(RecipeError, match=r"weights.pt: not a checkpoint of clipsieve-demo-vit"):
+        load_tower(demo.encoder.model_copy(update={"weights": path}))
+
+
+def test_a_checkpoint_of_another_tower_is_refused(demo, tmp_path):
+    config = demo.encoder.open_clip_config | {"embed_dim": 64}
+    torch.save(open_clip.CLIP(**config).state_dict(), tmp_path / "weights.pt")
+    with pytest.raises(RecipeError, match="not a checkpoint of clipsieve-demo-vit"):
+        load_tower(demo.encoder.model_copy(update={"weights": tmp_path / "weights.pt"}))
+
+
+def test_command_prints_the_manifest_and_explains_errors(encoder, demo, capsys):
+    assert main(["--recipe", "demo"]) == 0
+    output = capsys.readouterr()
+    assert output.out.strip() == str(encoder_folder(demo.encoder) / "encoder.json")
+    assert "pixels bit-equal" in output.err
+    assert main(["--recipe", "nope"]) == 1
+    assert "unknown recipe 'nope'" in capsys.readouterr().err
+
+
+def test_default_recipes_preprocessing_is_what_the_texts_say():
+    """The checked-in configs are written for ViT-B-32; open_clip's own config must agree."""
+    tower = load_tower(load_recipe("nsfw-vit-b-32").encoder.model_copy(update={"pretrained": None}))
+    assert tower.preprocessing == encoder_manifest().preprocessing
+
+
+def test_manifest_lies_beside_the_model(demo, encoder):
+    assert read_encoder(encoder_folder(demo.encoder)) == encoder

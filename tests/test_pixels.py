@@ -1,0 +1,316 @@
+"""The served transform against open_clip's own, its deliberate differences, and its refusals."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+from typing import cast
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from open_clip.transform import Compose, image_transform
+from pictures import SVG, encoded, jpeg, noise, png_bomb
+from PIL import Image
+
+from recipes.manifest import Preprocessing
+from recipes.photos import sample_photos
+from recipes.pixels import pixel_parameters, served_module, served_transform
+from recipes.schema import Serving
+
+ImageError = served_module().ImageError
+BatchError = served_module().BatchError
+
+
+def transform_for(image_size=64, resize_mode="shortest", interpolation="bicubic", fill_color=0, **serving):
+    fields = {"resize_mode": resize_mode, "interpolation": interpolation, "fill_color": fill_color}
+    preprocessing = Preprocessing.model_validate(
+        {"image_size": image_size, "mean": (0, 0, 0), "std": (1, 1, 1)} | fields
+    )
+    return served_transform(preprocessing, Serving(**serving))
+
+
+def open_clip_pixels(image, image_size=64, resize_mode="shortest", interpolation="bicubic", fill_color=0):
+    """open_clip's transform on a decoded PIL image, as uint8."""
+    options = {"resize_mode": resize_mode, "interpolation": interpolation, "fill_color": fill_color}
+    transform = image_transform(image_size, is_train=False, mean=(0, 0, 0), std=(1, 1, 1), **options)
+    assert isinstance(transform, Compose)
+    return (cast(torch.Tensor, transform(image)).permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+
+
+def code_of(transform, data):
+    with pytest.raises(ImageError) as caught:
+        transform(data)
+    return caught.value.code
+
+
+# ---- equal to open_clip ----
+
+
+@pytest.mark.parametrize("path", sample_photos(), ids=lambda path: path.name)
+@pytest.mark.parametrize("mode", ["shortest", "squash", "longest"])
+def test_photographs_are_bit_equal_to_open_clip(path, mode):
+    expected = open_clip_pixels(Image.open(path), 224, mode)
+    assert np.array_equal(transform_for(224, mode)(path.read_bytes()), expected)
+
+
+@given(width=st.integers(1, 400), height=st.integers(1, 400), mode=st.sampled_from(["shortest", "squash"]))
+@settings(max_examples=60, deadline=None)
+def test_any_size_is_bit_equal_to_open_clip(width, height, mode):
+    data = encoded(noise(width, height, seed=width * height), "PNG")
+    expected = open_clip_pixels(Image.open(io.BytesIO(data)), 64, mode)
+    assert np.array_equal(transform_for(64, mode)(data), expected)
+
+
+def test_four_to_three_is_truncated_as_torchvision_does():
+    assert transform_for(224)._resized(4000, 3000) == (298, 224)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_interpolation_follows_the_encoder(interpolation):
+    data = jpeg(300, 200)
+    expected = open_clip_pixels(Image.open(io.BytesIO(data)), interpolation=interpolation)
+    assert np.array_equal(transform_for(interpolation=interpolation)(data), expected)
+
+
+@pytest.mark.parametrize("fill_color", [0, 127])
+def test_padding_has_the_encoders_fill_color(fill_color):
+    data = jpeg(300, 100)
+    expected = open_clip_pixels(Image.open(io.BytesIO(data)), resize_mode="longest", fill_color=fill_color)
+    assert np.array_equal(transform_for(resize_mode="longest", fill_color=fill_color)(data), expected)
+
+
+ORDINARY = {
+    "grey.jpg": encoded(noise(130, 90, "L"), "JPEG"),
+    "cmyk.jpg": encoded(noise(130, 90, "CMYK"), "JPEG"),
+    "progressive.jpg": jpeg(progressive=True),
+    "grey.png": encoded(noise(130, 90, "L"), "PNG"),
+    "one-bit.png": encoded(noise(130, 90, "L").convert("1"), "PNG"),
+    "palette.png": encoded(noise(130, 90).quantize(64), "PNG"),
+    "palette.gif": encoded(noise(130, 90).quantize(64), "GIF"),
+    "photo.webp": encoded(noise(130, 90), "WEBP", quality=90),
+    "lossless.webp": encoded(noise(130, 90), "WEBP", lossless=True),
+    "photo.bmp": encoded(noise(130, 90), "BMP"),
+    "1x1.png": encoded(noise(1, 1), "PNG"),
+    "exact-size.png": encoded(noise(64, 64), "PNG"),
+}
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_ordinary_modes_are_bit_equal_to_open_clip(name):
+    data = ORDINARY[name]
+    assert np.array_equal(transform_for()(data), open_clip_pixels(Image.open(io.BytesIO(data))))
+
+
+# ---- deliberate differences ----
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_applied(orientation):
+    upright = noise(120, 80)
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}  # orientation → the Transpose that stores it so
+    stored = upright if orientation == 1 else upright.transpose(Image.Transpose(undo[orientation]))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    expected = open_clip_pixels(upright)
+    assert np.array_equal(transform_for()(encoded(stored, "PNG", exif=exif)), expected)
+
+
+# Pillow warns of it, and warnings are errors here; a server only logs them.
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_leaves_the_picture_readable():
+    data = jpeg(exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")
+    assert np.array_equal(transform_for()(data), open_clip_pixels(Image.open(io.BytesIO(data))))
+
+
+def composited(rgba):
+    white = Image.new("RGBA", rgba.size, "white")
+    return Image.alpha_composite(white, rgba).convert("RGB")
+
+
+@pytest.mark.parametrize("format", ["PNG", "WEBP"])
+def test_transparency_is_composited_on_white(format):
+    data = encoded(noise(120, 90, "RGBA"), format, **({"lossless": True} if format == "WEBP" else {}))
+    expected = open_clip_pixels(composited(Image.open(io.BytesIO(data)).convert("RGBA")))
+    assert np.array_equal(transform_for()(data), expected)
+
+
+def test_colour_hidden_under_full_transparency_is_white():
+    hidden = noise(120, 90, "RGBA")
+    hidden.putalpha(0)
+    assert (transform_for()(encoded(hidden, "PNG")) == 255).all()
+
+
+def test_palette_and_grey_transparency_are_composited():
+    palette = noise(120, 90).quantize(16)
+    data = encoded(palette, "PNG", transparency=3)
+    expected = open_clip_pixels(composited(Image.open(io.BytesIO(data)).convert("RGBA")))
+    assert np.array_equal(transform_for()(data), expected)
+    grey = encoded(noise(120, 90, "LA"), "PNG")
+    expected = open_clip_pixels(composited(Image.open(io.BytesIO(grey)).convert("RGBA")))
+    assert np.array_equal(transform_for()(grey), expected)
+
+
+def test_sixteen_bit_grey_is_scaled_not_clipped():
+    eight_bit = noise(120, 90, "L")
+    sixteen_bit = Image.fromarray(np.asarray(eight_bit).astype(np.uint16) * 257)
+    data = encoded(sixteen_bit, "PNG")
+    assert Image.open(io.BytesIO(data)).mode.startswith("I")
+    assert np.array_equal(transform_for()(data), open_clip_pixels(eight_bit))
+
+
+@pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
+def test_first_frame_of_an_animation_is_scored(format):
+    frames = [noise(100, 80, seed=seed) for seed in range(3)]
+    data = encoded(frames[0], format, save_all=True, append_images=frames[1:], duration=50)
+    first = Image.open(io.BytesIO(data))
+    first.seek(0)
+    assert np.array_equal(transform_for()(data), open_clip_pixels(first))
+
+
+# ---- refusals ----
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (b"", "EMPTY"),
+        (b"\0", "NOT_AN_IMAGE"),
+        (b"hello, I am a text file", "NOT_AN_IMAGE"),
+        (SVG, "NOT_AN_IMAGE"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0", "NOT_AN_IMAGE"),
+        (b"%PDF-1.7", "NOT_AN_IMAGE"),
+        (b"8BPS\0\1", "NOT_AN_IMAGE"),
+        (encoded(noise(20, 20), "TIFF"), "NOT_AN_IMAGE"),
+        (encoded(noise(20, 20), "PPM"), "NOT_AN_IMAGE"),
+        (encoded(noise(20, 20), "ICO"), "NOT_AN_IMAGE"),
+        (b"\xff\xd8\xff\xe0", "DECODE_FAILED"),
+        (jpeg()[:-200], "DECODE_FAILED"),
+        (jpeg()[:100], "DECODE_FAILED"),
+        (ORDINARY["grey.png"][:-300], "DECODE_FAILED"),
+        (ORDINARY["photo.webp"][:-50], "DECODE_FAILED"),
+        (ORDINARY["palette.gif"][:200], "DECODE_FAILED"),
+        (png_bomb(), "TOO_MANY_PIXELS"),
+        (encoded(Image.new("L", (1, 20_000)), "PNG"), "TOO_ELONGATED"),
+        (encoded(Image.new("L", (20_000, 1)), "PNG"), "TOO_ELONGATED"),
+    ],
+)
+def test_refusals_have_stable_codes(data, code):
+    assert code_of(transform_for(224), data) == code
+
+
+def test_pixel_limit_is_the_recipes():
+    data = jpeg(120, 90)
+    assert transform_for(max_pixels=120 * 90)(data).shape == (64, 64, 3)
+    assert code_of(transform_for(max_pixels=120 * 90 - 1), data) == "TOO_MANY_PIXELS"
+
+
+def test_byte_limit_is_the_recipes():
+    data = jpeg()
+    assert transform_for(max_bytes=len(data))(data).shape == (64, 64, 3)
+    assert code_of(transform_for(max_bytes=len(data) - 1), data) == "TOO_MANY_BYTES"
+    assert code_of(transform_for(max_bytes=len(data) - 1), base64.b64encode(data)) == "TOO_MANY_BYTES"
+
+
+def test_only_the_recipes_formats_are_decoded():
+    png_only = transform_for(formats=["PNG"])
+    assert png_only(ORDINARY["grey.png"]).shape == (64, 64, 3)
+    assert code_of(png_only, jpeg()) == "NOT_AN_IMAGE"
+
+
+def test_messages_hold_no_addresses_or_paths():
+    describe = served_module()._describe
+    text = describe(OSError("cannot identify <_io.BytesIO object at 0x7f001234> in /home/user/secret.jpg"))
+    assert text == "OSError: cannot identify … in …"
+
+
+@given(
+    data=st.binary(max_size=300), prefix=st.sampled_from([b"", b"\xff\xd8\xff", b"GIF89a", b"BM", b"data:", b"/9j/"])
+)
+@settings(max_examples=300, deadline=None)
+def test_random_bytes_are_refused_not_crashed_on(data, prefix):
+    with contextlib.suppress(ImageError):
+        assert transform_for()(prefix + data).shape == (64, 64, 3)
+
+
+@given(
+    name=st.sampled_from(["grey.jpg", "palette.png", "palette.gif", "photo.webp", "photo.bmp"]),
+    position=st.floats(0, 1),
+    value=st.integers(0, 255),
+    cut=st.integers(0, 200),
+)
+@settings(max_examples=300, deadline=None)
+def test_damaged_files_are_refused_or_decoded_as_pillow_would(name, position, value, cut):
+    data = bytearray(ORDINARY[name])
+    data[int(position * (len(data) - 1))] = value
+    damaged = bytes(data[: len(data) - cut])
+    try:
+        pixels = transform_for()(damaged)
+    except ImageError:
+        return
+    decoded = Image.open(io.BytesIO(damaged))
+    decoded.load()  # the reference decoder takes it too
+    assert pixels.shape == (64, 64, 3)
+
+
+# ---- text input ----
+
+
+@pytest.mark.parametrize("name", ORDINARY)
+def test_base64_of_a_file_gives_the_same_pixels(name):
+    data = ORDINARY[name]
+    assert np.array_equal(transform_for()(base64.b64encode(data)), transform_for()(data))
+
+
+def test_data_uri_and_line_breaks_are_understood():
+    data = jpeg()
+    uri = b"data:image/jpeg;base64," + base64.encodebytes(data)
+    assert np.array_equal(transform_for()(uri), transform_for()(data))
+
+
+@pytest.mark.parametrize("text", [b"data:image/jpeg,raw", b"data:image/png;base64", b"/9j/!!!!", b"iVBORw0KGgo"])
+def test_broken_base64_says_so(text):
+    assert code_of(transform_for(), text) == "BAD_BASE64"
+
+
+def test_empty_data_uri_is_empty():
+    assert code_of(transform_for(), b"data:image/jpeg;base64,") == "EMPTY"
+
+
+def test_urls_are_not_fetched():
+    assert code_of(transform_for(), b"http://127.0.0.1/a.jpg") == "NOT_AN_IMAGE"
+
+
+# ---- batches and parameters ----
+
+
+def test_a_batch_is_stacked_in_order():
+    first, second = jpeg(seed=1), jpeg(200, 80, seed=2)
+    batch = transform_for().batch([first, second])
+    assert batch.dtype == np.uint8
+    assert np.array_equal(batch, np.stack([transform_for()(first), transform_for()(second)]))
+
+
+def test_a_batch_with_bad_images_names_each_of_them():
+    with pytest.raises(BatchError) as caught:
+        transform_for().batch([jpeg(), b"", jpeg(), SVG])
+    message = str(caught.value)
+    assert message.startswith("image 1: EMPTY: 0 bytes; image 3: NOT_AN_IMAGE: ")
+    assert "image 0" not in message
+    assert "image 2" not in message
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("resize_mode", "stretch"), ("interpolation", "nearest"), ("formats", "JPEG,EPS"), ("image_size", "wide")],
+)
+def test_parameters_that_make_no_sense_are_refused(key, value):
+    preprocessing = Preprocessing(
+        image_size=64, resize_mode="shortest", interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    parameters = pixel_parameters(preprocessing, Serving()) | {key: value}
+    with pytest.raises(ValueError, match=value.split(",")[-1]):
+        served_module().Transform.from_parameters(parameters)

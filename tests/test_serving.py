@@ -1,0 +1,146 @@
+"""The embedded server: it starts, stops in order, and says what is wrong when it cannot."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from pictures import jpeg
+
+from clipsieve import Client
+from recipes.paths import ROOT
+from serving.embedded import EmbeddedServer, free_ports, main
+from serving.triton_wheel import ServingError, find_wheel
+
+
+def start(repository: Path, tmp_path: Path) -> EmbeddedServer:
+    return EmbeddedServer(
+        repository, http_port=0, grpc_port=0, metrics_port=0, log_path=tmp_path / "log", exit_timeout_s=4
+    )
+
+
+def stubs(server: EmbeddedServer) -> list[psutil.Process]:
+    children = psutil.Process(server.pid).children(recursive=True)
+    return [child for child in children if "triton_python_backend_stub" in child.name() or "stub" in child.name()]
+
+
+def test_it_listens_on_loopback_only(server):
+    connections = psutil.Process(server.pid).net_connections("tcp")
+    listening = {connection.laddr.ip for connection in connections if connection.status == "LISTEN"}
+    assert {address.removeprefix("::ffff:") for address in listening} == {"127.0.0.1"}
+
+
+def test_a_repository_path_with_a_space_is_served(repository, tmp_path):
+    spaced = Path(shutil.copytree(repository, tmp_path / "my models" / "repository"))
+    with start(spaced, tmp_path) as server, Client(server.grpc_url) as client:
+        assert client.score([jpeg()])[0].ok
+
+
+def test_a_killed_stub_is_noticed_by_health(repository, tmp_path):
+    """Triton's own readiness stays green; a real inference does not."""
+    with start(repository, tmp_path) as server, Client(server.grpc_url, timeout_s=5) as client:
+        assert client.health().ok
+        assert len(stubs(server)) == 4  # two preprocess, encoder, head
+        for stub in stubs(server):
+            stub.kill()
+        time.sleep(0.5)
+        assert client.health(deep=False).ok
+        assert client.health().status == "failing"
+        command = [str(Path(sys.executable).parent / "clipsieve"), "health", "--url", server.grpc_url]
+        finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        assert finished.returncode == 1
+        assert "cannot score an image" in finished.stderr
+
+
+def test_stopping_leaves_no_process_and_no_file(repository, tmp_path):
+    with start(repository, tmp_path) as server:
+        family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        folder = server._folder
+    assert folder is not None
+    assert not folder.exists()
+    assert not any(process.is_running() and process.status() != "zombie" for process in family)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_command_serves_until_a_signal(repository, tmp_path, number):
+    http, grpc, metrics = free_ports(0, 0, 0)
+    command = [sys.executable, "-m", "serving.embedded", "--recipe", "demo", "--log", str(tmp_path / "log")]
+    command += ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        assert process.stderr is not None
+        welcome = [process.stderr.readline() for _ in range(9)]
+        assert "serving demo" in welcome[0]
+        assert any("/v2/models/image_score/infer" in line for line in welcome)
+        with Client(f"127.0.0.1:{grpc}") as client:
+            assert client.score([jpeg()])[0].ok
+        process.send_signal(number)
+        assert process.wait(60) == 0
+        assert "stopping" in process.stderr.read()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", grpc), 1)
+    finally:
+        process.kill()
+        process.wait()
+        if process.stderr is not None:
+            process.stderr.close()
+
+
+def test_a_taken_port_is_named(capsys, repository):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        assert main(["--recipe", "demo", "--http-port", str(port)]) == 1
+    assert f"port {port} is taken" in capsys.readouterr().err
+
+
+def test_a_missing_repository_says_how_to_build_it(tmp_path):
+    with pytest.raises(ServingError, match="build it with: make engines"), start(tmp_path / "absent", tmp_path):
+        pass
+
+
+def test_a_model_that_does_not_load_shows_the_log(repository, tmp_path):
+    broken = Path(shutil.copytree(repository, tmp_path / "models"))
+    (broken / "clip_encoder/1/model.onnx").write_bytes(b"not a model")
+    with pytest.raises(ServingError, match=r"(?s)tritonserver ended.*clip_encoder"), start(broken, tmp_path):
+        pass
+
+
+def test_a_missing_server_says_how_to_install_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLIPSIEVE_TRITON", str(tmp_path))
+    with pytest.raises(ServingError, match="install it with: make triton"):
+        find_wheel()
+
+
+def test_a_numpy_that_corrupts_tensors_is_refused(tmp_path, monkeypatch):
+    """The wheel's Python backend was compiled for numpy 1; under numpy 2 it repeats each tensor's first byte."""
+    wheel = find_wheel()
+    packages = tmp_path / "lib" / f"python{wheel.python}" / "site-packages"
+    packages.mkdir(parents=True)
+    (packages / "pytriton").symlink_to(wheel.site_packages / "pytriton")
+    (packages / "numpy-2.4.6.dist-info").mkdir()
+    monkeypatch.setenv("CLIPSIEVE_TRITON", str(tmp_path))
+    with pytest.raises(ServingError, match=r"numpy \['2.4.6'\], the server's Python backend needs numpy 1.x"):
+        find_wheel()
+
+
+def test_the_servers_pillow_and_onnxruntime_are_the_toolchains():
+    """What you trained on is what you serve: both environments decode and compute with the same releases."""
+
+    def pins(name: str) -> set[str]:
+        lines = (ROOT / "requirements" / name).read_text().splitlines()
+        return {line for line in lines if line.startswith(("pillow==", "onnxruntime=="))}
+
+    assert pins("triton.txt") == pins("dev.txt")
+
+
+def test_log_tail_of_a_missing_log_is_empty(tmp_path):
+    assert start(tmp_path, tmp_path).log_tail() == ""

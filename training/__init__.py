@@ -1,0 +1,8 @@
+"""Labelled images in, a trained head out. Each step is run from the root, in this order:
+
+    python -m training.draw /tmp/shapes                          # optional: draws a labelled set to try it on
+    python -m training.embed --recipe demo --data /tmp/shapes/train
+    python -m training.fit --recipe demo
+
+Steps meet `build` and `serving` only through files: embeddings in a store, a head beside its manifest.
+"""

@@ -1,0 +1,45 @@
+"""The exported image encoder, run with onnxruntime: the very file that is served."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from recipes.manifest import EncoderManifest, read_encoder, sha256_of
+from training.errors import StepError
+
+
+class OnnxEncoder:
+    """Pixels to embeddings through artifacts/encoders/<id>/model.onnx.
+
+    Raises:
+        ManifestError: there is no encoder.json.
+        StepError: model.onnx is missing or is not the file that encoder.json describes.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.manifest: EncoderManifest = read_encoder(folder)
+        path = folder / "model.onnx"
+        _check_file(path, self.manifest)
+        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        available = onnxruntime.get_available_providers()
+        self._session = onnxruntime.InferenceSession(path, providers=[name for name in wanted if name in available])
+
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """(B, H, W, 3) uint8 → (B, embed_dim) float32."""
+        outputs = self._session.run([self.manifest.output.name], {self.manifest.input.name: pixels})
+        return np.asarray(outputs[0])
+
+
+def _check_file(path: Path, manifest: EncoderManifest) -> None:
+    remedy = "make it with: python -m build.encoder --recipe RECIPE"
+    if not path.is_file():
+        raise StepError(f"{path}: not found; {remedy}")
+    found = sha256_of(path)
+    if found != manifest.onnx_sha256:
+        raise StepError(
+            f"{path}: sha256 is {found}, but encoder.json beside it says {manifest.onnx_sha256}; "
+            f"the two files do not belong together, {remedy}"
+        )
