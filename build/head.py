@@ -152,7 +152,7 @@ def head_model(manifest: HeadManifest, steps: list[Affine | Relu], opset: int) -
 
 def threshold_array(thresholds: list[list[Threshold]]) -> np.ndarray:
     """(labels, most thresholds of any label) float32, padded with +inf, which no score passes."""
-    width = max(len(row) for row in thresholds)
+    width = max([1, *(len(row) for row in thresholds)])
     array = np.full((len(thresholds), width), np.inf, np.float32)
     for row, points in zip(array, thresholds, strict=True):
         row[: len(points)] = sorted(point.value for point in points)

@@ -91,7 +91,8 @@ class EncoderFingerprint(_Part):
     """What must agree between an embedding, the head trained on it and the encoder that is served."""
 
     id: str
-    weights_sha256: str
+    weights_sha256: str | None
+    """None for a published head, whose authors named the encoder (`id`) but not its sum."""
     preprocessing: str
     normalize: bool
     embed_dim: int
@@ -113,6 +114,19 @@ class Standardize(_Part):
     std: str
 
 
+class RankLookup(_Part):
+    """Some columns replaced by a rank: `y[:, c] = rank of float16(x[:, c])`, 0 when it is not in the vocabulary.
+
+    The vocabularies of the columns follow one another in `values` (N,) float16 and `ranks` (N,) float32.
+    """
+
+    type: Literal["rank_lookup"] = "rank_lookup"
+    columns: list[int]
+    lengths: list[int]
+    values: str
+    ranks: str
+
+
 class Relu(_Part):
     type: Literal["relu"] = "relu"
 
@@ -124,7 +138,7 @@ class Dropout(_Part):
     p: float
 
 
-Layer = Annotated[Linear | Standardize | Relu | Dropout, Field(discriminator="type")]
+Layer = Annotated[Linear | Standardize | RankLookup | Relu | Dropout, Field(discriminator="type")]
 
 
 class Threshold(_Part):
@@ -133,6 +147,26 @@ class Threshold(_Part):
     value: float
     operating_point: str
     """What the value was chosen for, e.g. `fixed` or `recall>=0.99`."""
+    realised: dict[str, Any] | None = None
+    """Recall, precision and false positive rate on the test split, each with its 95 % interval."""
+
+
+class Calibration(_Part):
+    """Applied to the logits before the activation: `logit * scale + offset`, one value per label."""
+
+    method: Literal["platt", "temperature"]
+    scale: list[float]
+    offset: list[float]
+
+
+class Prevalence(_Part):
+    """Shares of the positive class; the logit is shifted by the difference of their log-odds."""
+
+    training: float
+    target: float
+
+
+_DECIDING = ("name", "encoder", "labels", "layers", "activation", "calibration", "prevalence", "weights_sha256")
 
 
 class HeadManifest(_Part):
@@ -143,13 +177,18 @@ class HeadManifest(_Part):
     recipe: dict[str, Any]
     """The recipe's entry in `heads` that produced it."""
     notice: str | None = None
+    licence: str | None = None
+    task: Literal["binary", "multiclass", "multilabel", "regression"] = "binary"
     encoder: EncoderFingerprint
     labels: list[str] = Field(min_length=1)
     """One per score column. A binary head has one: its positive class."""
-    class_names: list[str] = Field(min_length=2)
+    class_names: list[str] = Field(min_length=1)
     layers: list[Layer]
-    activation: Literal["sigmoid", "none"]
+    activation: Literal["sigmoid", "softmax", "none"]
     calibrated: bool
+    """Whether a score is a probability that was calibrated on held-out data."""
+    calibration: Calibration | None = None
+    prevalence: Prevalence | None = None
     thresholds: list[list[Threshold]]
     """For each label its thresholds, ascending; `decision` counts how many the score passed."""
     weights_sha256: str
@@ -161,9 +200,8 @@ class HeadManifest(_Part):
     @property
     def revision(self) -> int:
         """63 bits of the hash of all that decides a score, served as a constant with every score."""
-        deciding = self.model_dump(
-            mode="json", include={"name", "encoder", "labels", "layers", "activation", "thresholds", "weights_sha256"}
-        )
+        deciding = self.model_dump(mode="json", include=set(_DECIDING))
+        deciding["thresholds"] = [[point.value for point in row] for row in self.thresholds]
         text = json.dumps(deciding, sort_keys=True, separators=(",", ":"))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big") >> 1
 
@@ -176,10 +214,11 @@ def compare_fingerprints(head: HeadManifest, encoder: EncoderManifest) -> None:
     """
     trained_on = head.encoder.model_dump()
     served_by = encoder.fingerprint().model_dump()
+    unknown_weights = head.encoder.weights_sha256 is None  # then the encoder's name must do
     differing = [
         f"{key}: the head was trained on {trained_on[key]!r}, the encoder is {served_by[key]!r}"
         for key in trained_on
-        if key != "id" and trained_on[key] != served_by[key]
+        if key != ("weights_sha256" if unknown_weights else "id") and trained_on[key] != served_by[key]
     ]
     if differing:
         raise ManifestError(

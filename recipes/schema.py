@@ -33,8 +33,9 @@ class _Section(BaseModel):
 class Encoder(_Section):
     """The CLIP image tower and where its weights come from.
 
-    Exactly one source of weights applies: `weights` (a local file) wins over `pretrained` (an
-    open_clip tag, downloaded), and with neither the tower is initialised at random from `seed`.
+    `weights` (a local file) is loaded when it is given, else `pretrained` (an open_clip tag) is
+    downloaded; with neither the tower is initialised at random from `seed`. With both, the file is
+    taken for a local copy of the tag's weights.
     """
 
     model: str
@@ -52,10 +53,10 @@ class Encoder(_Section):
 
     @property
     def weights_source(self) -> str:
-        """`file:<name>`, the pretrained tag, or `random-<seed>`."""
-        if self.weights is not None:
-            return f"file:{self.weights.name}"
-        return self.pretrained or f"random-{self.seed}"
+        """The pretrained tag (of which `weights` is then a local copy), `file:<name>` or `random-<seed>`."""
+        if self.pretrained is not None:
+            return self.pretrained
+        return f"random-{self.seed}" if self.weights is None else f"file:{self.weights.name}"
 
     @property
     def id(self) -> str:
@@ -67,38 +68,100 @@ class Encoder(_Section):
 class Fit(_Section):
     """How `training.fit` trains a head."""
 
+    architecture: Literal["mlp", "laion-h14", "laion-aesthetic", "laion-aesthetic-relu"] = "mlp"
+    """`mlp` has the `hidden_sizes`; the others have the layers of the published heads of those names."""
     hidden_sizes: list[Annotated[int, Field(ge=1)]] = []
-    """Width of each hidden layer (ReLU and dropout after each); empty means one linear layer."""
+    """Of `mlp`: width of each hidden layer (ReLU and dropout after each); empty means one linear layer."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
+    loss: Literal["bce", "mse", "cross_entropy"] | None = None
+    """By default bce (binary, multilabel), cross_entropy (multiclass) or mse (regression)."""
+    class_weights: bool = True
+    """Weigh classes by the inverse of their frequency (bce's pos_weight)."""
+    optimizer: Literal["adamw", "adam"] = "adamw"
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=1e-4, ge=0)
+    warmup_epochs: int = Field(default=0, ge=0)
+    """Epochs of linear warm-up of the learning rate."""
+    schedule: Literal["constant", "cosine"] = "constant"
     batch_size: int = Field(default=256, ge=1)
     max_epochs: int = Field(default=200, ge=1)
     patience: int = Field(default=20, ge=1)
     """Stop after this many epochs without a better validation loss; the best epoch is kept."""
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
+    """Held out for the metrics, the operating points' check and nothing else."""
     validation_fraction: float = Field(default=0.15, gt=0, lt=1)
+    """For early stopping, then calibration and the choice of thresholds."""
+    near_duplicate_cosine: float | None = Field(default=0.97, gt=0, le=1)
+    """Embeddings at least this close share a side of the split; null looks at exact duplicates only."""
     seed: int = 0
+
+
+class Published(_Section):
+    """A published head that `training.import_head` imports, instead of training one."""
+
+    name: str
+    """Such as `laion-nsfw-l14`; `python -m training.import_head --list` shows them."""
+    file: Path | None = None
+    """A local copy, for machines without a network; its sha256 is checked all the same."""
+    variant: Literal["published", "numeric"] = "published"
+    """Of the two Keras heads: rank lookup of their categorical columns, or those columns left unknown."""
 
 
 class Head(_Section):
     """One classifier on the embedding, served as the model `<name>_head`."""
 
     name: ModelName
-    class_names: list[str] = Field(min_length=2)
-    """What the labels 0 and 1 mean, in that order: `[safe, nsfw]`."""
-    threshold: float = Field(default=0.5, gt=0, lt=1)
-    """Scores at or above it get decision 1, until operating points are chosen on held-out data."""
+    task: Literal["binary", "multiclass", "multilabel", "regression"] = "binary"
+    class_names: list[str] = Field(min_length=1)
+    """Binary: what 0 and 1 mean, `[safe, nsfw]`. Multiclass: one per class. Multilabel: one per label.
+    Regression: the name of its one value."""
+    thresholds: list[float] = []
+    """Fixed thresholds, ascending; a score at or above one passes it. By default 0.5 (none for a regression)."""
+    operating_points: list[str] = []
+    """Instead of fixed thresholds, chosen on held-out data: `recall>=0.99`, `precision>=0.95`, `fpr<=0.001`, `f1`.
+    Two of them make the bands allow, review and block."""
+    calibration: Literal["platt", "temperature", "none"] = "platt"
+    """How logits become probabilities, fitted on data that the head's weights never saw."""
+    prevalence: float | None = Field(default=None, gt=0, lt=1)
+    """Share of the positive class where the head will be used; probabilities are corrected for it."""
+    published: Published | None = None
     source: Path | None = None
     """Folder with head.json; by default artifacts/heads/<name>, where training.fit writes."""
     fit: Fit = Fit()
 
+    @property
+    def labels(self) -> list[str]:
+        """One per score column; a binary head has one, its positive class."""
+        return self.class_names[1:] if self.task == "binary" else self.class_names
+
+    @property
+    def fixed_thresholds(self) -> list[float]:
+        """`thresholds`, or their default."""
+        return self.thresholds or ([] if self.task == "regression" else [0.5])
+
     @model_validator(mode="after")
-    def _binary(self) -> Head:
-        if len(self.class_names) != 2:
-            raise ValueError(f"a binary head has two class_names, found {len(self.class_names)}: {self.class_names}")
-        if len(set(self.class_names)) != 2:
+    def _classes(self) -> Head:
+        wanted = {"binary": (2, 2), "multiclass": (2, 10_000), "multilabel": (1, 10_000), "regression": (1, 1)}
+        low, high = wanted[self.task]
+        if not low <= len(self.class_names) <= high:
+            count = str(low) if low == high else f"{low} or more"
+            raise ValueError(
+                f"a {self.task} head has {count} class_names, found {len(self.class_names)}: {self.class_names}"
+            )
+        if len(set(self.class_names)) != len(self.class_names):
             raise ValueError(f"class_names must differ, found {self.class_names}")
+        return self
+
+    @model_validator(mode="after")
+    def _decisions(self) -> Head:
+        if self.thresholds and self.operating_points:
+            raise ValueError("give thresholds or operating_points, not both")
+        if self.thresholds != sorted(set(self.thresholds)):
+            raise ValueError(f"thresholds must ascend, found {self.thresholds}")
+        if self.task != "regression" and any(not 0 < value < 1 for value in self.thresholds):
+            raise ValueError(f"thresholds of probabilities lie between 0 and 1, found {self.thresholds}")
+        if self.prevalence is not None and self.task != "binary":
+            raise ValueError(f"prevalence is for binary heads, this one is {self.task}")
         return self
 
 

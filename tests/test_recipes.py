@@ -45,7 +45,7 @@ def test_a_recipe_may_be_a_path(tmp_path):
         (minimal(serving={"max_batch_size": 0}), "serving.max_batch_size: Input should be greater than"),
         (minimal(heads=[]), "heads: List should have at least 1 item"),
         (minimal(encoder={}), "encoder.model: required, but missing"),
-        (minimal(heads=[{"name": "a", "class_names": ["x", "y", "z"]}]), "a binary head has two class_names, found 3"),
+        (minimal(heads=[{"name": "a", "class_names": ["x", "y", "z"]}]), "a binary head has 2 class_names, found 3"),
         (minimal(heads=[{"name": "a", "class_names": ["x", "x"]}]), "class_names must differ"),
         (minimal(heads=[{"name": "A b", "class_names": ["x", "y"]}]), "heads.0.name: String should match"),
         (minimal(heads=[{"name": "a_head", "class_names": ["x", "y"]}]), "may not end in _decision"),

@@ -102,7 +102,7 @@ def fit_head(data: Labelled, head: Head, device: str) -> Fitted:
     )
     curve = optimize(module, train, validation, fit)
     scores = scores_of(module, data.embedding[split.test])[:, 0]
-    metrics = binary_metrics(data.label[split.test], scores, head.threshold, fit.seed)
+    metrics = binary_metrics(data.label[split.test], scores, head.fixed_thresholds[0], fit.seed)
     return Fitted(layers, tensors_of(module, layers), split, curve, scores, metrics, device)
 
 
@@ -115,12 +115,12 @@ def head_manifest(
         recipe=head.model_dump(mode="json"),
         notice=recipe.notice,
         encoder=encoder,
-        labels=[head.class_names[1]],
+        labels=head.labels,
         class_names=head.class_names,
         layers=fitted.layers,
         activation="sigmoid",
         calibrated=False,
-        thresholds=[[Threshold(value=head.threshold, operating_point="fixed")]],
+        thresholds=[[Threshold(value=value, operating_point="fixed") for value in head.fixed_thresholds]],
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         metrics=fitted.metrics,
         training={
