@@ -9,6 +9,9 @@ PYTHON ?= python3
 RECIPE ?= nsfw-vit-b-32
 TARGET ?= auto
 
+# Where artefacts go; the steps read the same variable.
+ARTIFACTS := $(or $(CLIPSIEVE_ARTIFACTS),artifacts)
+
 VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
@@ -48,8 +51,9 @@ $(TRITON_READY): requirements/triton.txt $(READY)
 	touch $@
 
 .PHONY: train
-train: encoder  ## Embed the labelled images in DATA and train the recipe's head
+train: $(READY)  ## Embed the labelled images in DATA and train the recipe's head
 	@test -n "$(DATA)" || { echo "make train: name a folder with one sub-folder per class: DATA=path" >&2; exit 2; }
+	$(RUN) build.encoder --recipe $(RECIPE)
 	$(RUN) training.embed --recipe $(RECIPE) --data $(DATA)
 	$(RUN) training.fit --recipe $(RECIPE)
 
@@ -69,14 +73,14 @@ serve: $(READY) $(TRITON_READY)  ## Serve the recipe on loopback with the embedd
 
 .PHONY: demo
 demo: $(READY) $(TRITON_READY)  ## Draw images, train, build, serve and score them (no download)
-	$(RUN) training.draw artifacts/demo/images
+	$(RUN) training.draw $(ARTIFACTS)/demo/images
 	$(RUN) build.encoder --recipe demo
-	$(RUN) training.embed --recipe demo --data artifacts/demo/images/train
+	$(RUN) training.embed --recipe demo --data $(ARTIFACTS)/demo/images/train
 	$(RUN) training.fit --recipe demo
 	$(RUN) build.engine --target onnx
 	$(RUN) build.head --recipe demo
 	$(RUN) build.repository --recipe demo
-	$(RUN) serving.demo --images artifacts/demo/images/held_out
+	$(RUN) serving.demo --images $(ARTIFACTS)/demo/images/held_out
 
 .PHONY: perf
 perf: $(READY) $(PERF_READY) $(TRITON_READY)  ## Load the running server with perf_analyzer and real photographs
@@ -86,7 +90,7 @@ $(PERF_READY): $(READY)
 	touch $@
 
 .PHONY: test
-test: $(READY) $(TRITON_READY)  ## Run every test
+test: $(READY) $(TRITON_READY) $(PERF_READY)  ## Run every test
 	$(RUN) pytest
 
 .PHONY: check
@@ -106,5 +110,5 @@ requirements: $(READY)  ## Pin the dependency groups of pyproject.toml again
 
 .PHONY: clean
 clean:  ## Remove everything that was built; environments stay
-	rm -rf artifacts
+	rm -rf $(ARTIFACTS)
 	find model_repository -name '*.onnx' -o -name '*.plan' -o -path '*/1/*.json' | xargs -r rm -f

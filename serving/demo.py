@@ -25,6 +25,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 OUTPUT = ARTIFACTS / "demo"
+TOLERANCE = 1e-5  # a score may differ in its last digits with the batch it happened to be in
 
 
 def score(images: Path, url: str, protocol: str, out: Path) -> list[dict]:
@@ -33,6 +34,14 @@ def score(images: Path, url: str, protocol: str, out: Path) -> list[dict]:
     command += ["--url", url, "--protocol", protocol, "--out", str(out), "--overwrite"]
     subprocess.run(command, check=True)
     return pyarrow.csv.read_csv(out).to_pylist()
+
+
+def largest_difference(rows: list[dict], others: list[dict]) -> float:
+    """Of the probabilities, row by row; infinite if the tables disagree on anything else."""
+    for row, other in zip(rows, others, strict=True):
+        if any(row[key] != other[key] for key in ("image_path", "error", "model_version")):
+            return float("inf")
+    return max(abs(row["probability"] - other["probability"]) for row, other in zip(rows, others, strict=True))
 
 
 def label_of(row: dict) -> str:
@@ -80,11 +89,11 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     plot_scores(rows, class_names, OUTPUT / "scores.png")
     auroc = roc_auc_score([label_of(row) == class_names[1] for row in rows], [row["probability"] for row in rows])
-    agree = "the same rows" if rows == http_rows else "DIFFERENT ROWS"
+    difference = largest_difference(rows, http_rows)
     print(f"\n{recipe.notice}\n\n{table(rows, class_names)}")
-    print(f"AUROC {auroc:.3f} on {len(rows)} held-out pictures; gRPC and HTTP gave {agree}")
+    print(f"AUROC {auroc:.3f} on {len(rows)} held-out pictures; gRPC and HTTP differ by at most {difference:.1g}")
     print(f"scores:  {OUTPUT / 'scores.csv'}\npicture: {OUTPUT / 'scores.png'}")
-    return 0 if rows == http_rows else 1
+    return 0 if difference <= TOLERANCE else 1
 
 
 if __name__ == "__main__":

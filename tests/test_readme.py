@@ -1,0 +1,84 @@
+"""Every command of the READMEs runs as it is printed there."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+
+import pytest
+from pictures import jpeg
+
+from recipes.paths import ROOT
+
+
+def commands(page: str) -> list[str]:
+    """The lines of a page's `sh` blocks, without their comments."""
+    blocks = re.findall(r"```sh\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
+
+
+MAKE = [command for command in commands("README.md") if command.startswith("make ")]
+OTHERS = [line for page in ("README.md", "clients/README.md") for line in commands(page) if line not in MAKE]
+
+
+def test_there_are_commands_of_both_kinds():
+    assert len(MAKE) >= 6
+    assert len(OTHERS) >= 5
+
+
+@pytest.mark.parametrize("command", MAKE)
+def test_make_commands_name_targets_that_exist(command):
+    """What they do is tested elsewhere; `make -n` fails on a target or a prerequisite that is not there."""
+    finished = subprocess.run([*command.split(), "-n"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.parametrize("command", [command for command in OTHERS if not command.startswith("pip ")])
+def test_other_commands_run_against_a_server(command, server, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for path in ("photo.jpg", "photos/photo.jpg"):
+        (tmp_path / path).write_bytes(jpeg())
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    url = server.http_url if "--protocol http" in command else server.grpc_url
+    path = f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"
+    finished = subprocess.run(
+        ["bash", "-o", "pipefail", "-c", command.replace("127.0.0.1:8000", server.http_url)],
+        cwd=tmp_path,
+        env=os.environ | {"CLIPSIEVE_URL": url, "PATH": path},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    assert "error" not in finished.stdout.replace(",error,", "")
+
+
+def test_make_help_lists_every_target():
+    shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    for target in re.findall(r"^\.PHONY: (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE):
+        assert f"make {target} " in shown
+
+
+def test_make_train_asks_for_data():
+    finished = subprocess.run(["make", "train"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode != 0
+    assert "DATA=" in finished.stderr
+
+
+def test_the_demo_draws_trains_builds_serves_and_scores(tmp_path):
+    """The newcomer's first command, in a folder of its own."""
+    environment = os.environ | {"CLIPSIEVE_ARTIFACTS": str(tmp_path)}
+    finished = subprocess.run(
+        ["make", "demo"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
+    )
+    assert finished.returncode == 0, finished.stderr
+    found = re.search(r"AUROC (0\.\d+) on 200 held-out pictures; gRPC and HTTP differ by at most", finished.stdout)
+    assert found is not None, finished.stdout
+    assert float(found[1]) > 0.9
+    assert len((tmp_path / "demo" / "scores.csv").read_text().splitlines()) == 201
+    assert (tmp_path / "demo" / "scores.png").read_bytes().startswith(b"\x89PNG")
+    assert "scores mean nothing beyond its own data" in finished.stdout
+    shutil.rmtree(tmp_path)
