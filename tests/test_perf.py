@@ -42,4 +42,4 @@ def test_perf_analyzer_measures_the_server(server, tmp_path):
 
 def test_no_server_is_a_message_not_a_traceback(capsys):
     assert main(["--recipe", "demo", "--url", "127.0.0.1:1", "--concurrency", "1"]) == 1
-    assert "perf_analyzer ended with status" in capsys.readouterr().err
+    assert "perf_analyzer failed at concurrency 1" in capsys.readouterr().err
