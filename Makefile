@@ -6,7 +6,7 @@ SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
-RECIPE ?= nsfw-vit-b-32
+RECIPE ?= nsfw-vit-l-14
 TARGET ?= auto
 
 # Where artefacts go; the steps read the same variable.
@@ -63,9 +63,10 @@ encoder: $(READY)  ## Export the recipe's image encoder to ONNX, checked against
 
 .PHONY: engines
 engines: encoder  ## Build the recipe's encoder and heads and install them for Triton
-	$(RUN) build.engine --target $(TARGET)
+	$(RUN) build.engine --recipe $(RECIPE) --target $(TARGET)
+	$(RUN) training.import_head --recipe $(RECIPE)
 	$(RUN) build.head --recipe $(RECIPE)
-	$(RUN) build.repository --recipe $(RECIPE)
+	$(RUN) build.repository --recipe $(RECIPE) --target $(TARGET)
 
 .PHONY: serve
 serve: $(READY) $(TRITON_READY)  ## Serve the recipe on loopback with the embedded tritonserver
@@ -77,9 +78,9 @@ demo: $(READY) $(TRITON_READY)  ## Draw images, train, build, serve and score th
 	$(RUN) build.encoder --recipe demo
 	$(RUN) training.embed --recipe demo --data $(ARTIFACTS)/demo/images/train
 	$(RUN) training.fit --recipe demo
-	$(RUN) build.engine --target onnx
+	$(RUN) build.engine --recipe demo --target onnx
 	$(RUN) build.head --recipe demo
-	$(RUN) build.repository --recipe demo
+	$(RUN) build.repository --recipe demo --target onnx
 	$(RUN) serving.demo --images $(ARTIFACTS)/demo/images/held_out
 
 .PHONY: perf
@@ -88,6 +89,11 @@ perf: $(READY) $(PERF_READY) $(TRITON_READY)  ## Load the running server with pe
 $(PERF_READY): $(READY)
 	$(UV) pip install --quiet --python $(BIN)/python --target $(PERF) --no-deps $(PERF_WHEEL)
 	touch $@
+
+.PHONY: mlflow
+mlflow: $(READY)  ## Install the full MLflow into .mlflow, to look at runs and serve registered heads
+	$(PYTHON) -m venv --without-pip .mlflow
+	$(UV) pip install --quiet --python .mlflow/bin/python --requirements requirements/mlflow.txt
 
 .PHONY: test
 test: $(READY) $(TRITON_READY) $(PERF_READY)  ## Run every test
@@ -99,7 +105,7 @@ check: $(READY)  ## Lint, format, types, layout and the model repository's texts
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(RUN) pytest -q tests/test_layout.py
-	$(RUN) build.repository --recipe nsfw-vit-b-32 --texts
+	$(RUN) build.repository --recipe nsfw-vit-l-14 --texts
 
 .PHONY: requirements
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.10 --no-annotate \
@@ -107,6 +113,7 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.10 --no-anno
 requirements: $(READY)  ## Pin the dependency groups of pyproject.toml again
 	$(COMPILE) clients/pyproject.toml --group pyproject.toml:dev -o requirements/dev.txt
 	$(COMPILE) --group pyproject.toml:triton -o requirements/triton.txt
+	$(COMPILE) --group pyproject.toml:mlflow -o requirements/mlflow.txt
 
 .PHONY: clean
 clean:  ## Remove everything that was built; environments stay

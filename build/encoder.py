@@ -48,7 +48,7 @@ class EncoderGraph(torch.nn.Module):
         self.register_buffer("offset", (-mean / std).view(1, 3, 1, 1))
 
     def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        inputs = pixels.permute(0, 3, 1, 2).to(torch.float32) * self.scale + self.offset
+        inputs = pixels.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.offset
         embedding = self.visual(inputs)
         return torch.nn.functional.normalize(embedding, dim=-1) if self.normalize else embedding
 
@@ -90,6 +90,7 @@ def export_onnx(graph: torch.nn.Module, image_size: int, recipe: Recipe, path: P
             verbose=False,
         )
     model = onnx.load(path)
+    feed_pixels_through_the_cast(model)
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     del model.metadata_props[:]
     for node in model.graph.node:  # the exporter notes source lines and paths of this machine
@@ -97,6 +98,19 @@ def export_onnx(graph: torch.nn.Module, image_size: int, recipe: Recipe, path: P
         node.doc_string = ""
     onnx.checker.check_model(model)
     onnx.save(model, path)
+
+
+def feed_pixels_through_the_cast(model: onnx.ModelProto) -> None:
+    """TensorRT takes a UINT8 input into a Cast alone; the exporter also reads the batch size from it."""
+    nodes = model.graph.node
+    (cast,) = (node for node in nodes if node.op_type == "Cast" and "pixels" in node.input)
+    for node in nodes:
+        if node is not cast:
+            node.input[:] = [cast.output[0] if name == "pixels" else name for name in node.input]
+    first = onnx.NodeProto()
+    first.CopyFrom(cast)
+    nodes.remove(cast)
+    nodes.insert(0, first)
 
 
 def up_to_date(recipe: Recipe, folder: Path) -> EncoderManifest | None:
@@ -119,7 +133,7 @@ def recipe_part(recipe: Recipe) -> dict:
     """What of the recipe decides the encoder, for its manifest."""
     return {
         "encoder": recipe.encoder.model_dump(mode="json", exclude_defaults=True),
-        "build": recipe.build.model_dump(mode="json"),
+        "build": recipe.build.model_dump(mode="json", exclude={"engine"}),
     }
 
 

@@ -1,19 +1,56 @@
-"""Chooses what the encoder is served as: the ONNX file, or a TensorRT plan built from it.
+"""What the encoder is served as: its ONNX file, or a TensorRT plan built from it for this machine's GPU.
 
-    python -m build.engine --target auto
+    python -m build.engine --recipe nsfw-vit-l-14 --target auto
 
-`auto` takes TensorRT where it can be built and ONNX elsewhere, and says which and why. This release
-serves ONNX; asked for `tensorrt` by name it stops instead of quietly serving something else.
+Writes artifacts/encoders/<id>/engines/<compute capability>/model.plan and engine.json, after the plan has embedded
+real photographs as onnxruntime does. `auto` takes TensorRT where it is there with a GPU, and ONNX elsewhere, and says
+which and why; asked for `tensorrt` by name it stops instead of quietly serving something else. Without --recipe it only
+says what it would take. Heads are always served as ONNX.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import contextlib
+import importlib
+import signal
 import sys
+import tempfile
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from recipes.gpu import Gpu, Machine, comparable_version, find_machine
+from recipes.manifest import (
+    BatchProfile,
+    EncoderManifest,
+    EngineManifest,
+    ManifestError,
+    read_encoder,
+    read_engine,
+    sha256_of,
+    tool_versions,
+    write_manifest,
+)
+from recipes.paths import ARTIFACTS, encoder_folder
+from recipes.schema import Recipe, RecipeError, load_recipe, slug
+
+if TYPE_CHECKING:
+    from build.tensorrt_plan import PlanSpec
 
 TARGETS = ("auto", "onnx", "tensorrt")
+TENSORRT_VERSIONS = ((10, 12), (12, 0))  # from, and before
+TENSORRT_MODULES = ("tensorrt", "tensorrt_bindings")  # the second is what the bindings' wheel alone installs
+REMEDY = (
+    "Build inside the serving container, which has TensorRT: "
+    "docker compose -f serving/container/compose.yaml run --rm engines. "
+    "Or, beside an NVIDIA driver: pip install 'tensorrt>=10.12,<12', in the version of the server that will load "
+    "the plan. TARGET=onnx needs neither and is served on CPUs and NVIDIA GPUs."
+)
+
+CheckPlan = Callable[[ModuleType, Path, "PlanSpec"], dict[str, float]]
 
 
 class EngineError(RuntimeError):
@@ -28,34 +65,214 @@ class Choice:
     reason: str
 
 
-def choose_target(target: str) -> Choice:
-    """Resolve `auto`.
+@dataclass(frozen=True)
+class Toolchain:
+    """The machine, and the Python module of TensorRT or why there is none."""
+
+    machine: Machine
+    tensorrt: ModuleType | None = None
+    problem: str = ""
+
+
+def find_toolchain() -> Toolchain:
+    trt, problem = import_tensorrt()
+    return Toolchain(find_machine(), trt, problem)
+
+
+def import_tensorrt() -> tuple[ModuleType | None, str]:
+    """The module, or None and the reason."""
+    problem = ""
+    for name in TENSORRT_MODULES:
+        try:
+            return importlib.import_module(name), ""
+        except ImportError as error:  # the package is missing, or its libraries are
+            problem = problem or str(error)
+    return None, problem
+
+
+def choose_target(target: str, toolchain: Toolchain, precision: str = "fp32") -> Choice:
+    """Resolve `auto`, for an encoder whose ONNX file has this precision.
 
     Raises:
-        EngineError: `tensorrt` was asked for by name.
+        EngineError: `tensorrt` was asked for by name and cannot be built here; with the remedy.
     """
     if target == "onnx":
         return Choice("onnx", "asked for")
-    missing = "this release builds no TensorRT plans yet"
-    if importlib.util.find_spec("tensorrt") is None:
-        missing += ", and the Python package tensorrt is not installed"
-    if target == "tensorrt":
-        raise EngineError(f"TARGET=tensorrt: {missing}; use TARGET=onnx, which Triton serves on CPUs and NVIDIA GPUs")
-    return Choice("onnx", missing)
+    found = obstacles(toolchain, precision)
+    if found and target == "tensorrt":
+        raise EngineError(f"TARGET=tensorrt: {'; '.join(found)}. {REMEDY}")
+    if found:
+        return Choice("onnx", "; ".join(found))
+    assert toolchain.tensorrt is not None
+    gpu = toolchain.machine.gpus[0]
+    return Choice("tensorrt", f"TensorRT {toolchain.tensorrt.__version__} on {gpu.name}, {gpu.compute_capability}")
+
+
+def obstacles(toolchain: Toolchain, precision: str) -> list[str]:
+    """Everything that keeps a plan from being built on this machine."""
+    found = []
+    machine, trt = toolchain.machine, toolchain.tensorrt
+    if precision == "int8":
+        found.append("build.precision int8 is made for CPUs; for TensorRT take fp16")
+    if trt is None:
+        found.append(f"the Python package tensorrt cannot be imported ({toolchain.problem})")
+    else:
+        version = comparable_version(trt.__version__)
+        first, end = (".".join(map(str, numbers)) for numbers in TENSORRT_VERSIONS)
+        if not TENSORRT_VERSIONS[0] <= tuple(map(int, version.split("."))) < TENSORRT_VERSIONS[1]:
+            found.append(f"TensorRT {version} is not supported, it has to be at least {first} and below {end}")
+        if machine.tensorrt is not None and comparable_version(machine.tensorrt) != version:
+            found.append(f"Python's TensorRT is {version}, but a server here loads {machine.tensorrt}")
+    if not machine.gpus:
+        found.append(f"no NVIDIA GPU is there ({machine.gpu_problem})")
+    return found
+
+
+def engine_folder(encoder: Path, compute_capability: str) -> Path:
+    """Where a plan of the encoder in folder `encoder` lies: one folder for each kind of GPU."""
+    return encoder / "engines" / compute_capability
+
+
+def timing_cache_path(tensorrt: str, gpu: Gpu) -> Path:
+    """One file for each TensorRT and GPU, shared by all encoders: layers of one kind are timed once."""
+    return ARTIFACTS / "timing_caches" / f"{slug(f'tensorrt-{tensorrt}-{gpu.name}-{gpu.compute_capability}')}.cache"
+
+
+def plan_spec(recipe: Recipe, encoder: EncoderManifest, onnx_path: Path) -> PlanSpec:
+    from build.tensorrt_plan import PlanSpec
+
+    largest, engine = recipe.serving.max_batch_size, recipe.build.engine
+    profile = BatchProfile(min_batch_size=1, opt_batch_size=engine.opt_batch_size or largest, max_batch_size=largest)
+    return PlanSpec(onnx_path, encoder.input, encoder.output, profile, engine.workspace_bytes)
+
+
+def describe(encoder: EncoderManifest, spec: PlanSpec, tensorrt: str, gpu: Gpu) -> EngineManifest:
+    """The manifest of a plan before it is built: without its sum and without figures."""
+    return EngineManifest(
+        encoder=encoder.fingerprint(),
+        onnx_sha256=encoder.onnx_sha256,
+        plan_sha256="",
+        tensorrt=tensorrt,
+        gpu=gpu.name,
+        compute_capability=gpu.compute_capability,
+        profile=spec.profile,
+        workspace_bytes=spec.workspace_bytes,
+        precision=encoder.precision,
+        input=encoder.input,
+        output=encoder.output,
+        parity={},
+        versions=tool_versions("onnx", "onnxruntime"),
+    )
+
+
+def up_to_date(wanted: EngineManifest, folder: Path, minimum_cosine: float) -> EngineManifest | None:
+    """The manifest in `folder` when building again would make the same plan and it passed this limit, else None."""
+    try:
+        manifest = read_engine(folder / "engine.json")
+    except ManifestError:
+        return None
+    plan = folder / "model.plan"
+    same = (
+        manifest.model_copy(update={"plan_sha256": "", "parity": {}, "versions": wanted.versions}) == wanted
+        and manifest.parity["cosine_min"] >= minimum_cosine
+        and plan.is_file()
+        and sha256_of(plan) == manifest.plan_sha256
+    )
+    return manifest if same else None
+
+
+def build_engine(recipe: Recipe, folder: Path, trt: ModuleType, gpu: Gpu, check: CheckPlan) -> tuple[Path, bool]:
+    """Build, check and install the plan for the encoder in `folder`.
+
+    Returns:
+        The plan's folder, and whether it was built now.
+
+    Raises:
+        ManifestError: the encoder is not there.
+        PlanError: TensorRT builds no plan, or it does not compute what the ONNX file does.
+    """
+    from build.tensorrt_plan import Progress, build_plan
+
+    encoder = read_encoder(folder)
+    spec = plan_spec(recipe, encoder, folder / "model.onnx")
+    tensorrt = comparable_version(trt.__version__)
+    wanted = describe(encoder, spec, tensorrt, gpu)
+    target = engine_folder(folder, gpu.compute_capability)
+    if up_to_date(wanted, target, recipe.build.minimum_cosine):
+        return target, False
+    if sha256_of(spec.onnx_path) != encoder.onnx_sha256:
+        raise ManifestError(f"{spec.onnx_path}: not the file of its encoder.json; make it again with: make encoder")
+    target.mkdir(parents=True, exist_ok=True)
+    progress = Progress(report=lambda line: print(f"tensorrt: {line}", file=sys.stderr))
+    with tempfile.TemporaryDirectory(dir=target, prefix=".partial-") as partial:
+        path = Path(partial) / "model.plan"
+        with stop_on_interrupt(progress):
+            plan = build_plan(trt, spec, timing_cache_path(tensorrt, gpu), progress)
+        path.write_bytes(plan)
+        parity = check(trt, path, spec)
+        manifest = wanted.model_copy(update={"plan_sha256": sha256_of(path), "parity": parity})
+        (target / "engine.json").unlink(missing_ok=True)  # never a manifest beside another build's plan
+        path.replace(target / "model.plan")
+    write_manifest(manifest, target / "engine.json")
+    return target, True
+
+
+@contextlib.contextmanager
+def stop_on_interrupt(progress) -> Iterator[None]:
+    """Ctrl-C asks the builder to stop at its next step: an exception may not pass through TensorRT."""
+
+    def stop(number: int, frame: object) -> None:
+        if progress.stopped:  # a second time: at once, and the timing cache with it
+            raise KeyboardInterrupt
+        progress.stopped = True
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m build.engine", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--recipe", help="a name in recipes/ or the path of a YAML file; without it nothing is built")
     parser.add_argument("--target", choices=TARGETS, default="auto")
     arguments = parser.parse_args(argv)
     try:
-        choice = choose_target(arguments.target)
-    except EngineError as error:
+        return _run(arguments.recipe, arguments.target)
+    except (RecipeError, ManifestError, EngineError) as error:
         print(f"build.engine: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("build.engine: stopped; nothing was installed, the timing cache is kept", file=sys.stderr)
+        return 130
+
+
+def _run(recipe_name: str | None, target: str) -> int:
+    recipe = None if recipe_name is None else load_recipe(recipe_name)
+    folder = None if recipe is None else encoder_folder(recipe.encoder)
+    precision = "fp32" if folder is None else read_encoder(folder).precision
+    toolchain = Toolchain(Machine()) if target == "onnx" else find_toolchain()
+    choice = choose_target(target, toolchain, precision)
     print(f"engine: {choice.target} ({choice.reason})", file=sys.stderr)
+    if choice.target == "tensorrt" and recipe is not None and folder is not None:
+        _build(recipe, folder, toolchain)
     print(choice.target)
     return 0
+
+
+def _build(recipe: Recipe, folder: Path, toolchain: Toolchain) -> None:
+    from build.engine_parity import plan_checker
+    from build.tensorrt_plan import PlanError
+
+    assert toolchain.tensorrt is not None
+    try:
+        target, built = build_engine(
+            recipe, folder, toolchain.tensorrt, toolchain.machine.gpus[0], plan_checker(recipe, read_encoder(folder))
+        )
+    except PlanError as error:
+        raise EngineError(f"{error}\nTARGET=onnx serves the same file without TensorRT.") from error
+    print(f"engine: {target / 'model.plan'} {'built' if built else 'is up to date'}", file=sys.stderr)
 
 
 if __name__ == "__main__":

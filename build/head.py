@@ -1,10 +1,11 @@
-"""Trained head → ONNX: layers, activation, thresholds and revision in one graph.
+"""Trained or imported head → ONNX: layers, calibration, activation, thresholds and revision in one graph.
 
     python -m build.head --recipe demo
 
 Reads artifacts/heads/<name>/head.json and head.safetensors, writes model.onnx beside them:
 `embedding` FP32 [B, D] → `score` FP32 [B, L], `decision` INT32 [B, L], `revision` INT64 [B, 1].
-Neighbouring affine layers are folded, so an all-linear head becomes one matrix.
+Neighbouring affine layers are folded, and the calibration with the last of them, so an all-linear head
+becomes one matrix.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 
+from build.rank_lookup import Lookup, lookup_nodes
 from recipes.manifest import (
     HeadManifest,
     Layer,
     Linear,
     ManifestError,
+    RankLookup,
     Relu,
     Standardize,
     Threshold,
@@ -49,6 +52,10 @@ class Affine:
 
     def then(self, other: Affine) -> Affine:
         return Affine(self.matrix @ other.matrix, self.offset @ other.matrix + other.offset)
+
+
+Step = Affine | Relu | Lookup
+"""What a served head is made of, after folding."""
 
 
 def build_head(folder: Path, opset: int) -> HeadManifest:
@@ -78,61 +85,64 @@ def read_weights(manifest: HeadManifest, folder: Path) -> dict[str, np.ndarray]:
     return load_file(path)
 
 
-def folded(manifest: HeadManifest, weights: dict[str, np.ndarray]) -> list[Affine | Relu]:
-    """The layers as served: dropout left out, neighbouring affine maps multiplied in float64."""
-    steps: list[Affine | Relu] = []
+def folded(manifest: HeadManifest, weights: dict[str, np.ndarray]) -> list[Step]:
+    """The layers and the calibration as served: dropout left out, neighbouring affine maps multiplied in float64."""
+    steps: list[Step] = []
     for layer in manifest.layers:
-        step = _step(layer, weights)
-        if step is None:
-            continue
-        if isinstance(step, Affine) and steps and isinstance(previous := steps[-1], Affine):
-            steps[-1] = previous.then(step)
-        else:
-            steps.append(step)
+        step = _step(layer, weights, manifest)
+        if isinstance(step, Lookup) and layer is not manifest.layers[0]:
+            raise ManifestError(
+                f"head {manifest.name}: a rank_lookup layer must be the first, it matches raw embeddings"
+            )
+        if step is not None:
+            _append(steps, step)
     _check_widths(manifest, steps)
+    calibration = calibration_of(manifest)
+    if calibration is not None:
+        _append(steps, calibration)
     return steps
 
 
-def scores_by_numpy(steps: list[Affine | Relu], activation: str, embeddings: np.ndarray) -> np.ndarray:
+def calibration_of(manifest: HeadManifest) -> Affine | None:
+    """Calibration and prevalence as a map of the logits (L → L); None when there is neither."""
+    labels = len(manifest.labels)
+    scale, offset = np.ones(labels), np.zeros(labels)
+    if manifest.calibration is not None:
+        scale, offset = np.array(manifest.calibration.scale), np.array(manifest.calibration.offset)
+        if not len(scale) == len(offset) == labels:
+            raise ManifestError(
+                f"head {manifest.name}: calibration has {len(scale)} scales and {len(offset)} offsets for "
+                f"{labels} labels {manifest.labels}"
+            )
+    if manifest.prevalence is not None:
+        offset = offset + _log_odds(manifest, "target") - _log_odds(manifest, "training")
+    given = manifest.calibration is not None or manifest.prevalence is not None
+    return Affine(np.diag(scale), offset) if given else None
+
+
+def scores_by_numpy(steps: list[Step], activation: str, embeddings: np.ndarray) -> np.ndarray:
     """Reference: (B, D) → (B, L) float64."""
     values = embeddings.astype(np.float64)
     for step in steps:
-        values = values @ step.matrix + step.offset if isinstance(step, Affine) else np.maximum(values, 0)
-    return 1 / (1 + np.exp(-values)) if activation == "sigmoid" else values
-
-
-def head_model(manifest: HeadManifest, steps: list[Affine | Relu], opset: int) -> onnx.ModelProto:
-    """The ONNX model of a head; see the module's docstring for its tensors."""
-    nodes, constants = [], {}
-    value = "embedding"
-    for index, step in enumerate(steps):
         if isinstance(step, Affine):
-            constants[f"matrix_{index}"] = step.matrix.astype(np.float32)
-            constants[f"offset_{index}"] = step.offset.astype(np.float32)
-            nodes.append(helper.make_node("Gemm", [value, f"matrix_{index}", f"offset_{index}"], [f"affine_{index}"]))
-            value = f"affine_{index}"
+            values = values @ step.matrix + step.offset
         else:
-            nodes.append(helper.make_node("Relu", [value], [f"relu_{index}"]))
-            value = f"relu_{index}"
-    nodes.append(helper.make_node("Sigmoid" if manifest.activation == "sigmoid" else "Identity", [value], ["score"]))
-    constants |= {"thresholds": threshold_array(manifest.thresholds), "last_axis": np.array([2], np.int64)}
-    nodes += [
-        helper.make_node("Unsqueeze", ["score", "last_axis"], ["score_3d"]),  # (B, L, 1)
-        helper.make_node("GreaterOrEqual", ["score_3d", "thresholds"], ["passed"]),  # (B, L, T)
-        helper.make_node("Cast", ["passed"], ["passed_int"], to=TensorProto.INT32),
-        helper.make_node("ReduceSum", ["passed_int", "last_axis"], ["decision"], keepdims=0),
-    ]
-    constants |= {
-        "revision_constant": np.array([[manifest.revision]], np.int64),
-        "batch_axis": np.array([0], np.int64),
-        "one": np.array([1], np.int64),
-    }
-    nodes += [
-        helper.make_node("Shape", ["embedding"], ["shape"]),
-        helper.make_node("Gather", ["shape", "batch_axis"], ["batch_size"]),
-        helper.make_node("Concat", ["batch_size", "one"], ["revision_shape"], axis=0),
-        helper.make_node("Expand", ["revision_constant", "revision_shape"], ["revision"]),
-    ]
+            values = np.maximum(values, 0) if isinstance(step, Relu) else step(values)
+    if activation == "sigmoid":
+        return 1 / (1 + np.exp(-values))
+    if activation == "softmax":
+        powers = np.exp(values - values.max(axis=1, keepdims=True))
+        return powers / powers.sum(axis=1, keepdims=True)
+    return values
+
+
+def head_model(manifest: HeadManifest, steps: list[Step], opset: int) -> onnx.ModelProto:
+    """The ONNX model of a head; see the module's docstring for its tensors."""
+    nodes, constants, logits = _layer_nodes(steps, manifest.encoder.embed_dim)
+    nodes.append(_activation_node(manifest.activation, logits))
+    for more_nodes, more_constants in (_decision_nodes(manifest), _revision_nodes(manifest)):
+        nodes += more_nodes
+        constants |= more_constants
     labels = len(manifest.labels)
     graph = helper.make_graph(
         nodes,
@@ -159,7 +169,77 @@ def threshold_array(thresholds: list[list[Threshold]]) -> np.ndarray:
     return array
 
 
-def _step(layer: Layer, weights: dict[str, np.ndarray]) -> Affine | Relu | None:
+def _layer_nodes(steps: list[Step], embed_dim: int) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]:
+    """Nodes, constants and the name of the logits."""
+    nodes: list[onnx.NodeProto] = []
+    constants: dict[str, np.ndarray] = {}
+    value = "embedding"
+    for index, step in enumerate(steps):
+        if isinstance(step, Affine):
+            constants[f"matrix_{index}"] = step.matrix.astype(np.float32)
+            constants[f"offset_{index}"] = step.offset.astype(np.float32)
+            nodes.append(helper.make_node("Gemm", [value, f"matrix_{index}", f"offset_{index}"], [f"affine_{index}"]))
+            value = f"affine_{index}"
+        elif isinstance(step, Relu):
+            nodes.append(helper.make_node("Relu", [value], [f"relu_{index}"]))
+            value = f"relu_{index}"
+        else:
+            lookup, tables, value = lookup_nodes(step, value, embed_dim, f"lookup_{index}_")
+            nodes += lookup
+            constants |= tables
+    return nodes, constants, value
+
+
+def _activation_node(activation: str, logits: str) -> onnx.NodeProto:
+    if activation == "softmax":
+        return helper.make_node("Softmax", [logits], ["score"], axis=1)
+    return helper.make_node("Sigmoid" if activation == "sigmoid" else "Identity", [logits], ["score"])
+
+
+def _decision_nodes(manifest: HeadManifest) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    """How many of its label's thresholds each score passed."""
+    constants = {"thresholds": threshold_array(manifest.thresholds), "last_axis": np.array([2], np.int64)}
+    nodes = [
+        helper.make_node("Unsqueeze", ["score", "last_axis"], ["score_3d"]),  # (B, L, 1)
+        helper.make_node("GreaterOrEqual", ["score_3d", "thresholds"], ["passed"]),  # (B, L, T)
+        helper.make_node("Cast", ["passed"], ["passed_int"], to=TensorProto.INT32),
+        helper.make_node("ReduceSum", ["passed_int", "last_axis"], ["decision"], keepdims=0),
+    ]
+    return nodes, constants
+
+
+def _revision_nodes(manifest: HeadManifest) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    """The constant of the manifest, once a row."""
+    constants = {
+        "revision_constant": np.array([[manifest.revision]], np.int64),
+        "batch_axis": np.array([0], np.int64),
+        "one": np.array([1], np.int64),
+    }
+    nodes = [
+        helper.make_node("Shape", ["embedding"], ["shape"]),
+        helper.make_node("Gather", ["shape", "batch_axis"], ["batch_size"]),
+        helper.make_node("Concat", ["batch_size", "one"], ["revision_shape"], axis=0),
+        helper.make_node("Expand", ["revision_constant", "revision_shape"], ["revision"]),
+    ]
+    return nodes, constants
+
+
+def _append(steps: list[Step], step: Step) -> None:
+    """Add a step, folded into the one before it when both are affine."""
+    if isinstance(step, Affine) and steps and isinstance(previous := steps[-1], Affine):
+        steps[-1] = previous.then(step)
+    else:
+        steps.append(step)
+
+
+def _log_odds(manifest: HeadManifest, share: str) -> float:
+    value = getattr(manifest.prevalence, share)
+    if not 0 < value < 1:
+        raise ManifestError(f"head {manifest.name}: prevalence.{share} is {value}, must lie between 0 and 1")
+    return float(np.log(value / (1 - value)))
+
+
+def _step(layer: Layer, weights: dict[str, np.ndarray], manifest: HeadManifest) -> Step | None:
     """The served form of a layer; None when it acts in training only."""
     try:
         if isinstance(layer, Linear):
@@ -167,12 +247,34 @@ def _step(layer: Layer, weights: dict[str, np.ndarray]) -> Affine | Relu | None:
         if isinstance(layer, Standardize):
             scale = 1 / weights[layer.std].astype(np.float64)
             return Affine(np.diag(scale), -weights[layer.mean].astype(np.float64) * scale)
+        if isinstance(layer, RankLookup):
+            return _lookup(layer, weights, manifest)
     except KeyError as error:
         raise ManifestError(f"head.json names the tensor {error}, head.safetensors has {sorted(weights)}") from error
     return layer if isinstance(layer, Relu) else None
 
 
-def _check_widths(manifest: HeadManifest, steps: list[Affine | Relu]) -> None:
+def _lookup(layer: RankLookup, weights: dict[str, np.ndarray], manifest: HeadManifest) -> Lookup:
+    embed_dim = manifest.encoder.embed_dim
+    if not all(0 <= column < embed_dim for column in layer.columns) or len(set(layer.columns)) != len(layer.columns):
+        raise ManifestError(
+            f"head {manifest.name}: rank_lookup columns {layer.columns} of {embed_dim} embedding values"
+        )
+    found = {name: len(weights[name]) for name in (layer.low, layer.high, layer.ranks)}
+    if len(layer.lengths) != len(layer.columns) or set(found.values()) != {sum(layer.lengths)}:
+        raise ManifestError(
+            f"head {manifest.name}: rank_lookup has lengths {layer.lengths} for columns {layer.columns}, "
+            f"its tensors have {found}"
+        )
+    ends = np.cumsum(layer.lengths)[:-1]
+    low, high, ranks = (np.split(weights[name], ends) for name in found)
+    lookup = Lookup(layer.columns, low, high, ranks)
+    if not lookup.is_ascending:
+        raise ManifestError(f"head {manifest.name}: the intervals of a rank_lookup column must ascend, these do not")
+    return lookup
+
+
+def _check_widths(manifest: HeadManifest, steps: list[Step]) -> None:
     width = manifest.encoder.embed_dim
     for step in steps:
         if not isinstance(step, Affine):
@@ -182,12 +284,15 @@ def _check_widths(manifest: HeadManifest, steps: list[Affine | Relu]) -> None:
         width = step.matrix.shape[1]
     if width != len(manifest.labels):
         raise ManifestError(f"head {manifest.name}: {width} scores for {len(manifest.labels)} labels {manifest.labels}")
+    if len(manifest.thresholds) != len(manifest.labels):
+        raise ManifestError(
+            f"head {manifest.name}: thresholds of {len(manifest.thresholds)} labels, but has {len(manifest.labels)}"
+        )
 
 
-def _check_against_numpy(model: onnx.ModelProto, manifest: HeadManifest, steps: list[Affine | Relu]) -> None:
-    """Run the file that will be served on random unit vectors."""
-    embeddings = np.random.default_rng(0).standard_normal((64, manifest.encoder.embed_dim))
-    embeddings = (embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)).astype(np.float32)
+def _check_against_numpy(model: onnx.ModelProto, manifest: HeadManifest, steps: list[Step]) -> None:
+    """Run the file that will be served on random unit vectors, and on values that its lookup knows."""
+    embeddings = _check_vectors(manifest.encoder.embed_dim, steps)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     scores = np.asarray(session.run(["score"], {"embedding": embeddings})[0])
     expected = scores_by_numpy(steps, manifest.activation, embeddings)
@@ -196,6 +301,20 @@ def _check_against_numpy(model: onnx.ModelProto, manifest: HeadManifest, steps: 
         raise ManifestError(
             f"head {manifest.name}: ONNX scores differ from the layers' by {difference:.2g} (limit 1e-5)"
         )
+
+
+def _check_vectors(embed_dim: int, steps: list[Step]) -> np.ndarray:
+    """(64, embed_dim) unit vectors; with a lookup 256 more, each of its columns at an end of an interval."""
+    rng = np.random.default_rng(0)
+    vectors = rng.standard_normal((64, embed_dim))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    if not steps or not isinstance(lookup := steps[0], Lookup):
+        return vectors
+    known = np.tile(vectors, (4, 1))
+    for column, low, high in zip(lookup.columns, lookup.low, lookup.high, strict=True):
+        if len(low):
+            known[:, column] = rng.choice(np.concatenate([low, high]), len(known))
+    return np.concatenate([vectors, known])
 
 
 def main(argv: list[str] | None = None) -> int:

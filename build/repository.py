@@ -1,6 +1,7 @@
 """Installs a recipe's encoder and heads into the model repository that Triton loads, and checks it.
 
     python -m build.repository --recipe demo            # install, then check
+    python -m build.repository --recipe demo --target onnx      # and leave TensorRT plans out
     python -m build.repository --recipe demo --check    # check what is installed
     python -m build.repository --recipe nsfw-vit-b-32 --texts   # check the checked-in texts alone
 
@@ -19,16 +20,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from build import repository_check, repository_configs
+from build.engine import TARGETS
 from build.repository_check import RepositoryError
+from recipes.gpu import Machine, find_machine
 from recipes.manifest import (
     EncoderManifest,
     HeadManifest,
     ManifestError,
     compare_fingerprints,
     read_encoder,
+    read_engine,
     read_head,
 )
 from recipes.paths import MODEL_REPOSITORY, encoder_folder, head_folder, repository_folder
+from recipes.plans import cc_model_filenames, find_plans, fits, manifest_path, plan_name, unserved
 from recipes.schema import Recipe, RecipeError, load_recipe
 
 
@@ -61,18 +66,19 @@ def read_artefacts(recipe: Recipe) -> Artefacts:
     return Artefacts(encoder_folder(recipe.encoder), encoder, folders, heads)
 
 
-def install(recipe: Recipe, target: Path) -> None:
-    """Put the recipe's models into `target`.
+def install(recipe: Recipe, target: Path, engine: str = "auto") -> None:
+    """Put the recipe's models into `target`; `engine` is onnx, tensorrt or auto (see `choose_plans`).
 
     Raises:
         ManifestError: an artefact is missing or does not fit.
-        RepositoryError: the default recipe no longer agrees with the checked-in configs.
+        RepositoryError: the default recipe no longer agrees with the checked-in configs, or plans are missing.
     """
     artefacts = read_artefacts(recipe)
-    configs = repository_configs.stamped(recipe, artefacts.encoder, artefacts.heads)
+    plans = installed_names(choose_plans(artefacts.encoder_folder, artefacts.encoder, engine))
+    configs = stamped_configs(recipe, artefacts, list(plans))
     if target == MODEL_REPOSITORY:
         repository_check.compare_configs(configs, target)
-        _install_binaries(artefacts, target)
+        _install_binaries(artefacts, plans, target)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as partial:
@@ -83,41 +89,106 @@ def install(recipe: Recipe, target: Path) -> None:
             (fresh / name / "config.pbtxt").write_text(repository_configs.to_text(config, recipe.name))
         for source in (MODEL_REPOSITORY / "preprocess" / "1").glob("*.py"):
             shutil.copy(source, fresh / "preprocess" / "1")
-        _install_binaries(artefacts, fresh)
+        _install_binaries(artefacts, plans, fresh)
         if target.exists():
             target.rename(Path(partial) / "previous")
         fresh.rename(target)
 
 
-def check_installed(recipe: Recipe, target: Path) -> list[str]:
+def check_installed(recipe: Recipe, target: Path, machine: Machine | None = None) -> list[str]:
     """Problems of an installed repository in itself and against the recipe; see `repository_check`."""
-    artefacts = read_artefacts(recipe)
-    repository_check.compare_configs(repository_configs.stamped(recipe, artefacts.encoder, artefacts.heads), target)
-    return repository_check.check(target)
+    plans = [plan.name for plan in find_plans(target / "clip_encoder" / "1")]
+    repository_check.compare_configs(stamped_configs(recipe, read_artefacts(recipe), plans), target)
+    return repository_check.check(target, machine)
 
 
-def _install_binaries(artefacts: Artefacts, target: Path) -> None:
-    _install_model(artefacts.encoder_folder, "encoder.json", target / "clip_encoder" / "1")
+def choose_plans(folder: Path, encoder: EncoderManifest, engine: str, machine: Machine | None = None) -> list[Path]:
+    """The plans in an encoder's folder to install instead of its ONNX file; none means the ONNX file.
+
+    `tensorrt` takes those that fit the encoder and this machine's TensorRT, and wants one for every GPU here;
+    `auto` does the same where that works.
+
+    Raises:
+        RepositoryError: `tensorrt` was asked for, and a plan is missing.
+    """
+    if engine == "onnx":
+        return []
+    plans = sorted(folder.glob("engines/*/model.plan"))
+    if engine == "auto" and not plans:
+        return []
+    machine = machine or find_machine()
+    engines = {plan: read_engine(manifest_path(plan)) for plan in plans if manifest_path(plan).is_file()}
+    fitting = {plan: manifest for plan, manifest in engines.items() if fits(manifest, encoder, machine)}
+    missing = unserved(machine, {manifest.compute_capability for manifest in fitting.values()})
+    if fitting and machine.gpus and not missing:
+        return list(fitting)
+    wanted = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in missing) or "any GPU"
+    tensorrt = machine.tensorrt or "(none is here)"
+    problem = f"{folder / 'engines'}: no plan of this encoder for {wanted} and TensorRT {tensorrt}"
+    if engine == "tensorrt":
+        raise RepositoryError(f"{problem}; build it with: make engines TARGET=tensorrt")
+    print(f"build.repository: {problem}; installing the ONNX file", file=sys.stderr)
+    return []
+
+
+def installed_names(plans: list[Path]) -> dict[str, Path]:
+    """Plans by the name they are installed under: a single one is model.plan, several name their GPUs."""
+    if len(plans) == 1:
+        return {plan_name(): plans[0]}
+    return {plan_name(read_engine(manifest_path(plan)).compute_capability): plan for plan in plans}
+
+
+def stamped_configs(
+    recipe: Recipe, artefacts: Artefacts, plans: list[str]
+) -> dict[str, repository_configs.ModelConfig]:
+    """`repository_configs.stamped`, with Triton's map from compute capability to plan where there are several.
+
+    The default file name, which is not there, tells Triton the backend, and an unlisted GPU that it has no plan.
+    """
+    configs = repository_configs.stamped(recipe, artefacts.encoder, artefacts.heads)
+    if names := cc_model_filenames(plans):
+        configs["clip_encoder"].default_model_filename = plan_name()
+        configs["clip_encoder"].cc_model_filenames.update(names)
+    return configs
+
+
+def _install_binaries(artefacts: Artefacts, plans: dict[str, Path], target: Path) -> None:
+    encoder = artefacts.encoder_folder
+    files = _plan_files(plans) if plans else _onnx_files(encoder)
+    _install_files(files | {"encoder.json": encoder / "encoder.json"}, target / "clip_encoder" / "1")
     for folder, head in zip(artefacts.head_folders, artefacts.heads, strict=True):
-        _install_model(folder, "head.json", target / f"{head.name}_head" / "1")
+        files = _onnx_files(folder) | {"head.json": folder / "head.json"}
+        _install_files(files, target / f"{head.name}_head" / "1")
 
 
-def _install_model(source: Path, manifest: str, version: Path) -> None:
-    """Copy model.onnx and its manifest; a plan from an earlier build would win over the ONNX file."""
+def _onnx_files(source: Path) -> dict[str, Path]:
+    """model.onnx, and the file beside it that holds the weights of one over 2 GB."""
     if not (source / "model.onnx").is_file():
         raise ManifestError(f"{source / 'model.onnx'}: not found; make it with: make engines")
+    return {path.name: path for path in sorted(source.glob("model.onnx*"))}
+
+
+def _plan_files(plans: dict[str, Path]) -> dict[str, Path]:
+    return plans | {manifest_path(Path(name)).name: manifest_path(plan) for name, plan in plans.items()}
+
+
+def _install_files(files: dict[str, Path], version: Path) -> None:
+    """Copy a model's files; what an earlier build left goes: a plan would win over the ONNX file."""
     version.mkdir(parents=True, exist_ok=True)
-    for name in ("model.onnx", manifest):
+    for name, source in files.items():
         partial = version / f".{name}.partial"
-        shutil.copy(source / name, partial)
+        shutil.copy(source, partial)
         partial.replace(version / name)
-    for plan in version.glob("*.plan"):
-        plan.unlink()
+    for pattern in ("model.onnx*", "model*.plan", "engine*.json"):
+        for path in version.glob(pattern):
+            if path.name not in files:
+                path.unlink()
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m build.repository", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    parser.add_argument("--target", choices=TARGETS, default="auto", help="install plans, or the ONNX file")
     parser.add_argument("--check", action="store_true", help="change nothing; check what is installed")
     parser.add_argument("--texts", action="store_true", help="check only the checked-in config.pbtxt files")
     arguments = parser.parse_args(argv)
@@ -125,7 +196,7 @@ def main(argv: list[str] | None = None) -> int:
         recipe = load_recipe(arguments.recipe)
         target = MODEL_REPOSITORY if arguments.texts else repository_folder(recipe)
         if not (arguments.check or arguments.texts):
-            install(recipe, target)
+            install(recipe, target, arguments.target)
         problems = repository_check.check_texts(target) if arguments.texts else check_installed(recipe, target)
     except (RecipeError, ManifestError, RepositoryError) as error:
         print(f"build.repository: {error}", file=sys.stderr)

@@ -13,15 +13,18 @@ import onnx
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig  # pyright: ignore[reportAttributeAccessIssue] (generated code)
 
 from build.repository_configs import ConfigError, read_config
+from recipes.gpu import Machine
 from recipes.manifest import (
     EncoderManifest,
     HeadManifest,
     ManifestError,
     compare_fingerprints,
     read_encoder,
+    read_engine,
     read_head,
     sha256_of,
 )
+from recipes.plans import cc_model_filenames, find_plans, manifest_path, repository_problems
 
 ONNX_TYPES = {
     "TYPE_UINT8": onnx.TensorProto.UINT8,
@@ -35,15 +38,15 @@ class RepositoryError(RuntimeError):
     """The model repository is not what the recipe says."""
 
 
-def check(repository: Path) -> list[str]:
-    """Every problem found, one line each; empty when Triton can serve the repository."""
+def check(repository: Path, machine: Machine | None = None) -> list[str]:
+    """Every problem found, one line each; empty when Triton can serve the repository on this `machine`."""
     problems = check_texts(repository)
     if problems:
         return problems
     for folder, config in _read_configs(repository)[0].items():
         if config.platform != "ensemble" and config.backend != "python":
             problems += _check_model_file(repository / folder / "1", config)
-    return problems + _check_manifests(repository)
+    return problems + _check_manifests(repository) + repository_problems(repository, machine)
 
 
 def check_texts(repository: Path) -> list[str]:
@@ -97,20 +100,49 @@ def compare_configs(expected: dict[str, ModelConfig], repository: Path) -> None:
 
 
 def _check_model_file(version: Path, config: ModelConfig) -> list[str]:
-    """Exactly one model file, with the inputs and outputs of its config."""
-    files = [version / name for name in ("model.onnx", "model.plan") if (version / name).is_file()]
-    if len(files) != 1:
-        found = ", ".join(file.name for file in files) or "neither"
+    """One model.onnx, or one model.plan, or a plan for each GPU; with the inputs and outputs of its config."""
+    path, plans = version / "model.onnx", find_plans(version)
+    if path.is_file() == bool(plans):
+        found = ", ".join(file.name for file in [path, *plans] if plans) or "neither"
         return [f"{config.name}/1: needs exactly one of model.onnx and model.plan, found {found}; run: make engines"]
-    if files[0].suffix == ".plan":
-        return []
-    model = onnx.load(files[0], load_external_data=False)
+    if plans:
+        return _check_plans(config, plans)
+    model = onnx.load(path, load_external_data=False)
     initializers = {tensor.name for tensor in model.graph.initializer}
     inputs = [value for value in model.graph.input if value.name not in initializers]
     return [
         *_compare_tensors(config.name, "input", config.input, inputs),
         *_compare_tensors(config.name, "output", config.output, model.graph.output),
     ]
+
+
+def _check_plans(config: ModelConfig, plans: list[Path]) -> list[str]:
+    """Plans as their manifests describe them, against the config; whether they fit the GPU is another question."""
+    problems, names = [], [plan.name for plan in plans]
+    mapped, per_gpu = dict(config.cc_model_filenames), cc_model_filenames(names)
+    if mapped != per_gpu or (len(per_gpu) != len(names) and names != ["model.plan"]):
+        problems.append(
+            f"{config.name}: cc_model_filenames is {mapped} in config.pbtxt, the files are {names}; run: make engines"
+        )
+    for plan in plans:
+        try:
+            engine = read_engine(manifest_path(plan))
+        except ManifestError:
+            continue  # the preflight says so
+        for kind, tensor, configured in (
+            ("input", engine.input, config.input),
+            ("output", engine.output, config.output),
+        ):
+            wanted = f"{tensor.name} TYPE_{tensor.dtype} {tensor.dims}"
+            found = ", ".join(f"{value.name} {_signature(value)}" for value in configured)
+            if found != wanted:
+                problems.append(f"{config.name}: {kind} is {found} in config.pbtxt, {wanted} in {plan.name}")
+        if config.max_batch_size > engine.profile.max_batch_size:
+            problems.append(
+                f"{config.name}: max_batch_size {config.max_batch_size} is over the "
+                f"{engine.profile.max_batch_size} that {plan.name} was built for; run: make engines"
+            )
+    return problems
 
 
 def _compare_tensors(model: str, kind: str, configured, in_onnx) -> list[str]:

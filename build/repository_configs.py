@@ -77,7 +77,8 @@ def _head(head: HeadManifest) -> ModelConfig:
     config.input[0].dims[:] = [head.encoder.embed_dim]
     for output in config.output:
         output.dims[:] = [1 if output.name == "revision" else len(head.labels)]
-    _set_parameters(config, {"labels": json.dumps(head.labels), "class_names": json.dumps(head.class_names)})
+    names = {"labels": json.dumps(head.labels), "class_names": json.dumps(head.class_names)}
+    _set_parameters(config, {"task": head.task} | names)
     if head.notice:
         _set_parameters(config, {"notice": head.notice})
     return config
@@ -90,11 +91,12 @@ def _image_embedding(encoder: EncoderManifest) -> ModelConfig:
 
 
 def _image_score(heads: list[HeadManifest]) -> ModelConfig:
-    """The checked-in ensemble with its one head step repeated for each head."""
+    """The checked-in ensemble with the outputs and the step of its first head, once for each head."""
     config = _template("image_score")
-    head_outputs, head_step = list(config.output), config.ensemble_scheduling.step[-1]
-    del config.output[:], config.ensemble_scheduling.step[-1]
     template_name = HEAD_TEMPLATE.removesuffix("_head")
+    head_outputs = [output for output in config.output if output.name.startswith(template_name)]
+    (head_step,) = (step for step in config.ensemble_scheduling.step if step.model_name == HEAD_TEMPLATE)
+    del config.output[:], config.ensemble_scheduling.step[2:]  # preprocess and clip_encoder stay
     for head in heads:
         for output in head_outputs:
             added = config.output.add()

@@ -2,6 +2,7 @@
 
 `schema` reads the YAML files in this folder, `manifest` describes the JSON beside every artefact,
 `paths` says where artefacts live, `pixels` loads the served preprocessing code so that training and
-building use the very same file, and `photos` finds real photographs that ship with dependencies.
+building use the very same file, `photos` finds real photographs that ship with dependencies,
+`gpu` asks what TensorRT plans this machine can run, and `plans` holds installed plans against it.
 Nothing here imports training, build or serving.
 """

@@ -98,6 +98,39 @@ class EncoderFingerprint(_Part):
     embed_dim: int
 
 
+class BatchProfile(_Part):
+    """Batch sizes of a plan's one optimization profile: it takes min to max, and is fastest at opt."""
+
+    min_batch_size: int
+    opt_batch_size: int
+    max_batch_size: int
+
+
+class EngineManifest(_Part):
+    """engine.json: a TensorRT plan, which fits one TensorRT version and one compute capability."""
+
+    kind: Literal["engine"] = "engine"
+    encoder: EncoderFingerprint
+    onnx_sha256: str
+    """Of the model.onnx that it was built from."""
+    plan_sha256: str
+    tensorrt: str
+    """The full version, such as 10.16.1.11."""
+    gpu: str
+    """The name of the GPU that chose the kernels."""
+    compute_capability: str
+    """Such as 9.0."""
+    profile: BatchProfile
+    workspace_bytes: int
+    precision: str
+    """The ONNX file's; the network is strongly typed."""
+    input: Tensor
+    output: Tensor
+    parity: dict[str, float]
+    """What the build's check against onnxruntime measured."""
+    versions: dict[str, str]
+
+
 class Linear(_Part):
     """`y = x @ weight.T + bias`; names of tensors in head.safetensors, weight (out, in), bias (out,)."""
 
@@ -115,15 +148,18 @@ class Standardize(_Part):
 
 
 class RankLookup(_Part):
-    """Some columns replaced by a rank: `y[:, c] = rank of float16(x[:, c])`, 0 when it is not in the vocabulary.
+    """Some columns replaced by a rank: `y[:, c]` is the rank of the interval that holds `x[:, c]`, or 0.
 
-    The vocabularies of the columns follow one another in `values` (N,) float16 and `ranks` (N,) float32.
+    The intervals of the columns follow one another in `low`, `high` and `ranks`, each (N,) float32; both
+    ends belong to an interval, and within a column they are disjoint and ascend. No interval, no rank:
+    a column of length 0 is always 0. Only the first layer may be one.
     """
 
     type: Literal["rank_lookup"] = "rank_lookup"
     columns: list[int]
     lengths: list[int]
-    values: str
+    low: str
+    high: str
     ranks: str
 
 
@@ -234,6 +270,10 @@ def read_encoder(folder: Path) -> EncoderManifest:
 
 def read_head(folder: Path) -> HeadManifest:
     return _read(HeadManifest, folder / "head.json", "python -m training.fit --recipe RECIPE")
+
+
+def read_engine(path: Path) -> EngineManifest:
+    return _read(EngineManifest, path, "make engines TARGET=tensorrt")
 
 
 def write_manifest(manifest: BaseModel, path: Path) -> None:

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "recipes"
 ARTIFACTS = Path(os.environ.get("CLIPSIEVE_ARTIFACTS", ROOT / "artifacts"))
 MODEL_REPOSITORY = ROOT / "model_repository"
-DEFAULT_RECIPE = "nsfw-vit-b-32"
+DEFAULT_RECIPE = "nsfw-vit-l-14"
 """The recipe that the checked-in config.pbtxt files are written for."""
 
 

@@ -103,8 +103,12 @@ class Published(_Section):
     """Such as `laion-nsfw-l14`; `python -m training.import_head --list` shows them."""
     file: Path | None = None
     """A local copy, for machines without a network; its sha256 is checked all the same."""
-    variant: Literal["published", "numeric"] = "published"
-    """Of the two Keras heads: rank lookup of their categorical columns, or those columns left unknown."""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    """Of the file, for the heads whose sum is not known here; for the others it must be the known one."""
+    variant: Literal["published", "float16", "numeric"] = "published"
+    """Of the two Keras heads, whose few categorical columns are looked up in a vocabulary of float16 values:
+    `published` as the original graph does (a value that is no float16 is nearly always unknown), `float16`
+    with those columns rounded first, as the embeddings it was trained on were, `numeric` all left unknown."""
 
 
 class Head(_Section):
@@ -165,6 +169,18 @@ class Head(_Section):
         return self
 
 
+class Engine(_Section):
+    """How `build.engine` makes a TensorRT plan from the ONNX file; ONNX serving ignores it.
+
+    The plan takes 1 to `serving.max_batch_size` images. Its precision is the ONNX file's (`build.precision`).
+    """
+
+    opt_batch_size: int | None = Field(default=None, ge=1)
+    """The batch that kernels are chosen for; by default the largest."""
+    workspace_bytes: int = Field(default=4 * 2**30, ge=2**20)
+    """GPU memory that one kernel may use for scratch."""
+
+
 class Build(_Section):
     """How ONNX files are exported."""
 
@@ -173,6 +189,7 @@ class Build(_Section):
     """17 has LayerNormalization as one node; 21 is the newest the oldest promised runtime reads."""
     minimum_cosine: float = Field(default=0.99999, gt=0, le=1)
     """The build fails when any embedding of the parity check is further from torch's than this."""
+    engine: Engine = Engine()
 
 
 class Serving(_Section):
@@ -206,6 +223,13 @@ class Recipe(_Section):
     heads: list[Head] = Field(min_length=1)
     build: Build = Build()
     serving: Serving = Serving()
+
+    @model_validator(mode="after")
+    def _engine_profile(self) -> Recipe:
+        opt, largest = self.build.engine.opt_batch_size, self.serving.max_batch_size
+        if opt is not None and opt > largest:
+            raise ValueError(f"build.engine.opt_batch_size {opt} is over serving.max_batch_size {largest}")
+        return self
 
     @model_validator(mode="after")
     def _unique_heads(self) -> Recipe:

@@ -91,6 +91,10 @@ class EmbeddedServer:
         wheel = find_wheel()
         if not (self.repository / "image_score" / "config.pbtxt").is_file():
             raise ServingError(f"{self.repository}: no model repository; build it with: make engines")
+        if plans := list(self.repository.glob("*/1/*.plan")):
+            raise ServingError(
+                f"{plans[0]}: the embedded server has no TensorRT backend; run: make engines TARGET=onnx"
+            )
         self._folder = Path(tempfile.mkdtemp(prefix="clipsieve-"))
         try:
             self._start(wheel, self._folder)

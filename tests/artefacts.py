@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -29,6 +30,7 @@ def write_head(
     hidden: int = 16,
     seed: int = 0,
     thresholds: tuple[float, ...] = (0.5,),
+    task: Literal["binary", "multiclass", "multilabel", "regression"] = "binary",
     notice: str | None = None,
 ) -> HeadManifest:
     """head.safetensors and head.json of a two-layer head with random weights."""
@@ -46,7 +48,8 @@ def write_head(
         recipe={},
         notice=notice,
         encoder=encoder.fingerprint(),
-        labels=[class_names[1]],
+        task=task,
+        labels=class_names[1:] if task == "binary" else class_names,
         class_names=class_names,
         layers=[Linear(weight="0.weight", bias="0.bias"), Relu(), Linear(weight="1.weight", bias="1.bias")],
         activation="sigmoid",

@@ -4,8 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from training.datasets import samples_in_class_folders
+from recipes.schema import Head
+from training.datasets import detected_format, samples_in, samples_in_class_folders
 from training.errors import StepError
+from training.tables import Columns
 
 CLASSES = ["safe", "nsfw"]
 
@@ -51,3 +53,30 @@ def test_empty_class_folders_are_refused(tmp_path: Path) -> None:
     (tmp_path / "nsfw").mkdir()
     with pytest.raises(StepError, match="no files in safe, nsfw"):
         samples_in_class_folders(tmp_path, CLASSES)
+
+
+def test_the_format_is_seen(tmp_path: Path) -> None:
+    _touch(tmp_path, "photos/safe/a.jpg", "shards/a.tar", "labels.CSV", "npy/x.npy", "clip/img_emb/a.npy", "notes.txt")
+    formats = {"photos": "folders", "shards": "shards", "shards/a.tar": "shards", "shards/*.tar": "shards"}
+    assert {data: detected_format(str(tmp_path / data)) for data in formats} == formats
+    assert detected_format(str(tmp_path / "labels.CSV")) == "table"
+    for data in ("npy", "clip"):
+        with pytest.raises(StepError, match=r"holds embeddings \(.*\); run python -m training\.ingest on it"):
+            detected_format(str(tmp_path / data))
+    with pytest.raises(StepError, match=r"neither a folder, a shard \(\.tar\) nor a table"):
+        detected_format(str(tmp_path / "notes.txt"))
+    with pytest.raises(StepError, match="nowhere: no such folder"):
+        detected_format(str(tmp_path / "nowhere"))
+
+
+def test_an_explicit_format_overrules_what_is_seen(tmp_path: Path) -> None:
+    _touch(tmp_path, "safe/a.jpg", "nsfw/b.jpg", "old.tar")
+    head = Head(name="nsfw", class_names=CLASSES)
+    assert len(samples_in(str(tmp_path), head, Columns(), "folders")) == 2
+
+
+def test_folders_cannot_label_every_task(tmp_path: Path) -> None:
+    head = Head(name="tags", task="multilabel", class_names=CLASSES)
+    _touch(tmp_path, "safe/a.jpg", "nsfw/b.jpg")
+    with pytest.raises(StepError, match="subfolders cannot say a multilabel head's labels"):
+        samples_in(str(tmp_path), head, Columns())

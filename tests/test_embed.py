@@ -4,6 +4,7 @@ import csv
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from training import embed
 from training.datasets import samples_in_class_folders
 from training.encoder import OnnxEncoder
 from training.errors import StepError, run_step
-from training.store import Store, part_files, read_embeddings
+from training.store import Store, append_corrections, part_files, read_embeddings
 
 CLASSES = ["angular", "round"]
 
@@ -273,3 +274,60 @@ def test_an_interrupted_step_says_so(capsys) -> None:
 
     assert run_step(interrupted) == 130
     assert "run the same command to go on" in capsys.readouterr().err
+
+
+def test_a_table_names_the_images_and_their_split(encoder_folder, data, tmp_path, capsys) -> None:
+    (tmp_path / "labels.csv").write_text(
+        "file,kind,side\ndata/angular/00.png,angular,test\ndata/round/01.png,1,\ndata/gone.png,0,\n"
+    )
+    columns = ("--path-column", "file", "--label-column", "kind", "--split-column", "side")
+    assert _run("--recipe", "demo", "--data", tmp_path / "labels.csv", *columns) == 0
+    store = paths.ARTIFACTS / "embeddings" / "demo"
+    rows = _rows(encoder_folder, store)
+    found = {key: (label, split) for key, label, split in zip(rows.key, rows.label, rows.split, strict=True)}
+    assert found == {"data/angular/00.png": ("angular", "test"), "data/round/01.png": ("round", None)}
+    with (store.parent / "demo.errors.csv").open(newline="") as file:
+        [error] = csv.DictReader(file)
+    assert error["message"] == "No such file or directory (labels.csv row 4)"
+    assert "2 embedded, 0 reused, 0 unchanged, 1 failed" in capsys.readouterr().err
+
+
+def test_shards_are_embedded_without_unpacking_and_again_adds_nothing(encoder_folder, data, tmp_path, capsys) -> None:
+    shard = tmp_path / "shards" / "0.tar"
+    shard.parent.mkdir()
+    with tarfile.open(shard, "w") as archive:
+        for number in range(6):
+            file = data / CLASSES[number % 2] / f"{number:02d}.png"
+            archive.add(file, f"../{number}.png")
+            (tmp_path / "cls").write_text(CLASSES[number % 2])
+            archive.add(tmp_path / "cls", f"../{number}.cls")
+    assert _run("--recipe", "demo", "--data", shard.parent, "--dtype", "float16") == 0
+    assert _run("--recipe", "demo", "--data", f"{shard.parent}/*.tar") == 0
+    err = capsys.readouterr().err
+    assert "6 embedded, 0 reused, 0 unchanged, 0 failed" in err
+    assert "0 embedded, 0 reused, 6 unchanged, 0 failed" in err
+    rows = _rows(encoder_folder, paths.ARTIFACTS / "embeddings" / "demo")
+    assert sorted(rows.key) == [f"../{number}" for number in range(6)]
+    assert sorted(rows.path)[3] == f"{shard.resolve()}#../3.png"
+    assert dict(zip(rows.key, rows.label, strict=True))["../3"] == "round"
+    assert not list(tmp_path.glob("*.png"))
+    _embed(encoder_folder, data, tmp_path / "other", load_recipe("demo"))
+    same = _rows(encoder_folder, tmp_path / "other")
+    expected = same.embedding[same.sha256.index(rows.sha256[0])].astype(np.float16)
+    np.testing.assert_array_equal(rows.embedding[0], expected.astype(np.float32))
+
+
+def test_a_bad_data_set_writes_nothing(encoder_folder, data, tmp_path, capsys) -> None:
+    (tmp_path / "labels.csv").write_text("path,label\ndata/angular/00.png,angular\ndata/round/01.png,2\n")
+    assert _run("--recipe", "demo", "--data", tmp_path / "labels.csv") == 1
+    assert "labels.csv row 3 (data/round/01.png): label '2' is neither 0 or 1" in capsys.readouterr().err
+    assert not (paths.ARTIFACTS / "embeddings").exists()
+
+
+def test_a_correction_outlives_embedding_the_same_data_again(encoder_folder, data, tmp_path, recipe) -> None:
+    store = tmp_path / "store"
+    _embed(encoder_folder, data, store, recipe)
+    rows = _rows(encoder_folder, store)
+    append_corrections(store, [rows.sha256[0]], [rows.label[0]], ["round" if rows.label[0] == "angular" else "angular"])
+    assert _embed(encoder_folder, data, store, recipe).unchanged == 12
+    assert _rows(encoder_folder, store).label[0] != rows.label[0]

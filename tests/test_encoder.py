@@ -13,7 +13,9 @@ from safetensors.torch import save_file
 
 import build.encoder
 from build.encoder import EncoderGraph, build_encoder, export_onnx, main, up_to_date
+from build.engine import plan_spec
 from build.parity import ParityError, check_parity
+from build.tensorrt_plan import check_uint8_input
 from build.tower import load_tower
 from recipes.manifest import read_encoder
 from recipes.paths import encoder_folder
@@ -47,6 +49,17 @@ def test_the_file_loads_on_the_oldest_promised_runtime(model):
 
 def test_layer_normalisation_is_one_node(model):
     assert sum(node.op_type == "LayerNormalization" for node in model.graph.node) == 2 * 4 + 2  # blocks, pre and post
+
+
+def test_tensorrt_could_read_its_input(demo, encoder):
+    """A UINT8 input may feed a Cast and nothing else."""
+    check_uint8_input(plan_spec(demo, encoder, encoder_folder(demo.encoder) / "model.onnx"))
+
+
+def test_engine_settings_do_not_rebuild_the_encoder(demo, encoder):
+    engine = demo.build.engine.model_copy(update={"workspace_bytes": 2**30})
+    changed = demo.model_copy(update={"build": demo.build.model_copy(update={"engine": engine})})
+    assert up_to_date(changed, encoder_folder(demo.encoder)) == encoder
 
 
 def test_no_path_of_the_building_machine_is_in_the_file(model):

@@ -8,10 +8,35 @@ import onnxruntime
 import pytest
 import torch
 from artefacts import encoder_manifest, write_head
+from onnx import helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from build.head import build_head, folded, head_model, main, read_weights, scores_by_numpy, threshold_array
-from recipes.manifest import Linear, ManifestError, Standardize, Threshold, read_head, sha256_of, write_manifest
+from build.head import (
+    build_head,
+    calibration_of,
+    folded,
+    head_model,
+    main,
+    read_weights,
+    scores_by_numpy,
+    threshold_array,
+)
+from build.rank_lookup import Lookup, lookup_nodes
+from recipes.manifest import (
+    Calibration,
+    Dropout,
+    Linear,
+    ManifestError,
+    Prevalence,
+    RankLookup,
+    Relu,
+    Standardize,
+    Threshold,
+    compare_fingerprints,
+    read_head,
+    sha256_of,
+    write_manifest,
+)
 from training.head import head_from_layers
 
 CLASSES = ["safe", "nsfw"]
@@ -145,3 +170,209 @@ heads: [{{name: demo, class_names: {demo.heads[0].class_names}, source: {tmp_pat
     (tmp_path / "other.yaml").write_text(text)
     assert main(["--recipe", str(tmp_path / "other.yaml")]) == 1
     assert "embed_dim: the head was trained on 512, the encoder is 128" in capsys.readouterr().err
+
+
+LABELS = ["a", "b", "c"]
+LOOKUP = RankLookup(columns=[5, 1, 3], lengths=[300, 4, 0], low="low", high="high", ranks="ranks")
+
+
+def lookup_weights(seed=3):
+    """300 intervals of one to a few floats, 4 wide ones, and a column without any."""
+    rng = np.random.default_rng(seed)
+    low = np.sort(rng.uniform(-0.2, 0.2, 300).astype(np.float32))
+    high = np.minimum(low + np.float32(1e-6), np.append(np.nextafter(low[1:], np.float32(-1)), 1)).astype(np.float32)
+    wide = np.array([-0.1, -0.05, 0, 0.05], np.float32)
+    return {
+        "low": np.concatenate([low, wide]),
+        "high": np.concatenate([high, wide + np.float32(0.02)]),
+        "ranks": np.concatenate([rng.permutation(300) + 1, [4, 3, 2, 1]]).astype(np.float32),
+    }
+
+
+def write_layers(folder, layers, weights, *, labels=LABELS, width=8, **changes):
+    """A head of any layers on an encoder with `width` values."""
+    base = write_head(folder, encoder_manifest(), CLASSES)
+    save_file(weights, folder / "head.safetensors")
+    manifest = base.model_copy(
+        update={
+            "layers": layers,
+            "labels": labels,
+            "class_names": labels,
+            "task": "multilabel",
+            "thresholds": [[] for _ in labels],
+            "encoder": base.encoder.model_copy(update={"embed_dim": width}),
+            "weights_sha256": sha256_of(folder / "head.safetensors"),
+            **changes,
+        }
+    )
+    write_manifest(manifest, folder / "head.json")
+    return manifest
+
+
+def layers_of(kind):
+    """(layers, tensors) of a head on 8 values with 3 logits."""
+    rng = np.random.default_rng(0)
+    linear = {"w": rng.standard_normal((3, 8)).astype("f4"), "b": rng.standard_normal(3).astype("f4")}
+    hidden = {"hw": rng.standard_normal((8, 8)).astype("f4"), "hb": rng.standard_normal(8).astype("f4")}
+    standard = {"mean": rng.standard_normal(8).astype("f4"), "std": rng.uniform(50, 90, 8).astype("f4")}
+    first = Linear(weight="hw", bias="hb")
+    last = Linear(weight="w", bias="b")
+    return {
+        "linear": ([last], linear),
+        "two linear": ([first, last], linear | hidden),
+        "standardize": ([Standardize(mean="mean", std="std"), last], linear | standard),
+        "relu and dropout": ([first, Relu(), Dropout(p=0.5), last], linear | hidden),
+        "rank lookup": (
+            [LOOKUP, Standardize(mean="mean", std="std"), first, Relu(), last],
+            linear | hidden | standard | lookup_weights(),
+        ),
+    }[kind]
+
+
+def lookup_vectors(count=200, seed=1):
+    """Values at, beside and between the ends of the intervals."""
+    tables, rng = lookup_weights(), np.random.default_rng(seed)
+    vectors = rng.uniform(-0.25, 0.25, (count, 8)).astype(np.float32)
+    ends = np.concatenate([tables["low"], tables["high"]])
+    near = np.concatenate([ends, np.nextafter(ends, np.float32(9)), np.nextafter(ends, np.float32(-9))])
+    vectors[: count // 2, [1, 5]] = rng.choice(near, (count // 2, 2))
+    return vectors
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "softmax", "none"])
+@pytest.mark.parametrize("kind", ["linear", "two linear", "standardize", "relu and dropout", "rank lookup"])
+def test_torch_numpy_and_onnx_agree(tmp_path, kind, activation):
+    layers, weights = layers_of(kind)
+    manifest = write_layers(tmp_path, layers, weights, activation=activation)
+    build_head(tmp_path, opset=18)
+    embeddings = lookup_vectors()
+    with torch.inference_mode():
+        logits = head_from_layers(layers, weights).eval()(torch.from_numpy(embeddings)).double()
+    applied = {"sigmoid": torch.sigmoid, "softmax": lambda x: torch.softmax(x, 1), "none": lambda x: x}
+    expected = applied[activation](logits).numpy()
+    by_numpy = scores_by_numpy(folded(manifest, weights), activation, embeddings)
+    np.testing.assert_allclose(by_numpy, expected, atol=2e-5)
+    np.testing.assert_allclose(run(tmp_path, embeddings)["score"], expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_ranks_are_those_of_the_intervals_by_hand(batch):
+    weights, x = lookup_weights(), lookup_vectors(batch)
+
+    def rank(value, start, stop):
+        inside = [i for i in range(start, stop) if weights["low"][i] <= value <= weights["high"][i]]
+        return weights["ranks"][inside[0]] if inside else 0
+
+    expected = x.copy()
+    expected[:, 5] = [rank(value, 0, 300) for value in x[:, 5]]
+    expected[:, 1] = [rank(value, 300, 304) for value in x[:, 1]]
+    expected[:, 3] = 0
+    by_torch = head_from_layers([LOOKUP], weights)(torch.from_numpy(x)).numpy()
+    np.testing.assert_array_equal(by_torch, expected)
+    ends = np.cumsum(LOOKUP.lengths)[:-1]
+    lookup = Lookup(LOOKUP.columns, *(np.split(weights[name], ends) for name in ("low", "high", "ranks")))
+    np.testing.assert_array_equal(lookup(x), expected)
+    np.testing.assert_array_equal(served_lookup(lookup, x), expected)
+
+
+def served_lookup(lookup, x):
+    nodes, constants, output = lookup_nodes(lookup, "x", x.shape[1], "lookup_")
+    values = [
+        helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, ["batch", x.shape[1]]) for name in ("x", output)
+    ]
+    initial = [numpy_helper.from_array(array, name) for name, array in constants.items()]
+    graph = helper.make_graph(nodes, "lookup", values[:1], values[1:], initial)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return np.asarray(onnxruntime.InferenceSession(model.SerializeToString()).run(None, {"x": x})[0])
+
+
+def test_a_lookup_that_knows_nothing_clears_its_columns():
+    empty = np.zeros(0, np.float32)
+    x = lookup_vectors(5)
+    cleared = served_lookup(Lookup([2, 4], [empty] * 2, [empty] * 2, [empty] * 2), x)
+    np.testing.assert_array_equal(cleared[:, [2, 4]], 0)
+    np.testing.assert_array_equal(cleared[:, [0, 1, 3, 5, 6, 7]], x[:, [0, 1, 3, 5, 6, 7]])
+
+
+@pytest.mark.parametrize("kind", ["linear", "relu and dropout"])
+def test_calibration_and_prevalence_act_on_the_logits(tmp_path, kind):
+    layers, weights = layers_of(kind)
+    calibration = Calibration(method="platt", scale=[0.5, 2, 1], offset=[0.1, -1, 3])
+    prevalence = Prevalence(training=0.4, target=0.01)
+    write_layers(tmp_path, layers, weights, calibration=calibration, prevalence=prevalence, calibrated=True)
+    build_head(tmp_path, opset=18)
+    embeddings = lookup_vectors()
+    with torch.inference_mode():
+        logits = head_from_layers(layers, weights).eval()(torch.from_numpy(embeddings)).numpy()
+    shift = np.log(0.01 / 0.99) - np.log(0.4 / 0.6)
+    expected = 1 / (1 + np.exp(-(logits * calibration.scale + calibration.offset + shift)))
+    np.testing.assert_allclose(run(tmp_path, embeddings)["score"], expected, atol=1e-6)
+    operators = [node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node]
+    assert operators.count("Gemm") == (1 if kind == "linear" else 2)  # it costs nothing
+
+
+def test_the_prevalence_correction_is_bayes_rule(tmp_path):
+    """A calibrated 0.4 at a training share of 0.4 is the new share itself."""
+    layers, weights = layers_of("linear")
+    prevalence = Prevalence(training=0.4, target=0.02)
+    shift = calibration_of(write_layers(tmp_path, layers, weights, prevalence=prevalence))
+    assert shift is not None
+    logit = np.log(0.4 / 0.6)
+    assert 1 / (1 + np.exp(-(logit + shift.offset[0]))) == pytest.approx(0.02)
+
+
+def test_every_label_has_thresholds_of_its_own(tmp_path):
+    layers, weights = layers_of("linear")
+    points = [[0.2, 0.5, 0.8], [], [0.6]]
+    thresholds = [[Threshold(value=value, operating_point="fixed") for value in row] for row in points]
+    write_layers(tmp_path, layers, weights, thresholds=thresholds)
+    build_head(tmp_path, opset=18)
+    outputs = run(tmp_path, 10 * unit_vectors(300, 8))
+    for label, row in enumerate(points):
+        expected = sum((outputs["score"][:, label] >= np.float32(value)).astype(int) for value in row)
+        assert np.array_equal(outputs["decision"][:, label], np.broadcast_to(expected, 300))
+    assert set(outputs["decision"][:, 0]) == {0, 1, 2, 3}
+
+
+def _backwards(weights):
+    return {name: weights[name][::-1].copy() if name in ("low", "high") else weights[name] for name in weights}
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"layers": [Linear(weight="hw", bias="hb"), LOOKUP]}, "rank_lookup layer must be the first"),
+        ({"layers": [LOOKUP.model_copy(update={"columns": [5, 1, 8]})]}, r"columns \[5, 1, 8\] of 8"),
+        ({"layers": [LOOKUP.model_copy(update={"columns": [5, 1, 1]})]}, r"columns \[5, 1, 1\] of 8"),
+        ({"layers": [LOOKUP.model_copy(update={"lengths": [300, 3, 0]})]}, r"lengths \[300, 3, 0\]"),
+        ({"layers": [LOOKUP.model_copy(update={"low": "lowest"})]}, "names the tensor 'lowest'"),
+        ({"weights": _backwards}, "must ascend"),
+        ({"calibration": Calibration(method="platt", scale=[1], offset=[0])}, "calibration has 1 scales"),
+        ({"thresholds": [[]]}, "thresholds of 1 labels, but has 3"),
+        ({"prevalence": Prevalence(training=0.5, target=1.5)}, r"prevalence.target is 1.5"),
+    ],
+)
+def test_what_cannot_be_served_is_refused(tmp_path, changes, expected):
+    layers, weights = layers_of("rank lookup")
+    weights = changes.pop("weights", dict)(weights)
+    manifest = write_layers(tmp_path, changes.pop("layers", layers), weights, **changes)
+    with pytest.raises(ManifestError, match=expected):
+        folded(manifest, weights)
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"id": "vit-l-14-openai"}, "id: the head was trained on 'vit-l-14-openai', the encoder is 'vit-b-32"),
+        ({"normalize": False}, "normalize: the head was trained on False, the encoder is True"),
+        ({"preprocessing": "exact-squash-bicubic-224"}, "preprocessing: the head was trained on 'exact-squash"),
+    ],
+)
+def test_a_published_head_of_another_encoder_or_normalisation_is_refused(tmp_path, changes, expected):
+    """Its authors named the encoder, not its weights' sum: then the name has to agree."""
+    base = write_head(tmp_path, encoder_manifest(), CLASSES)
+    published = base.encoder.model_copy(update={"weights_sha256": None})
+    compare_fingerprints(base.model_copy(update={"encoder": published}), encoder_manifest())
+    foreign = base.model_copy(update={"encoder": published.model_copy(update=changes)})
+    with pytest.raises(ManifestError, match=expected):
+        compare_fingerprints(foreign, encoder_manifest())

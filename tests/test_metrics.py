@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from sklearn.metrics import roc_auc_score
+from scipy.stats import norm, pearsonr, spearmanr
+from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from training import metrics
-from training.metrics import auroc_interval, binary_metrics
+from training.calibrate import ece
+from training.metrics import binary_metrics, regression_metrics, task_metrics
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 1])
 SCORES = np.array([0.1, 0.2, 0.3, 0.7, 0.4, 0.5, 0.8, 0.9])
@@ -39,44 +41,110 @@ def test_nothing_passed_has_no_precision_and_stays_json() -> None:
     json.dumps(found, allow_nan=False)
 
 
+def test_figures_are_sklearns_also_with_ties() -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random(500) < 0.3).astype(float)
+    scores = np.round(np.clip(rng.normal(0.4, 0.2, 500) + labels * 0.2, 0, 1), 1)
+    counts = metrics.counts_of(labels, scores)
+    assert metrics.auroc(counts)[0] == pytest.approx(roc_auc_score(labels, scores))
+    assert metrics.average_precision(counts)[0] == pytest.approx(average_precision_score(labels, scores))
+    assert metrics.brier_of(counts)[0] == pytest.approx(brier_score_loss(labels, scores))
+    assert metrics.ece_of(counts)[0] == pytest.approx(ece(scores, labels))
+
+
+def test_points_of_the_curves_by_hand() -> None:
+    counts = metrics.counts_of(LABELS, SCORES)
+    assert metrics.recall_at_precision(counts, 1.0)[0] == 0.5
+    assert metrics.recall_at_precision(counts, 0.8)[0] == 1
+    assert metrics.fpr_at_recall(counts, 1.0)[0] == 0.25
+    assert metrics.fpr_at_recall(counts, 0.5)[0] == 0
+
+
 @given(st.lists(st.integers(0, 5), min_size=4, max_size=40), st.integers(0, 1000))
 def test_each_resample_is_sklearns_weighted_auroc(values: list[int], seed: int) -> None:
-    scores = np.sort(np.array(values, float))
-    labels = np.arange(len(scores)) % 2
-    starts = np.flatnonzero(np.r_[True, np.diff(scores) != 0])
-    [found] = metrics._resampled_auroc(labels, starts, 1, np.random.default_rng(seed))
-    rng, counts = np.random.default_rng(seed), np.zeros(len(scores))
-    for label in (0, 1):
-        rows = np.flatnonzero(labels == label)
-        counts[rows] = rng.multinomial(len(rows), np.full(len(rows), 1 / len(rows)))
-    assert found == pytest.approx(roc_auc_score(labels, scores, sample_weight=counts))
+    scores, labels = np.array(values, float), np.arange(len(values)) % 2
+    drawn = metrics.resampled(metrics.counts_of(labels, scores), seed, 1)
+    rows = [(score, label) for score in drawn.score for label in (1, 0)]
+    weights = np.stack([drawn.positives[0], drawn.negatives[0]], axis=1).ravel()
+    expected = roc_auc_score([label for _, label in rows], [score for score, _ in rows], sample_weight=weights)
+    assert metrics.auroc(drawn)[0] == pytest.approx(expected)
 
 
-def test_interval_holds_the_estimate_and_narrows_with_more_data() -> None:
+def test_intervals_hold_the_truth_about_as_often_as_they_say() -> None:
+    rng = np.random.default_rng(0)
+    truth, held = norm.cdf(1 / np.sqrt(2)), 0
+    for seed in range(100):
+        labels = np.arange(400) % 2
+        low, high = binary_metrics(labels, rng.normal(size=400) + labels, 0.5, seed, probabilities=False)[
+            "auroc_95_interval"
+        ]
+        held += low <= truth <= high
+    assert held >= 88
+
+
+def test_grouping_scores_hardly_moves_an_interval(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    labels = (rng.random(3000) < 0.4).astype(float)
+    scores = 1 / (1 + np.exp(-(rng.normal(size=3000) + labels)))
+    grouped = binary_metrics(labels, scores, 0.5, 0)
+    monkeypatch.setattr(metrics, "_MOST_GROUPS", 10_000)
+    exact = binary_metrics(labels, scores, 0.5, 0)
+    assert grouped["auroc"] == exact["auroc"]
+    for name in ("auroc", "average_precision", "accuracy", "brier"):
+        key = f"{name}_95_interval"
+        assert grouped[key] == pytest.approx(exact[key], abs=4e-3)
+
+
+def test_interval_narrows_with_more_data() -> None:
     rng = np.random.default_rng(0)
     widths = []
     for count in (100, 4000):
         labels = np.arange(count) % 2
-        scores = rng.normal(size=count) + labels
-        low, high = auroc_interval(labels, scores, seed=0)
-        assert low < roc_auc_score(labels, scores) < high
+        found = binary_metrics(labels, rng.normal(size=count) + labels, 0.5, 0, probabilities=False)
+        low, high = found["auroc_95_interval"]
+        assert low < found["auroc"] < high
         widths.append(high - low)
     assert widths[1] < widths[0] / 4
 
 
-def test_interval_is_seeded_and_independent_of_row_order() -> None:
-    assert auroc_interval(LABELS, SCORES, seed=1) == auroc_interval(LABELS, SCORES, seed=1)
-    order = np.random.default_rng(0).permutation(len(LABELS))
-    assert auroc_interval(LABELS[order], SCORES[order], seed=1) == auroc_interval(LABELS, SCORES, seed=1)
+def test_at_another_prevalence_precision_changes_and_auroc_does_not() -> None:
+    plain, rare = (binary_metrics(LABELS, SCORES, 0.5, 0, prevalence=share) for share in (None, 0.1))
+    assert rare["auroc"] == pytest.approx(plain["auroc"])
+    assert rare["precision"] == pytest.approx(0.75 * 0.1 / (0.75 * 0.1 + 0.25 * 0.9))
+    assert binary_metrics(LABELS, SCORES, 0.5, 0, prevalence=0.5)["accuracy"] == pytest.approx(plain["accuracy"])
 
 
-def test_interval_of_much_data_is_made_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    labels = np.arange(300) % 2
-    scores = np.random.default_rng(0).normal(size=300) + labels
-    whole = auroc_interval(labels, scores, seed=0)
-    monkeypatch.setattr(metrics, "_FLOATS_PER_CHUNK", 3_000)
-    assert auroc_interval(labels, scores, seed=0) == pytest.approx(whole, abs=0.01)
+def test_several_labels_have_a_mean_and_one_that_is_missing_a_reason() -> None:
+    targets = np.array([[0, 0], [0, 0], [1, 0], [1, 0]])
+    scores = np.array([[0.1, 0.2], [0.6, 0.2], [0.5, 0.9], [0.9, 0.9]])
+    found = task_metrics("multilabel", ["a", "b"], targets, scores, [0.5, 0.5], seed=0, probabilities=True)
+    assert found["labels"]["a"]["auroc"] == found["macro"]["auroc"] == pytest.approx(0.75)
+    assert "no positives" in found["labels"]["b"]["reason"]
+    assert found["accuracy"] == 0.25
+    json.dumps(found, allow_nan=False)
 
 
-def test_perfect_scores_have_the_interval_one() -> None:
-    assert auroc_interval(LABELS, LABELS.astype(float), seed=0) == (1.0, 1.0)
+def test_classes_have_a_confusion_matrix() -> None:
+    targets, scores = np.eye(3)[[0, 1, 2, 2]], np.eye(3)[[0, 1, 2, 1]]
+    found = task_metrics("multiclass", ["a", "b", "c"], targets, scores, [0.5] * 3, seed=0, probabilities=True)
+    assert found["confusion"] == [[1, 0, 0], [0, 1, 0], [0, 1, 1]]
+    assert found["accuracy"] == 0.75
+
+
+def test_regression_figures_are_scipys() -> None:
+    rng = np.random.default_rng(0)
+    values = rng.normal(size=200)
+    scores = values + rng.normal(size=200)
+    found = regression_metrics(values, scores, seed=0)
+    assert found["mse"] == pytest.approx(np.mean((values - scores) ** 2))
+    assert found["pearson"] == pytest.approx(pearsonr(values, scores)[0])
+    assert found["spearman"] == pytest.approx(spearmanr(values, scores)[0])
+    for name in ("mse", "pearson", "spearman"):
+        low, high = found[f"{name}_95_interval"]
+        assert low < found[name] < high
+
+
+def test_a_constant_score_has_no_correlation_and_stays_json() -> None:
+    found = regression_metrics(np.arange(20.0), np.ones(20), seed=0)
+    assert (found["pearson"], found["spearman_95_interval"]) == (None, None)
+    json.dumps(found, allow_nan=False)

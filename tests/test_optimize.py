@@ -7,8 +7,8 @@ from torch import nn
 
 from recipes.schema import Fit
 from training.errors import StepError
-from training.head import head_from_layers, initial_tensors, new_layers, scores_of, tensors_of
-from training.optimize import Examples, optimize, positive_weight
+from training.head import head_from_layers, hidden_layers, initial_tensors, logits_of, new_layers, tensors_of
+from training.optimize import Examples, inverse_frequency, learning_rate_at, optimize, positive_weight
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(200) % 2
@@ -18,8 +18,8 @@ VALIDATION = Examples.from_arrays(EMBEDDINGS[120:], LABELS[120:], "cpu")
 
 
 def _head(fit: Fit) -> nn.Sequential:
-    tensors = initial_tensors(EMBEDDINGS[:120], fit.hidden_sizes, 1, fit.seed)
-    return head_from_layers(new_layers(fit.hidden_sizes, fit.dropout), tensors)
+    hidden = hidden_layers(fit)
+    return head_from_layers(new_layers(hidden), initial_tensors(EMBEDDINGS[:120], hidden, 1, fit.seed))
 
 
 def _validation_loss(head: nn.Module) -> float:
@@ -54,7 +54,7 @@ def test_seeded_runs_are_equal() -> None:
         fit = Fit(hidden_sizes=[16], max_epochs=5, batch_size=32, seed=seed)
         head = _head(fit)
         optimize(head, TRAIN, VALIDATION, fit)
-        return tensors_of(head, new_layers(fit.hidden_sizes, fit.dropout))
+        return tensors_of(head, new_layers(hidden_layers(fit)))
 
     first, again, other = trained(1), trained(1), trained(2)
     assert all(np.array_equal(first[name], again[name]) for name in first)
@@ -65,8 +65,8 @@ def test_it_learns() -> None:
     fit = Fit(learning_rate=0.02)
     head = _head(fit)
     optimize(head, TRAIN, VALIDATION, fit)
-    scores = scores_of(head, EMBEDDINGS[120:])[:, 0]
-    assert ((scores >= 0.5) == LABELS[120:]).mean() > 0.65
+    logits = logits_of(head, EMBEDDINGS[120:])[:, 0]
+    assert ((logits >= 0) == LABELS[120:]).mean() > 0.65
 
 
 def test_rare_positives_weigh_as_much_as_common_negatives() -> None:
@@ -78,3 +78,43 @@ def test_an_exploding_loss_is_refused_with_the_learning_rate() -> None:
     fit = Fit(learning_rate=1e30, hidden_sizes=[8, 8], max_epochs=50, patience=50)
     with pytest.raises(StepError, match=r"lower fit\.learning_rate \(now 1e\+30\)"):
         optimize(_head(fit), TRAIN, VALIDATION, fit)
+
+
+def test_every_class_weighs_the_same_whatever_its_share() -> None:
+    weights = inverse_frequency(torch.tensor([0, 1, 1, 2, 2, 2]))
+    assert weights.tolist() == pytest.approx([2, 1, 2 / 3])
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+@pytest.mark.parametrize("loss", ["bce", "mse"])
+def test_losses_and_optimizers_learn(optimizer: str, loss: str) -> None:
+    fit = Fit(learning_rate=0.02, max_epochs=20, optimizer=optimizer, warmup_epochs=2, schedule="cosine")  # type: ignore[arg-type]
+    curve = optimize(_head(fit), TRAIN, VALIDATION, fit, loss)  # type: ignore[arg-type]
+    assert min(curve.validation) < 0.9 * curve.validation[0]
+
+
+def test_cross_entropy_learns_classes() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.arange(300) % 3
+    rows = (rng.normal(size=(300, 8)) + 3 * np.eye(8)[labels]).astype(np.float32)
+    fit = Fit(learning_rate=0.05, max_epochs=40)
+    head = head_from_layers(new_layers([]), initial_tensors(rows, [], 3, 0))
+    examples = Examples.from_arrays(rows, labels, "cpu", "cross_entropy")
+    optimize(head, examples, examples, fit, "cross_entropy")
+    assert (logits_of(head, rows).argmax(axis=1) == labels).mean() > 0.9
+
+
+def test_the_learning_rate_warms_up_and_falls() -> None:
+    fit = Fit(learning_rate=1.0, warmup_epochs=2, schedule="cosine", max_epochs=10)
+    rates = [learning_rate_at(step, 5, fit) for step in range(50)]
+    assert rates[:10] == pytest.approx([(step + 1) / 10 for step in range(10)])
+    assert rates[10] == 1
+    assert rates[30] == pytest.approx(0.5)
+    assert rates[49] < 0.01
+    assert learning_rate_at(49, 5, Fit(learning_rate=1.0)) == 1
+
+
+def test_the_callers_arrays_are_left_as_they_are() -> None:
+    before = EMBEDDINGS.copy()
+    optimize(_head(Fit()), TRAIN, VALIDATION, Fit(max_epochs=2))
+    np.testing.assert_array_equal(EMBEDDINGS, before)

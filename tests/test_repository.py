@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import onnx
+import open_clip
 import pytest
 from artefacts import encoder_manifest, write_head
 
@@ -14,8 +15,8 @@ from build.head import build_head
 from build.repository import install, main, read_artefacts
 from build.repository_check import RepositoryError, check, check_texts, compare_configs
 from build.repository_configs import ConfigError, read_config, stamped
-from recipes.manifest import ManifestError, read_encoder
-from recipes.paths import MODEL_REPOSITORY, encoder_folder
+from recipes.manifest import EncoderManifest, HeadManifest, ManifestError, read_encoder
+from recipes.paths import DEFAULT_RECIPE, MODEL_REPOSITORY, encoder_folder
 from recipes.schema import Head, load_recipe, parse_recipe
 
 
@@ -23,6 +24,23 @@ from recipes.schema import Head, load_recipe, parse_recipe
 def copy(repository, tmp_path):
     """The installed demo repository, to be spoiled."""
     return Path(shutil.copytree(repository, tmp_path / "model_repository"))
+
+
+def default_encoder() -> EncoderManifest:
+    """As the default recipe's build would describe it, from open_clip's own config and without the weights."""
+    recipe = load_recipe(DEFAULT_RECIPE)
+    config = open_clip.get_model_config(recipe.encoder.model)
+    assert config is not None
+    assert config["vision_cfg"]["image_size"] == 224
+    output = {"name": "embedding", "dtype": "FP32", "dims": [config["embed_dim"]]}
+    return encoder_manifest(id=recipe.encoder.id, output=output)
+
+
+def default_heads(folder: Path) -> list[HeadManifest]:
+    return [
+        write_head(folder / head.name, default_encoder(), head.class_names, name=head.name, task=head.task)
+        for head in load_recipe(DEFAULT_RECIPE).heads
+    ]
 
 
 def edit(path: Path, old: str, new: str) -> None:
@@ -37,17 +55,15 @@ def test_checked_in_texts_are_wired():
 
 def test_checked_in_texts_are_what_the_default_recipe_stamps(tmp_path):
     """Issue: a fact that lives twice (recipe and config.pbtxt) must agree."""
-    recipe = load_recipe("nsfw-vit-b-32")
-    head = write_head(tmp_path, encoder_manifest(), recipe.heads[0].class_names, name="nsfw")
-    compare_configs(stamped(recipe, encoder_manifest(), [head]), MODEL_REPOSITORY)
+    recipe = load_recipe(DEFAULT_RECIPE)
+    compare_configs(stamped(recipe, default_encoder(), default_heads(tmp_path)), MODEL_REPOSITORY)
 
 
 def test_a_default_recipe_that_was_edited_is_noticed(tmp_path):
-    recipe = load_recipe("nsfw-vit-b-32")
+    recipe = load_recipe(DEFAULT_RECIPE)
     edited = recipe.model_copy(update={"serving": recipe.serving.model_copy(update={"max_batch_size": 64})})
-    head = write_head(tmp_path, encoder_manifest(), recipe.heads[0].class_names, name="nsfw")
     with pytest.raises(RepositoryError, match=r"clip_encoder/config.pbtxt: max_batch_size: installed 32, .* wants 64"):
-        compare_configs(stamped(edited, encoder_manifest(), [head]), MODEL_REPOSITORY)
+        compare_configs(stamped(edited, default_encoder(), default_heads(tmp_path)), MODEL_REPOSITORY)
 
 
 def test_installed_repository_has_no_problems(repository):
@@ -71,7 +87,7 @@ def test_served_preprocessing_is_the_checked_in_file(repository):
 
 def test_every_head_gets_outputs_and_a_step(tmp_path):
     heads = [write_head(tmp_path / name, encoder_manifest(), ["no", name], name=name) for name in ("nsfw", "aesthetic")]
-    ensemble = stamped(load_recipe("nsfw-vit-b-32"), encoder_manifest(), heads)["image_score"]
+    ensemble = stamped(load_recipe(DEFAULT_RECIPE), encoder_manifest(), heads)["image_score"]
     assert [output.name for output in ensemble.output] == [
         "nsfw", "nsfw_decision", "nsfw_revision", "aesthetic", "aesthetic_decision", "aesthetic_revision",
     ]  # fmt: skip
@@ -192,8 +208,8 @@ def test_two_heads_are_installed_and_wired(demo, encoder, tmp_path):
 def test_command_installs_checks_and_prints_the_folder(repository, capsys):
     assert main(["--recipe", "demo", "--check"]) == 0
     assert capsys.readouterr().out.strip() == str(repository)
-    assert main(["--recipe", "nsfw-vit-b-32", "--texts"]) == 0
-    assert main(["--recipe", "nsfw-vit-b-32", "--check"]) == 1
+    assert main(["--recipe", "nsfw-vit-l-14", "--texts"]) == 0
+    assert main(["--recipe", "nsfw-vit-l-14", "--check"]) == 1
     assert "encoder.json: not found; make it with" in capsys.readouterr().err
 
 

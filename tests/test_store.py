@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,8 +11,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from recipes.manifest import EncoderFingerprint
+from recipes.paths import ROOT
 from training.errors import StepError
-from training.store import Row, Store, fingerprint_of, part_files, read_embeddings
+from training.store import (
+    Row,
+    Store,
+    append_corrections,
+    fingerprint_of,
+    part_files,
+    read_embeddings,
+    scan_embeddings,
+)
 
 ENCODER = EncoderFingerprint(id="tiny", weights_sha256="aa", preprocessing="exact", normalize=True, embed_dim=4)
 
@@ -154,3 +166,112 @@ def test_a_width_other_than_embed_dim_is_refused(tmp_path: Path) -> None:
         StepError, match=r"embedding: fixed_size_list<float>\[6\], expected fixed_size_list<float>\[4\]"
     ):
         read_embeddings(tmp_path, ENCODER)
+
+
+def _corrected(folder: Path, *rules: tuple[str, str | None, str]) -> dict[str, str | None]:
+    """path → label after the corrections (sha256, was, label), one file each."""
+    for sha256, was, label in rules:
+        append_corrections(folder, [sha256], [was], [label])
+    rows = read_embeddings(folder, ENCODER)
+    return dict(zip(rows.path, rows.label, strict=True))
+
+
+def test_a_correction_changes_the_label_and_no_part(tmp_path: Path) -> None:
+    Store(tmp_path, ENCODER).append([_row("a", "1"), _row("b", "2"), _row("c", "1"), _row("d", "3", None)])
+    before = {part: part.read_bytes() for part in part_files(tmp_path)}
+    labels = _corrected(tmp_path, ("1", "round", "angular"), ("3", None, "round"))
+    assert labels == {"a": "angular", "b": "round", "c": "angular", "d": "round"}
+    assert {part: part.read_bytes() for part in part_files(tmp_path)} == before
+    rows = read_embeddings(tmp_path, ENCODER)
+    assert rows.own_label == ["round", "round", "round", None]
+    assert rows.corrected == [True, True, False, True]
+
+
+def test_the_last_correction_counts(tmp_path: Path) -> None:
+    Store(tmp_path, ENCODER).append([_row("a", "1")])
+    assert _corrected(tmp_path, ("1", "round", "angular"), ("1", "round", "round")) == {"a": "round"}
+
+
+def test_embedding_the_same_data_again_does_not_undo_a_correction(tmp_path: Path) -> None:
+    Store(tmp_path, ENCODER).append([_row("a", "1")])
+    _corrected(tmp_path, ("1", "round", "angular"))
+    assert Store(tmp_path, ENCODER).holds("a", "1", "round")
+
+
+def test_a_correction_ends_when_the_data_set_says_something_else(tmp_path: Path) -> None:
+    Store(tmp_path, ENCODER).append([_row("a", "1")])
+    _corrected(tmp_path, ("1", "round", "angular"))
+    Store(tmp_path, ENCODER).append([_row("b", "1", "square")])
+    assert set(read_embeddings(tmp_path, ENCODER).label) == {"square"}
+
+
+def test_tables_beside_the_parts_are_no_rows_of_the_data_set(tmp_path: Path) -> None:
+    Store(tmp_path, ENCODER).append([_row("a", "1")])
+    _corrected(tmp_path, ("1", "round", "angular"))
+    assert pq.read_table(tmp_path)["key"].to_pylist() == ["a"]
+
+
+def test_the_own_label_of_each_copy_is_kept(tmp_path: Path) -> None:
+    Store(tmp_path, ENCODER).append([_row("a", "1", "round"), _row("b", "1", "angular")])
+    rows = read_embeddings(tmp_path, ENCODER)
+    assert (rows.label, rows.own_label) == (["angular", "angular"], ["round", "angular"])
+
+
+def test_a_float16_store_is_half_as_big_and_read_as_float32(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(50, 4)).astype(np.float32)
+    rows = [Row(str(n), str(n), f"{n:03d}", 1, 1, None, None, value) for n, value in enumerate(values)]
+    Store(tmp_path, ENCODER, "float16").append(rows[:25])
+    Store(tmp_path, ENCODER).append(rows[25:])  # keeps the store's dtype
+    schema = pq.read_schema(part_files(tmp_path)[1])
+    assert pa.types.is_float16(schema.field("embedding").type.value_type)
+    read = read_embeddings(tmp_path, ENCODER).embedding
+    assert read.dtype == np.float32
+    np.testing.assert_array_equal(read, values.astype(np.float16).astype(np.float32))
+    found = Store(tmp_path, ENCODER).embedding_of("030")
+    assert found.dtype == np.float32
+    np.testing.assert_array_equal(found, values[30].astype(np.float16))
+
+
+def test_another_dtype_than_the_stores_is_refused(tmp_path: Path) -> None:
+    Store(tmp_path, ENCODER).append([_row("a", "1")])
+    with pytest.raises(StepError, match="its embeddings are float32, not float16; leave --dtype out"):
+        Store(tmp_path, ENCODER, "float16")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+def test_a_scan_gives_every_row_in_batches_without_copying(tmp_path: Path, dtype) -> None:
+    store = Store(tmp_path, ENCODER, dtype)
+    store.append([_row(str(n), str(n), value=n) for n in range(7)])
+    store.append([_row(str(n), str(n), value=n) for n in range(7, 10)])
+    batches = list(scan_embeddings(tmp_path, ["path", "label"], batch_rows=4))
+    assert [len(batch.embedding) for batch in batches] == [4, 3, 3]
+    assert [path for batch in batches for path in batch.columns["path"].to_pylist()] == [str(n) for n in range(10)]
+    assert np.concatenate([batch.embedding for batch in batches])[:, 0].tolist() == list(range(10))
+    assert all(batch.embedding.dtype == dtype and not batch.embedding.flags.owndata for batch in batches)
+
+
+def test_a_part_cut_short_is_named_by_a_scan(tmp_path: Path) -> None:
+    Store(tmp_path, ENCODER).append([_row(str(n), str(n)) for n in range(100)])
+    [part] = part_files(tmp_path)
+    part.write_bytes(part.read_bytes()[:-40])
+    with pytest.raises(StepError, match=rf"{part.name}: not a readable Parquet file"):
+        list(scan_embeddings(tmp_path))
+
+
+def test_rows_of_many_parts_are_gathered_in_order(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    store = Store(tmp_path, ENCODER)
+    order = rng.permutation(60)
+    for chunk in np.split(order, [7, 8, 40]):
+        store.append([_row(f"p{n}", f"{n:03d}", value=float(n)) for n in chunk])
+    store.append([_row("p5", "005", value=5.0), _row("p6", "106", value=106.0)])
+    rows = read_embeddings(tmp_path, ENCODER)
+    assert rows.sha256 == sorted([f"{n:03d}" for n in range(60) if n != 6] + ["106"])
+    np.testing.assert_array_equal(rows.embedding[:, 0], [float(sum256) for sum256 in rows.sha256])
+
+
+def test_the_memory_benchmark_runs() -> None:
+    command = [sys.executable, "-m", "benchmarks.store_scan", "--rows", "2000", "--embed-dim", "16"]
+    result = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout)
+    assert result["rows"] == 2000
+    assert 0 < result["scan"]["peak_mib"] < 1024

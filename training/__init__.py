@@ -3,6 +3,9 @@
     python -m training.draw /tmp/shapes                          # optional: draws a labelled set to try it on
     python -m training.embed --recipe demo --data /tmp/shapes/train
     python -m training.fit --recipe demo
+    python -m training.evaluate --recipe demo --out report       # the artefact itself, measured again
 
-Steps meet `build` and `serving` only through files: embeddings in a store, a head beside its manifest.
+Embeddings that exist already come in by `ingest`, published heads by `import_head`. `audit` lists labels that are
+likely wrong and `relabel` applies the corrections. Steps meet `build` and `serving` only through files:
+embeddings in a store, a head beside its manifest.
 """

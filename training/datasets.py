@@ -1,23 +1,70 @@
-"""Reads labelled images where they lie: today one folder per class."""
+"""Finds labelled images where they lie: a folder per class, a table of paths and labels, or shards.
+
+photos/safe/…, photos/nsfw/…            folders: one subfolder per class
+labels.csv (.json, .jsonl, .parquet)    table: a row per image, see training.tables
+shards/, 'shards/*.tar', one.tar        shards: WebDataset tars, see training.shards
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import glob
 from pathlib import Path
+from typing import Literal
 
+from recipes.schema import Head
 from training.errors import StepError
+from training.sample import Sample
+from training.shards import samples_in_shards
+from training.tables import SUFFIXES, Columns, samples_in_table
+
+Format = Literal["folders", "table", "shards"]
+
+_EMBEDDING_FILES = ("img_emb", "positive.npy", "negative.npy", "x.npy")
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One image file, not yet opened."""
+def samples_in(data: str, head: Head, columns: Columns, form: Format | None = None) -> list[Sample]:
+    """Every labelled image of a data set.
 
-    key: str
-    """The file's place within the data set, with forward slashes: `round/00001.jpg`."""
-    path: Path
-    label: str | None
-    split: str | None = None
-    """The split that the data set itself prescribes, if it does."""
+    Args:
+        data: a folder, a table, a shard or a pattern of shards.
+        head: whose task and class_names say what a label may be.
+        columns: of a table; `columns.label` is also the label's name in a shard's json.
+        form: how the data lies, by default as it looks.
+
+    Raises:
+        StepError: there is no such data, or it is not as its format should be.
+    """
+    form = form or detected_format(data)
+    if form == "table":
+        return samples_in_table(Path(data), head, columns)
+    if form == "shards":
+        return samples_in_shards(_shards(data), head, columns.label)
+    if head.task in ("multilabel", "regression"):
+        raise StepError(f"{data}: subfolders cannot say a {head.task} head's labels; give a table of paths and labels")
+    return samples_in_class_folders(Path(data), head.class_names)
+
+
+def detected_format(data: str) -> Format:
+    """How the data lies.
+
+    Raises:
+        StepError: it holds embeddings and no images, is not local, or is nothing that can be read.
+    """
+    path = Path(data)
+    if "://" in data or data.startswith("pipe:"):
+        raise StepError(f"{data}: only local files are read; fetch them first")
+    if path.is_dir():
+        found = [name for name in _EMBEDDING_FILES if (path / name).exists()]
+        if found:
+            raise StepError(f"{data}: holds embeddings ({', '.join(found)}); run python -m training.ingest on it")
+        return "shards" if any(path.glob("*.tar")) else "folders"
+    if path.suffix == ".tar" or (glob.has_magic(data) and not path.exists()):
+        return "shards"
+    if path.suffix.lower() in SUFFIXES:
+        return "table"
+    if path.exists():
+        raise StepError(f"{data}: neither a folder, a shard (.tar) nor a table ({', '.join(SUFFIXES)})")
+    raise StepError(f"{data}: no such folder; --data is a folder with one subfolder per class, a table or shards")
 
 
 def samples_in_class_folders(folder: Path, class_names: list[str]) -> list[Sample]:
@@ -40,6 +87,16 @@ def samples_in_class_folders(folder: Path, class_names: list[str]) -> list[Sampl
     if not samples:
         raise StepError(f"{folder}: no files in {', '.join(class_names)}; put images of each class there")
     return sorted(samples, key=lambda sample: sample.key)
+
+
+def _shards(data: str) -> list[Path]:
+    if Path(data).is_file():
+        return [Path(data)]
+    pattern = f"{glob.escape(data)}/*.tar" if Path(data).is_dir() else data
+    paths = [Path(name) for name in sorted(glob.glob(pattern, recursive=True))]
+    if not paths:
+        raise StepError(f"{data}: no such shards; --data is a .tar, a folder of them or a pattern as 'shards/*.tar'")
+    return paths
 
 
 def _files_below(folder: Path) -> list[Path]:

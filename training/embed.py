@@ -2,9 +2,13 @@
 
     python -m training.embed --recipe demo --data /tmp/shapes/train
     python -m training.embed --recipe demo --data /tmp/more --store artifacts/embeddings/shapes
+    python -m training.embed --recipe demo --data labels.csv --path-column file --label-column class
+    python -m training.embed --recipe demo --data 'shards/*.tar' --dtype float16
 
---data holds one subfolder per class. Running it again embeds only what is new, so an interrupted run is
-finished by repeating it. Files that cannot be embedded are listed in <store>.errors.csv (path, code,
+--data is a folder with one subfolder per class, a table of paths and labels (CSV, JSON, JSON lines, Parquet)
+or WebDataset shards; what it is, is seen or said with --format. Embeddings that exist already are taken in
+by training.ingest. Running it again embeds only what is new, so an interrupted run is finished by repeating
+it. Files that cannot be embedded are listed in <store>.errors.csv (path, code,
 message) and the run goes on. Prints the store's folder.
 """
 
@@ -29,11 +33,13 @@ from recipes.manifest import write_atomically
 from recipes.paths import encoder_folder
 from recipes.pixels import served_module, served_transform
 from recipes.schema import load_recipe
-from training.datasets import Sample, samples_in_class_folders
+from training.datasets import samples_in
 from training.encoder import OnnxEncoder
 from training.errors import StepError, run_step
 from training.progress import console, tracked
+from training.sample import Sample
 from training.store import Row, Store, store_folder
+from training.tables import Columns
 
 ROWS_PER_PART = 512
 _DECODING_THREADS = os.cpu_count() or 1  # Pillow releases the GIL
@@ -101,7 +107,7 @@ def embed_samples(
                 item = _without_conflict(item, label_of.setdefault(item.sha256, item.sample))
             if isinstance(item, Failure):
                 summary.failures.append(item)
-            elif store.holds(str(item.sample.path), item.sha256, item.sample.label):
+            elif store.holds(item.sample.stored_path, item.sha256, item.sample.label):
                 summary.unchanged += 1
             else:
                 batch.append(item)
@@ -158,16 +164,21 @@ def write_errors(path: Path, failures: list[Failure]) -> None:
 
 def _decode(sample: Sample, transform: Callable[[bytes], np.ndarray], store: Store) -> Decoded | Failure:
     try:
-        data = sample.path.read_bytes()
-    except OSError as error:
-        return Failure(str(sample.path), "UNREADABLE", error.strerror or type(error).__name__)
+        data = sample.read()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in a path
+        return _unreadable(sample, error)
     sha256 = hashlib.sha256(data).hexdigest()
     try:
         pixels = None if store.knows(sha256) else transform(data)
     except served_module().ImageError as error:
-        return Failure(str(sample.path), error.code, error.message)
+        return Failure(sample.stored_path, error.code, error.message)
     width, height = _size_in_header(data)
     return Decoded(sample, sha256, width, height, pixels)
+
+
+def _unreadable(sample: Sample, error: Exception) -> Failure:
+    reason = (error.strerror if isinstance(error, OSError) else str(error)) or type(error).__name__
+    return Failure(sample.stored_path, "UNREADABLE", f"{reason} ({sample.origin})" if sample.origin else reason)
 
 
 def _size_in_header(data: bytes) -> tuple[int, int]:
@@ -181,13 +192,13 @@ def _without_conflict(item: Decoded, first: Sample) -> Decoded | Failure:
     if item.sample.label == first.label:
         return item
     message = f"same content as {first.key}, so it is labelled {first.label} and {item.sample.label}; remove one"
-    return Failure(str(item.sample.path), "CONFLICTING_LABELS", message)
+    return Failure(item.sample.stored_path, "CONFLICTING_LABELS", message)
 
 
 def _row(item: Decoded, embedding: np.ndarray) -> Row:
     sample = item.sample
     return Row(
-        sample.key, str(sample.path), item.sha256, item.width, item.height, sample.label, sample.split, embedding
+        sample.key, sample.stored_path, item.sha256, item.width, item.height, sample.label, sample.split, embedding
     )
 
 
@@ -223,18 +234,24 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
     parser.add_argument("--head", help="the head whose class_names the subfolders have; needed if there are several")
-    parser.add_argument("--data", type=Path, required=True, help="folder with one subfolder per class")
+    parser.add_argument("--data", required=True, help="folder with one subfolder per class, table or shards")
+    parser.add_argument("--format", choices=["folders", "table", "shards"], help="of --data; seen by default")
+    parser.add_argument("--path-column", help="of a table; default: path, or image_path")
+    parser.add_argument("--label-column", default="label", help="of a table, or in a shard's json; default: label")
+    parser.add_argument("--split-column", help="of a table that prescribes train, validation and test")
     parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<recipe>")
+    parser.add_argument("--dtype", choices=["float32", "float16"], help="of a new store; default: float32")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
     recipe = load_recipe(arguments.recipe)
-    samples = samples_in_class_folders(arguments.data, recipe.head(arguments.head).class_names)
+    columns = Columns(arguments.path_column, arguments.label_column, arguments.split_column)
+    samples = samples_in(arguments.data, recipe.head(arguments.head), columns, arguments.format)
     encoder = OnnxEncoder(encoder_folder(recipe.encoder))
     folder = arguments.store or store_folder(recipe)
-    store = Store(folder, encoder.manifest.fingerprint())
+    store = Store(folder, encoder.manifest.fingerprint(), arguments.dtype)
     transform = served_transform(encoder.manifest.preprocessing, recipe.serving)
     summary = embed_samples(samples, store, encoder, transform, recipe.serving.max_batch_size)
     errors = folder.with_name(f"{folder.name}.errors.csv")

@@ -1,15 +1,58 @@
-"""The pictures of a fit's report, each as the bytes of a PNG file."""
+"""The pictures of a report, each as the bytes of a PNG file."""
 
 from __future__ import annotations
 
 import io
+from dataclasses import dataclass
 
 import numpy as np
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from sklearn.metrics import roc_curve
+from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
+from recipes.manifest import HeadManifest
+from training.calibrate import ECE_BINS, ece, ece_bins
+from training.operating_points import clopper_pearson
 from training.optimize import Curve
+
+_MOST_LABELS = 10  # more lines than this cannot be told apart
+
+
+@dataclass(frozen=True)
+class Column:
+    """One label on the rows that are shown."""
+
+    name: str
+    targets: np.ndarray  # (n,) 0 or 1, of a regression its value
+    scores: np.ndarray  # (n,)
+    thresholds: list[float]
+
+    @property
+    def has_both(self) -> bool:
+        return bool(self.targets.min() != self.targets.max())
+
+
+def fit_pngs(manifest: HeadManifest, columns: list[Column], curve: Curve) -> dict[str, bytes]:
+    """The pictures of a fit by their file names; those of a regression are other ones."""
+    files = {"loss_curve.png": loss_curve_png(curve)}
+    if manifest.task == "regression":
+        return files | {"predicted.png": predicted_png(columns[0])}
+    files |= {"score_histogram.png": score_histogram_png(manifest, columns), "roc.png": roc_png(columns)}
+    return files if manifest.activation == "none" else files | {"reliability.png": reliability_png(columns)}
+
+
+def evaluation_pngs(manifest: HeadManifest, columns: list[Column]) -> dict[str, bytes]:
+    """The pictures of an evaluation by their file names."""
+    if manifest.task == "regression":
+        return {"predicted.png": predicted_png(columns[0])}
+    files = {
+        "roc.png": roc_png(columns),
+        "precision_recall.png": precision_recall_png(columns),
+        "score_histogram.png": score_histogram_png(manifest, columns),
+        "threshold_sweep.png": threshold_sweep_png(columns),
+    }
+    return files if manifest.activation == "none" else files | {"reliability.png": reliability_png(columns)}
 
 
 def loss_curve_png(curve: Curve) -> bytes:
@@ -21,26 +64,113 @@ def loss_curve_png(curve: Curve) -> bytes:
     return _png(figure)
 
 
-def score_histogram_png(labels: np.ndarray, scores: np.ndarray, class_names: list[str], threshold: float) -> bytes:
-    figure, axes = _axes(f"score ({class_names[1]})", "test images")
-    bins = np.linspace(0, 1, 41).tolist()
-    for label, name in enumerate(class_names):
-        axes.hist(scores[labels == label], bins=bins, alpha=0.6, label=name)
-    axes.axvline(threshold, color="grey", linestyle="--", label=f"threshold {threshold:g}")
+def score_histogram_png(manifest: HeadManifest, columns: list[Column]) -> bytes:
+    """Of a binary head both classes; of several labels the images that have each."""
+    figure, axes = _axes(f"score ({manifest.labels[0]})" if len(columns) == 1 else "score of the label", "images")
+    low, high = (0.0, 1.0) if manifest.activation != "none" else _range(columns)
+    bins = np.linspace(low, high, 41).tolist()
+    if len(columns) == 1:
+        for value, name in enumerate(manifest.class_names):
+            axes.hist(columns[0].scores[columns[0].targets == value], bins=bins, alpha=0.6, label=name)
+        _mark_thresholds(axes, columns[0])
+    else:
+        for column in columns[:_MOST_LABELS]:
+            axes.hist(column.scores[column.targets > 0], bins=bins, histtype="step", label=column.name)
+    axes.set_yscale("symlog", linthresh=10)
     axes.legend()
     return _png(figure)
 
 
-def roc_png(labels: np.ndarray, scores: np.ndarray, auroc: float) -> bytes:
+def roc_png(columns: list[Column]) -> bytes:
     figure, axes = _axes("false positive rate", "recall")
-    false_positive_rate, recall, _ = roc_curve(labels, scores)
-    axes.plot(false_positive_rate, recall, label=f"test, AUROC {auroc:.3f}")
+    for column in _with_both(columns):
+        false_positive_rate, recall, _ = roc_curve(column.targets, column.scores)
+        axes.plot(
+            false_positive_rate,
+            recall,
+            label=f"{column.name}, AUROC {roc_auc_score(column.targets, column.scores):.3f}",
+        )
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="by chance")
     axes.legend()
     return _png(figure)
 
 
-def _axes(x_label: str, y_label: str):
+def precision_recall_png(columns: list[Column]) -> bytes:
+    figure, axes = _axes("recall", "precision")
+    for column in _with_both(columns):
+        precision, recall, _ = precision_recall_curve(column.targets, column.scores)
+        axes.plot(
+            recall, precision, drawstyle="steps-pre", label=f"{column.name}, {column.targets.mean():.1%} positive"
+        )
+    axes.set_ylim(0, 1.02)
+    _legend(axes)
+    return _png(figure)
+
+
+def reliability_png(columns: list[Column]) -> bytes:
+    """Share of positives against the mean score of each bin, with its Clopper-Pearson interval."""
+    figure, axes = _axes("mean score of a bin", "share of positives")
+    axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="calibrated")
+    for column in columns[:_MOST_LABELS]:
+        bins = ece_bins(column.scores)
+        numbers = [number for number in range(ECE_BINS) if (bins == number).any()]
+        mean = np.array([column.scores[bins == number].mean() for number in numbers])
+        hits = [int(column.targets[bins == number].sum()) for number in numbers]
+        rows = [int((bins == number).sum()) for number in numbers]
+        share = np.array(hits) / np.array(rows)
+        bars = np.array([clopper_pearson(hit, count) for hit, count in zip(hits, rows, strict=True)]).T
+        label = f"{column.name}, ECE {ece(column.scores, column.targets):.3f}"
+        axes.errorbar(mean, share, yerr=np.abs(bars - share), fmt="o-", capsize=2, markersize=4, label=label)
+    axes.legend()
+    return _png(figure)
+
+
+def threshold_sweep_png(columns: list[Column]) -> bytes:
+    """Recall, precision and false positive rate at every threshold; of several labels the first."""
+    figure, axes = _axes(f"threshold on the score of {columns[0].name}", "")
+    column = columns[0]
+    if column.has_both:
+        order = np.sort(column.scores)
+        positives, negatives = (np.sort(column.scores[column.targets == value]) for value in (1, 0))
+        true = len(positives) - np.searchsorted(positives, order)
+        false = len(negatives) - np.searchsorted(negatives, order)
+        axes.plot(order, true / len(positives), label="recall")
+        axes.plot(order, true / (true + false), label="precision")
+        axes.plot(order, false / len(negatives), label="false positive rate")
+    _mark_thresholds(axes, column)
+    _legend(axes)
+    return _png(figure)
+
+
+def predicted_png(column: Column) -> bytes:
+    figure, axes = _axes("label", f"score ({column.name})")
+    axes.scatter(column.targets, column.scores, s=4, alpha=0.4)
+    ends = [float(column.targets.min()), float(column.targets.max())]
+    axes.plot(ends, ends, color="grey", linestyle="--", label="equal")
+    axes.legend()
+    return _png(figure)
+
+
+def _with_both(columns: list[Column]) -> list[Column]:
+    return [column for column in columns if column.has_both][:_MOST_LABELS]
+
+
+def _range(columns: list[Column]) -> tuple[float, float]:
+    return min(float(column.scores.min()) for column in columns), max(float(column.scores.max()) for column in columns)
+
+
+def _mark_thresholds(axes: Axes, column: Column) -> None:
+    for value in column.thresholds:
+        axes.axvline(value, color="grey", linestyle="--", label=f"threshold {value:.4g}")
+
+
+def _legend(axes: Axes) -> None:
+    """Where something is drawn; of one class alone there are no curves."""
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend()
+
+
+def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

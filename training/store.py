@@ -1,24 +1,31 @@
 """The embedding store: a folder of Parquet files, one row per image, made by one encoder.
 
-    part-00000-1f0c9a3e.parquet     key, path, sha256, width, height, label, split, embedding
+    part-00000-1f0c9a3e.parquet           key, path, sha256, width, height, label, split, embedding
     part-00001-….parquet
+    _labels-00000-….parquet               corrections: sha256, was, label     (training.relabel)
+    _split-41d2c09b-00000-….parquet       sides that were drawn: sha256, split (training.split)
 
-Parts are only ever added, each written whole, so that a killed run leaves a store that reads well and a
+Files are only ever added, each written whole, so that a killed run leaves a store that reads well and a
 second run goes on where the first stopped. Each part carries the encoder's fingerprint in its schema's
 metadata; rows of two encoders never meet in one store.
+
+`path` is the image file, or `<file>#<key or row>` for what lies inside a file. Embeddings are float32 or
+float16, the same in all parts. A row without an image has width and height 0. A correction says what the
+label `was` and what it is; it holds until the data set itself gives that content another label.
 """
 
 from __future__ import annotations
 
 import functools
 import secrets
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from recipes import paths
@@ -26,7 +33,11 @@ from recipes.manifest import EncoderFingerprint, write_atomically
 from recipes.schema import Recipe
 from training.errors import StepError
 
+Dtype = Literal["float32", "float16"]
+
 _FINGERPRINT_KEY = b"clipsieve.encoder"
+_CORRECTIONS = "labels"
+_TYPES: dict[Dtype, pa.DataType] = {"float32": pa.float32(), "float16": pa.float16()}
 _Read = TypeVar("_Read")
 
 
@@ -42,7 +53,7 @@ class Row:
     label: str | None
     split: str | None
     embedding: np.ndarray
-    """(embed_dim,) float32."""
+    """(embed_dim,) float; the store keeps it in its own dtype."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +65,23 @@ class Embeddings:
     path: list[str]
     sha256: list[str]
     label: list[str | None]
+    """What counts: the last label of each content, corrected."""
+    split: list[str | None] = field(default_factory=list)
+    """The side that the data set itself prescribes."""
+    own_label: list[str | None] = field(default_factory=list)
+    """What the data set last said of each path; differs from `label` where copies disagree or were corrected."""
+    corrected: list[bool] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.key)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of one part, as they were written."""
+
+    columns: dict[str, pa.Array]
+    embedding: np.ndarray  # (b, embed_dim) float32 or float16, a read-only view of Arrow's buffer
 
 
 class Store:
@@ -65,54 +90,58 @@ class Store:
     Args:
         folder: made with the first rows if it does not exist.
         encoder: the encoder whose embeddings are to be added.
+        dtype: of the embeddings; by default what the store has, float32 for a new one.
 
     Raises:
-        StepError: the store is another encoder's, or a part cannot be read.
+        StepError: the store is another encoder's or of another dtype, or a part cannot be read.
     """
 
-    def __init__(self, folder: Path, encoder: EncoderFingerprint) -> None:
+    def __init__(self, folder: Path, encoder: EncoderFingerprint, dtype: Dtype | None = None) -> None:
         self.folder = folder
-        self._schema = _schema(encoder)
-        self._held: dict[str, tuple[str, str | None]] = {}  # path → (sha256, label)
-        self._label_of: dict[str, str | None] = {}  # sha256 → label
-        self._place_of: dict[str, tuple[Path, int]] = {}  # sha256 → (part, row)
-        self._parts = 0
+        agreed = _agreed_dtype(folder, dtype)
+        self.dtype = np.dtype(agreed)
+        """Of the embeddings on disk."""
+        self._schema = _schema(encoder, agreed)
+        self._held: dict[bytes, tuple[bytes, str | None]] = {}  # path → (content, label)
+        self._known: dict[bytes, tuple[str | None, int, int]] = {}  # content → (label, part, row)
+        self._files: list[Path] = []
         for part in part_files(folder):
             _check_part(part, encoder)
             self._index(part, _read_part(part, ["path", "sha256", "label"]))
         self._read_embeddings = functools.lru_cache(maxsize=4)(_read_embeddings)
 
     def holds(self, path: str, sha256: str, label: str | None) -> bool:
-        """Whether the row is there already, and nothing written later contradicts it."""
-        return self._held.get(path) == (sha256, label) and self._label_of[sha256] == label
+        """Whether the row is there already, and nothing written later contradicts it; corrections do not count."""
+        content = _packed(sha256)
+        return self._held.get(path.encode()) == (content, label) and self._known[content][0] == label
 
     def knows(self, sha256: str) -> bool:
         """Whether this content has been embedded, under whatever path."""
-        return sha256 in self._place_of
+        return _packed(sha256) in self._known
 
     def embedding_of(self, sha256: str) -> np.ndarray:
-        part, row = self._place_of[sha256]
-        return self._read_embeddings(part)[row]
+        """(embed_dim,) float32."""
+        _, part, row = self._known[_packed(sha256)]
+        return self._read_embeddings(self._files[part])[row].astype(np.float32)
 
     def append(self, rows: list[Row]) -> None:
         """Add the rows as one new part: all of them, or, when the process dies, none."""
         if not rows:
             return
         table = _table(rows, self._schema)
-        buffer = pa.BufferOutputStream()
-        pq.write_table(table, buffer, compression="zstd")
-        # The random end keeps two runs at once from overwriting each other's part.
-        part = self.folder / f"part-{self._parts:05d}-{secrets.token_hex(4)}.parquet"
-        write_atomically(part, buffer.getvalue().to_pybytes())
+        number = int(self._files[-1].name.split("-")[1]) + 1 if self._files else 0
+        part = _write_table(self.folder, f"part-{number:05d}", table)
         self._index(part, table)
 
     def _index(self, part: Path, table: pa.Table) -> None:
-        self._parts = int(part.name.split("-")[1]) + 1
+        """Remember what a part holds, in about 400 bytes a row: sums as 32 bytes, each label once."""
+        labels: dict[str | None, str | None] = {}
         columns = (table[name].to_pylist() for name in ("path", "sha256", "label"))
         for row, (path, sha256, label) in enumerate(zip(*columns, strict=True)):
-            self._held[path] = (sha256, label)
-            self._label_of[sha256] = label
-            self._place_of[sha256] = (part, row)
+            content, label = _packed(sha256), labels.setdefault(label, label)
+            self._held[path.encode()] = (content, label)
+            self._known[content] = (label, len(self._files), row)
+        self._files.append(part)
 
 
 def store_folder(recipe: Recipe) -> Path:
@@ -134,38 +163,159 @@ def fingerprint_of(part: Path) -> EncoderFingerprint:
 
 
 def read_embeddings(folder: Path, encoder: EncoderFingerprint) -> Embeddings:
-    """What the store says now: the last row of each path, and of each content its last label.
+    """What the store says now: the last row of each path, and of each content its last label, corrected.
 
     So a file that was replaced, or moved to the folder of another class, counts as it was last embedded.
 
     Raises:
         StepError: the store is missing, empty, another encoder's, or a part cannot be read.
     """
+    parts = _parts_of(folder)
+    for part in parts:
+        _check_part(part, encoder)
+    names = read_names(folder)
+    return Embeddings(
+        embedding=_gathered(parts, names["row"].to_numpy(), encoder.embed_dim),
+        **{
+            name: names[name].to_pylist()
+            for name in ("key", "path", "sha256", "label", "split", "own_label", "corrected")
+        },
+    )
+
+
+def read_names(folder: Path) -> pa.Table:
+    """What the store says now, without the embeddings.
+
+    Returns:
+        key, path, sha256, label, split, own_label, corrected as in `Embeddings`; `data_label`, the label without
+        corrections; and `row`, its number among all rows of all parts. Sorted by content, then path.
+
+    Raises:
+        StepError: the store is missing or empty, or a part cannot be read.
+    """
+    columns = ["key", "path", "sha256", "label", "split"]
+    table = pa.concat_tables(_read_part(part, columns) for part in _parts_of(folder)).combine_chunks()
+    labels, label_of = _codes(table["label"])
+    contents, content_of = _codes(table["sha256"])
+    last_label = np.full(len(contents), -1)
+    last_label[content_of] = label_of  # the last row's word remains
+    _, path_of = _codes(table["path"])
+    last_row = np.zeros(path_of.max(initial=-1) + 1, np.int64)
+    last_row[path_of] = np.arange(len(table))
+    table = table.append_column("own_label", table["label"]).append_column("row", pa.array(np.arange(len(table))))
+    table = table.set_column(table.schema.get_field_index("label"), "label", _taken(labels, last_label[content_of]))
+    table = table.take(last_row).sort_by([("sha256", "ascending"), ("path", "ascending")])
+    return _with_corrections(folder, table)
+
+
+def scan_embeddings(folder: Path, columns: Sequence[str] = ("key",), batch_rows: int = 8192) -> Iterator[Batch]:
+    """Every row ever written, in order, a batch at a time: memory holds one part at most.
+
+    Nothing is resolved here: a path that was embedded twice comes twice, and corrections are not applied.
+
+    Args:
+        folder: of the store.
+        columns: to be read beside the embedding.
+        batch_rows: at most so many rows a batch.
+
+    Raises:
+        StepError: the store is missing or empty, or a part cannot be read.
+    """
+    for part in _parts_of(folder):
+        file = _readable(part, lambda part=part: pq.ParquetFile(part))
+        batches = file.iter_batches(batch_rows, columns=[*columns, "embedding"])
+        while (batch := _readable(part, lambda batches=batches: next(batches, None))) is not None:
+            yield Batch({name: batch[name] for name in columns}, _matrix(batch["embedding"]))
+
+
+def append_corrections(folder: Path, sha256: list[str], was: list[str | None], label: list[str]) -> Path:
+    """Give contents other labels; `was` is the label in the parts, without earlier corrections."""
+    columns = (pa.array(values, pa.string()) for values in (sha256, was, label))
+    return append_beside(folder, _CORRECTIONS, pa.table(list(columns), names=["sha256", "was", "label"]))
+
+
+def append_beside(folder: Path, name: str, table: pa.Table) -> Path:
+    """Add a table that says something about the rows; readers of the parts skip names that begin with `_`."""
+    return _write_table(folder, f"_{name}-{len(_files_beside(folder, name)):05d}", table)
+
+
+def read_beside(folder: Path, name: str, columns: list[str]) -> list[pa.Table]:
+    """The tables that `append_beside` added under this name, in that order."""
+    return [_read_part(file, columns) for file in _files_beside(folder, name)]
+
+
+def index_in(values: pa.Array, among: pa.Array) -> pa.Array:
+    """(n,) int32 place of each value among the others, null where it is not."""
+    return pc.call_function("index_in", [values], pc.SetLookupOptions(value_set=among))
+
+
+def _files_beside(folder: Path, name: str) -> list[Path]:
+    return sorted(folder.glob(f"_{name}-*.parquet"))
+
+
+def _write_table(folder: Path, stem: str, table: pa.Table) -> Path:
+    """Whole or not at all; the random end keeps two runs at once from overwriting each other's file."""
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table, buffer, compression="zstd")
+    path = folder / f"{stem}-{secrets.token_hex(4)}.parquet"
+    write_atomically(path, buffer.getvalue().to_pybytes())
+    return path
+
+
+def _parts_of(folder: Path) -> list[Path]:
     parts = part_files(folder)
     if not parts:
         state = "has no rows" if folder.is_dir() else "no such embedding store"
         raise StepError(f"{folder}: {state}; make it with: python -m training.embed --recipe RECIPE --data FOLDER")
+    return parts
+
+
+def _with_corrections(folder: Path, table: pa.Table) -> pa.Table:
+    """The table with each correction applied whose `was` is still what the data set says."""
+    label = table["label"].combine_chunks()
+    corrected = np.zeros(len(table), bool)
+    corrections = read_beside(folder, _CORRECTIONS, ["sha256", "was", "label"])
+    if corrections:
+        said = pa.concat_tables(corrections)
+        columns = (said[name].to_pylist() for name in ("sha256", "was", "label"))
+        last = {(sha256, was): to for sha256, was, to in zip(*columns, strict=True)}
+        about = index_in(table["sha256"].combine_chunks(), said["sha256"].combine_chunks())
+        values = label.to_pylist()
+        for row in np.flatnonzero(about.is_valid()).tolist():
+            rule = (table["sha256"][row].as_py(), values[row])
+            corrected[row] = rule in last
+            values[row] = last.get(rule, values[row])
+        label = pa.array(values, pa.string())
+    table = table.rename_columns(["data_label" if name == "label" else name for name in table.column_names])
+    return table.append_column("label", label).append_column("corrected", pa.array(corrected))
+
+
+def _codes(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
+    """(different values, (n,) index of each row's value, -1 for null)."""
+    encoded = column.combine_chunks().dictionary_encode()
+    return encoded.dictionary, np.asarray(encoded.indices.fill_null(-1))
+
+
+def _taken(values: pa.Array, codes: np.ndarray) -> pa.Array:
+    """The values of the codes, null for -1."""
+    return values.take(pa.array(codes, mask=codes < 0))
+
+
+def _gathered(parts: list[Path], rows: np.ndarray, embed_dim: int) -> np.ndarray:
+    """(len(rows), embed_dim) float32: those rows of all parts' rows; one part is in memory at a time."""
+    found = np.empty((len(rows), embed_dim), np.float32)
+    order = np.argsort(rows, kind="stable")
+    ascending = rows[order]
+    start = 0
     for part in parts:
-        _check_part(part, encoder)
-    table = pa.concat_tables(_read_part(part, ["key", "path", "sha256", "label", "embedding"]) for part in parts)
-    return _latest(table, encoder.embed_dim)
+        matrix = _read_embeddings(part)
+        low, high = np.searchsorted(ascending, (start, start + len(matrix)))
+        found[order[low:high]] = matrix[ascending[low:high] - start]
+        start += len(matrix)
+    return found
 
 
-def _latest(table: pa.Table, embed_dim: int) -> Embeddings:
-    keys, paths, sums, labels = (table[name].to_pylist() for name in ("key", "path", "sha256", "label"))
-    last_row = {path: row for row, path in enumerate(paths)}
-    last_label = dict(zip(sums, labels, strict=True))
-    rows = sorted(last_row.values(), key=lambda row: (sums[row], paths[row]))
-    return Embeddings(
-        embedding=_matrix(table["embedding"], embed_dim)[rows],
-        key=[keys[row] for row in rows],
-        path=[paths[row] for row in rows],
-        sha256=[sums[row] for row in rows],
-        label=[last_label[sums[row]] for row in rows],
-    )
-
-
-def _schema(encoder: EncoderFingerprint) -> pa.Schema:
+def _schema(encoder: EncoderFingerprint, dtype: Dtype = "float32") -> pa.Schema:
     fields = [
         pa.field("key", pa.string(), nullable=False),
         pa.field("path", pa.string(), nullable=False),
@@ -174,17 +324,36 @@ def _schema(encoder: EncoderFingerprint) -> pa.Schema:
         pa.field("height", pa.int32(), nullable=False),
         pa.field("label", pa.string()),
         pa.field("split", pa.string()),
-        pa.field("embedding", pa.list_(pa.float32(), encoder.embed_dim), nullable=False),
+        pa.field("embedding", pa.list_(_TYPES[dtype], encoder.embed_dim), nullable=False),
     ]
     return pa.schema(fields, metadata={_FINGERPRINT_KEY: encoder.model_dump_json().encode()})
 
 
+def _agreed_dtype(folder: Path, wanted: Dtype | None) -> Dtype:
+    """The store's dtype if it has rows, else the wanted one."""
+    parts = part_files(folder)
+    if not parts:
+        return wanted or "float32"
+    schema = _readable(parts[0], lambda: pq.read_schema(parts[0]))
+    half = "embedding" in schema.names and "halffloat" in str(schema.field("embedding").type)
+    found: Dtype = "float16" if half else "float32"
+    if wanted not in (None, found):
+        raise StepError(f"{folder}: its embeddings are {found}, not {wanted}; leave --dtype out or change --store")
+    return found
+
+
 def _table(rows: list[Row], schema: pa.Schema) -> pa.Table:
-    flat = np.concatenate([row.embedding for row in rows]).astype(np.float32, copy=False)
+    kind = schema.field("embedding").type
+    flat = np.concatenate([row.embedding for row in rows]).astype(kind.value_type.to_pandas_dtype(), copy=False)
     names = [name for name in schema.names if name != "embedding"]
     columns = [pa.array([getattr(row, name) for row in rows], schema.field(name).type) for name in names]
-    columns.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), type=schema.field("embedding").type))
+    columns.append(pa.FixedSizeListArray.from_arrays(pa.array(flat), type=kind))
     return pa.Table.from_arrays(columns, schema=schema)
+
+
+def _packed(sha256: str) -> bytes:
+    """A sum in half its length; anything else as it is."""
+    return bytes.fromhex(sha256) if len(sha256) == 64 else sha256.encode()
 
 
 def _read_part(part: Path, columns: list[str]) -> pa.Table:
@@ -192,13 +361,12 @@ def _read_part(part: Path, columns: list[str]) -> pa.Table:
 
 
 def _read_embeddings(part: Path) -> np.ndarray:
-    column = _read_part(part, ["embedding"])["embedding"]
-    return _matrix(column, column.type.list_size)
+    return _matrix(_read_part(part, ["embedding"])["embedding"].combine_chunks())
 
 
-def _matrix(column: pa.ChunkedArray, embed_dim: int) -> np.ndarray:
-    """(n, embed_dim) float32."""
-    return column.combine_chunks().flatten().to_numpy(zero_copy_only=False).reshape(-1, embed_dim)
+def _matrix(column: pa.FixedSizeListArray) -> np.ndarray:
+    """(n, embed_dim) float32 or float16, a view of the column's buffer."""
+    return column.flatten().to_numpy().reshape(-1, column.type.list_size)
 
 
 def _readable(part: Path, read: Callable[[], _Read]) -> _Read:
@@ -213,10 +381,11 @@ def _check_part(part: Path, encoder: EncoderFingerprint) -> None:
     _compare_encoders(part.parent, fingerprint_of(part), encoder)
     found = _readable(part, lambda: pq.read_schema(part))
     types = {field.name: _type_name(field.type) for field in found}
+    fitting = [{field.name: _type_name(field.type) for field in _schema(encoder, dtype)} for dtype in _TYPES]
     wrong = [
-        f"{field.name}: {types.get(field.name, 'missing')}, expected {_type_name(field.type)}"
-        for field in _schema(encoder)
-        if types.get(field.name) != _type_name(field.type)
+        f"{name}: {types.get(name, 'missing')}, expected {expected}"
+        for name, expected in fitting[0].items()
+        if types.get(name) not in {schema[name] for schema in fitting}
     ]
     if wrong:
         raise StepError(

@@ -1,0 +1,198 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from scipy.special import expit, softmax
+from scipy.stats import norm
+from sklearn.metrics import roc_auc_score
+
+from recipes.manifest import Calibration, Prevalence
+from recipes.schema import Fit, Head
+from training import fit
+from training.calibrate import brier, calibrated_logits, calibration_report, ece, fit_calibration, platt
+from training.errors import StepError
+from training.head import head_from_layers, logits_of
+from training.split import split_rows
+
+RNG = np.random.default_rng(0)
+LOGITS = RNG.normal(size=20_000) * 2
+TARGETS = (RNG.random(20_000) < expit(LOGITS * 0.5 - 1)).astype(float)
+
+
+def test_platt_finds_the_scale_and_offset_that_made_the_labels() -> None:
+    scale, offset = platt(LOGITS, TARGETS)
+    assert scale == pytest.approx(0.5, abs=0.03)
+    assert offset == pytest.approx(-1, abs=0.05)
+
+
+def test_platt_stays_finite_where_the_classes_separate() -> None:
+    scale, offset = platt(np.r_[np.full(10, -3.0), np.full(10, 3.0)], np.repeat([0.0, 1.0], 10))
+    assert expit(3 * scale + offset) == pytest.approx(11 / 12, abs=1e-3)
+    assert np.isfinite(platt(np.zeros(6), np.repeat([0.0, 1.0], 3))).all()
+
+
+def test_temperature_is_one_scale() -> None:
+    targets = (RNG.random(20_000) < expit(LOGITS / 3)).astype(float)
+    found = fit_calibration("temperature", LOGITS[:, None], targets[:, None], "sigmoid")
+    assert found.offset == [0]
+    assert found.scale[0] == pytest.approx(1 / 3, abs=0.03)
+
+
+@pytest.mark.parametrize("method", ["platt", "temperature"])
+def test_classes_are_calibrated_together(method) -> None:
+    true = RNG.normal(size=(20_000, 3))
+    drawn = (RNG.random(20_000)[:, None] > softmax(true, axis=1).cumsum(axis=1)).sum(axis=1)
+    targets = np.eye(3)[np.minimum(drawn, 2)]
+    found = fit_calibration(method, true * 4, targets, "softmax")
+    assert found.scale == pytest.approx([0.25] * 3, abs=0.02)
+    after = softmax(calibrated_logits(true * 4, found), axis=1)
+    assert ece(after[:, 0], targets[:, 0]) < 0.015 < ece(softmax(true * 4, axis=1)[:, 0], targets[:, 0])
+
+
+def test_each_label_has_its_own() -> None:
+    logits = np.stack([LOGITS, LOGITS * 10], axis=1)
+    found = fit_calibration("platt", logits, np.stack([TARGETS, TARGETS], axis=1), "sigmoid")
+    assert found.scale[0] == pytest.approx(10 * found.scale[1], rel=1e-3)
+
+
+def test_prevalence_shifts_the_log_odds_as_bayes_says() -> None:
+    shifted = calibrated_logits(np.array([[0.4]]), None, Prevalence(training=0.5, target=0.01))
+    odds = np.exp(0.4) * (0.01 / 0.99)
+    assert expit(shifted[0, 0]) == pytest.approx(odds / (1 + odds))
+
+
+def test_scale_comes_before_the_shift() -> None:
+    calibration = Calibration(method="platt", scale=[2.0], offset=[1.0])
+    shifted = calibrated_logits(np.array([[0.5]]), calibration, Prevalence(training=0.5, target=0.5))
+    assert shifted[0, 0] == pytest.approx(2)
+
+
+def test_ece_and_brier_by_hand() -> None:
+    probabilities, targets = np.array([0.1, 0.1, 0.9, 0.9]), np.array([0, 1, 1, 1])
+    assert ece(probabilities, targets) == pytest.approx((0.4 + 0.1) / 2)
+    assert brier(probabilities, targets) == pytest.approx((0.01 + 0.81 + 0.01 + 0.01) / 4)
+    assert ece(np.array([1.0]), np.array([1])) == 0
+
+
+def test_the_report_shows_the_gain_and_isotonic_beside_it() -> None:
+    half = len(LOGITS) // 2
+    before, targets = expit(LOGITS)[:, None], TARGETS[:, None]
+    after = expit(calibrated_logits(LOGITS[:, None], Calibration(method="platt", scale=[0.5], offset=[-1.0])))
+    found = calibration_report(before[half:], after[half:], targets[half:], (before[:half], targets[:half]))
+    assert found["before"]["ece"] > 0.1 > 0.02 > found["after"]["ece"]
+    assert found["isotonic"]["ece"] < 0.03
+    assert found["after"]["brier"] < found["before"]["brier"]
+
+
+def test_a_head_is_near_the_bayes_optimum_calibrated_and_keeps_its_recall() -> None:
+    """Two Gaussians on the sphere: AUROC, ECE on fresh data, and the realised recall of `recall>=0.99`."""
+    separation, rows, embed_dim = 2.5, 60_000, 24
+    rng = np.random.default_rng(1)
+    label = (rng.random(2 * rows) < 0.3).astype(int)
+    embedding = rng.normal(size=(2 * rows, embed_dim)).astype(np.float32)
+    embedding[:, 0] += separation * label
+    contents = [f"{row:064x}" for row in range(rows)]
+    head = Head(
+        name="nsfw",
+        class_names=["safe", "nsfw"],
+        operating_points=["recall>=0.99", "precision>=0.95"],
+        fit=Fit(max_epochs=8, batch_size=1024, learning_rate=0.02, schedule="cosine", seed=3),
+    )
+    data = fit.Labelled(embedding[:rows], label[:rows], contents)
+    split = split_rows(data.label, contents, head.class_names, 0.2, 0.15, 0)
+    fitted = fit.fit_head(data, head, "cpu", split)
+    fresh = logits_of(head_from_layers(fitted.layers, fitted.tensors), embedding[rows:])
+    scores, targets = expit(calibrated_logits(fresh, fitted.calibration))[:, 0], label[rows:]
+    assert roc_auc_score(targets, scores) == pytest.approx(norm.cdf(separation / np.sqrt(2)), abs=0.003)
+    assert ece(scores, targets) <= 0.01
+    assert fitted.report["calibration"]["after"]["ece"] < fitted.report["calibration"]["before"]["ece"]
+    by_name = {point.operating_point: point for point in fitted.thresholds[0]}
+    assert by_name["recall>=0.99"].value < by_name["precision>=0.95"].value
+    realised = by_name["recall>=0.99"].realised
+    assert realised is not None
+    low, high = realised["recall"]["interval_95"]
+    recall = (scores[targets == 1] >= by_name["recall>=0.99"].value).mean()
+    assert low <= recall <= high
+    [expected, _] = fitted.report["operating_points"]["nsfw"]
+    assert expected["interval_95"][0] <= recall <= expected["interval_95"][1]
+    json.dumps(fitted.report, allow_nan=False)
+
+
+def _data(label: np.ndarray, seed: int = 0) -> fit.Labelled:
+    rng = np.random.default_rng(seed)
+    columns = label[:, None] if label.ndim == 1 else label
+    embedding = rng.normal(size=(len(label), 6)).astype(np.float32)
+    embedding[:, : columns.shape[1]] += 2 * columns
+    return fit.Labelled(embedding, label, [f"{row:064x}" for row in range(len(label))])
+
+
+def _fitted(data: fit.Labelled, head: Head) -> fit.Fitted:
+    strata = fit.strata_of(data, head.task)
+    return fit.fit_head(data, head, "cpu", split_rows(strata, data.sha256, head.class_names, 0.2, 0.2, 0))
+
+
+FAST = {"max_epochs": 15, "learning_rate": 0.05}
+
+
+def test_several_classes() -> None:
+    head = Head(name="shape", task="multiclass", class_names=["a", "b", "c"], fit=Fit(**FAST))
+    found = _fitted(_data(np.arange(300) % 3), head)
+    assert (found.plan.loss, found.plan.activation) == ("cross_entropy", "softmax")
+    assert found.test_scores.sum(axis=1) == pytest.approx(np.ones(60))
+    assert found.calibration is not None
+    assert len(found.calibration.scale) == 3
+    assert found.metrics["macro"]["auroc"] > 0.8
+    assert len(found.thresholds) == 3
+
+
+def test_several_labels() -> None:
+    label = (np.random.default_rng(0).random((400, 2)) < 0.4).astype(int)
+    head = Head(name="tags", task="multilabel", class_names=["gore", "nude"], operating_points=["f1"], fit=Fit(**FAST))
+    found = _fitted(_data(label), head)
+    assert found.metrics["labels"]["nude"]["auroc"] > 0.8
+    assert [[point.operating_point for point in row] for row in found.thresholds] == [["f1"], ["f1"]]
+
+
+def test_a_regression() -> None:
+    head = Head(name="taste", task="regression", class_names=["taste"], fit=Fit(**FAST))
+    label = np.random.default_rng(0).normal(size=400)
+    found = _fitted(_data(label), head)
+    assert (found.plan.activation, found.calibration, found.thresholds) == ("none", None, [[]])
+    assert found.metrics["spearman"] > 0.8
+
+
+@pytest.mark.parametrize(("calibration", "activation"), [("platt", "sigmoid"), ("none", "none")])
+def test_mse_gives_a_raw_value_unless_it_is_calibrated(calibration, activation: str) -> None:
+    head = Head(name="nsfw", class_names=["safe", "nsfw"], calibration=calibration, fit=Fit(loss="mse", **FAST))
+    found = _fitted(_data(np.arange(300) % 2), head)
+    assert found.plan.activation == activation
+    assert ("ece" in found.metrics) == (calibration == "platt")
+    assert found.metrics["auroc"] > 0.8
+
+
+@pytest.mark.parametrize(("calibration", "training"), [("platt", 0.25), ("none", 0.5)])
+def test_prevalence_is_corrected_from_what_the_logits_take_for_it(calibration, training: float) -> None:
+    names = ["safe", "nsfw"]
+    head = Head(name="nsfw", class_names=names, calibration=calibration, prevalence=0.01, fit=Fit(**FAST))
+    found = _fitted(_data((np.arange(400) % 4 == 0).astype(int)), head)
+    assert found.prevalence is not None
+    assert found.prevalence.training == pytest.approx(training, abs=0.01)
+    assert found.test_scores.mean() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"fit": {"loss": "cross_entropy"}}, "fit.loss cross_entropy does not fit a binary head; take bce or mse"),
+        ({"operating_points": ["recall>0.9"]}, "operating point 'recall>0.9' is not understood"),
+        ({"task": "regression", "class_names": ["a"], "operating_points": ["f1"]}, "head x is a regression"),
+        ({"fit": {"loss": "mse"}, "calibration": "none", "prevalence": 0.1}, "prevalence corrects probabilities"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused_before_training(changes: dict, words: str) -> None:
+    head = Head.model_validate({"name": "x", "class_names": ["a", "b"]} | changes)
+    with pytest.raises(StepError) as error:
+        fit.plan_of(head)
+    assert words in str(error.value)

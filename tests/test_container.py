@@ -1,0 +1,218 @@
+"""serving/container: what can be held without a docker engine. No image was built by these tests."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+from recipes.paths import ROOT
+from serving.container import health
+from serving.embedded import EmbeddedServer
+from serving.triton_wheel import TritonWheel
+
+CONTAINER = ROOT / "serving" / "container"
+DOCKERFILE = (CONTAINER / "Dockerfile").read_text()
+COMPOSE = yaml.safe_load((CONTAINER / "compose.yaml").read_text())
+IMAGE = r"nvcr\.io/nvidia/tritonserver:(\d\d)\.(\d\d)-py3"
+
+
+def instructions() -> list[str]:
+    """Dockerfile instructions, continuation lines joined, without comments."""
+    lines = [line for line in DOCKERFILE.splitlines() if not line.startswith("#")]
+    return [line for line in re.sub(r"\\\n\s*", "", "\n".join(lines)).splitlines() if line]
+
+
+def stage(name: str) -> list[str]:
+    """The instructions of one build stage."""
+    text = "\n".join(instructions())
+    match = re.search(rf"^FROM .* AS {name}$(.*?)(?=^FROM |\Z)", text, re.MULTILINE | re.DOTALL)
+    assert match
+    return match[1].strip().splitlines()
+
+
+def test_the_image_is_a_default_only_and_new_enough():
+    for path in ROOT.rglob("*"):
+        if path.is_file() and path.suffix in {".yaml", ".py", ".sh", ".md", ""} and CONTAINER in path.parents:
+            for line in path.read_text().splitlines():
+                if match := re.search(IMAGE, line):
+                    assert re.search(r"ARG TRITON_IMAGE=|\$\{TRITON_IMAGE:-", line), f"{path}: {line}"
+                    assert (int(match[1]), int(match[2])) >= (26, 4), line
+    assert re.findall(IMAGE, DOCKERFILE) == re.findall(IMAGE, (CONTAINER / "compose.yaml").read_text())
+
+
+def test_both_stages_are_the_same_image():
+    assert [line for line in instructions() if line.startswith("FROM")] == [
+        "FROM ${TRITON_IMAGE} AS serve",
+        "FROM serve AS build",
+    ]
+
+
+@pytest.mark.parametrize("name", ["serve", "build"])
+def test_no_stage_ends_as_root(name):
+    users = [line for line in stage(name) if line.startswith("USER")]
+    assert users[-1] == "USER 1000:1000"
+
+
+def test_what_is_copied_is_there():
+    for line in instructions():
+        if line.startswith("COPY"):
+            assert (ROOT / line.split()[1]).exists(), line
+
+
+def test_dockerfile_habits():
+    text = "\n".join(instructions())
+    assert ":latest" not in text
+    assert "ADD " not in text
+    assert "sudo" not in text
+    assert "--no-install-recommends" in text
+    assert "rm -rf /var/lib/apt/lists/*" in text
+    for line in instructions():
+        if line.startswith(("CMD", "ENTRYPOINT")):
+            assert isinstance(json.loads(line.split(" ", 1)[1]), list), f"not in exec form: {line}"
+
+
+def test_pillow_for_the_preprocessing_is_pinned_as_everywhere():
+    (install,) = (line for line in stage("serve") if "pip install" in line)
+    assert install.endswith("pip install --constraint /opt/clipsieve/requirements/dev.txt pillow pydantic")
+
+
+@pytest.mark.parametrize("name", ["triton", "triton-cpu"])
+def test_the_server_is_shut_in(name):
+    service = COMPOSE["services"][name]
+    assert service["user"] == "1000:1000"
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert "privileged" not in service
+    assert all(volume["read_only"] for volume in service["volumes"])
+    assert service["shm_size"]
+    assert all(port.startswith("127.0.0.1:") for port in service["ports"])
+
+
+def test_the_server_gets_longer_to_stop_than_its_requests():
+    (seconds,) = re.findall(r"--exit-timeout-secs=(\d+)", (CONTAINER / "start.sh").read_text())
+    assert int(COMPOSE["services"]["triton"]["stop_grace_period"].removesuffix("s")) > int(seconds)
+
+
+def test_plans_are_built_in_the_image_that_serves():
+    engines, triton = COMPOSE["services"]["engines"], COMPOSE["services"]["triton"]
+    assert engines["build"]["args"] == triton["build"]["args"]
+    assert (engines["build"]["target"], triton["build"]["target"]) == ("build", "serve")
+    assert engines["user"] != "root"
+    assert engines["deploy"]["resources"]["reservations"]["devices"][0]["capabilities"] == ["gpu"]
+
+
+def test_the_engines_command_is_make_engines_with_the_images_environment():
+    """The image's environment is not made again although the checkout's files are newer."""
+    (command,) = (json.loads(line.removeprefix("CMD "))[2] for line in stage("build") if line.startswith("CMD"))
+    words = command.removeprefix("exec ").split()
+    shown = subprocess.run([*words, "--dry-run"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    lines = shown.splitlines()
+    assert all(line.startswith("/opt/clipsieve/venv/bin/python -m ") for line in lines), shown
+    assert any("build.engine" in line for line in lines)
+
+
+def test_start_checks_first_and_then_starts_triton_as_the_embedded_server_does(tmp_path):
+    text = (CONTAINER / "start.sh").read_text()
+    subprocess.run(["sh", "-n", CONTAINER / "start.sh"], check=True)
+    assert text.index("python3 -m recipes.plans") < text.index("exec tritonserver")
+    kept = ("--model-control", "--disable-auto", "--backend-config", "--exit-timeout")
+    wheel = TritonWheel(environment=tmp_path, site_packages=tmp_path, python="3.11")
+    embedded = EmbeddedServer(tmp_path, log_path=tmp_path / "log")._command(wheel, tmp_path)
+    flags = re.findall(r"--\S+", text.split("exec tritonserver")[1])
+    assert {flag for flag in flags if flag.startswith(kept)} == {flag for flag in embedded if flag.startswith(kept)}
+
+
+def test_the_picture_of_the_health_check_is_one():
+    with Image.open(io.BytesIO(base64.b64decode(health.GREY_PNG))) as image:
+        image.load()
+        assert image.size == (8, 8)
+
+
+def test_health_is_a_real_inference(server):
+    assert health.probe(f"http://{server.http_url}") is None
+    assert health.main([f"http://{server.http_url}"]) == 0
+
+
+def answering(status: int, body: str) -> HTTPServer:
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, format: str, *args: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    return server
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "expected"),
+    [
+        (500, '{"error": "stub is not healthy"}', "HTTP 500: .*stub is not healthy"),
+        (200, '{"outputs": [{"name": "nsfw", "data": [NaN]}]}', r"\['nsfw'\] are not finite"),
+        (200, '{"outputs": []}', "no outputs"),
+        (200, "not JSON", "image_score: "),
+    ],
+)
+def test_unhealthy_servers(status, body, expected, capsys):
+    server = answering(status, body)
+    try:
+        assert health.main([f"http://127.0.0.1:{server.server_port}"]) == 1
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert re.search(expected, capsys.readouterr().err)
+
+
+def test_no_server_is_unhealthy(capsys):
+    assert health.main(["http://127.0.0.1:9"]) == 1
+    assert "unhealthy: image_score: " in capsys.readouterr().err
+
+
+def start(models, tmp_path) -> subprocess.CompletedProcess:
+    """start.sh with this checkout in place of the image's copy, and a tritonserver that prints its arguments."""
+    fake = tmp_path / "bin" / "tritonserver"
+    fake.parent.mkdir()
+    fake.write_text('#!/bin/sh\npwd; printf "%s\\n" "$@"\n')
+    fake.chmod(0o755)
+    path = f"{fake.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    command = ["sh", str(CONTAINER / "start.sh"), "--log-verbose=1"]
+    environment = os.environ | {"MODELS": str(models), "PATH": path, "TMPDIR": str(tmp_path)}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_start_becomes_tritonserver_in_an_empty_folder(tmp_path):
+    (tmp_path / "models").mkdir()
+    done = start(tmp_path / "models", tmp_path)
+    assert done.returncode == 0, done.stderr
+    folder, *arguments = done.stdout.splitlines()
+    assert list(Path(folder).iterdir()) == []
+    assert arguments[0] == f"--model-repository={tmp_path / 'models'}"
+    assert arguments[-1] == "--log-verbose=1"
+
+
+def test_start_refuses_a_plan_that_does_not_fit(tmp_path):
+    version = tmp_path / "models" / "clip_encoder" / "1"
+    version.mkdir(parents=True)
+    (version / "model.plan").write_bytes(b"from somewhere")
+    done = start(tmp_path / "models", tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert done.stderr.startswith("recipes.plans: ")

@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+from tiny_encoder import EMBED_DIM, write_tiny_encoder
+
+from recipes import paths
+from recipes.manifest import HeadManifest, read_head
+from recipes.schema import Fit, Head, load_recipe
+from training import fit, tracking
+from training.calibrate import scores_from_logits
+from training.errors import StepError, run_step
+from training.evaluate import read_weights
+from training.head import head_from_layers, logits_of
+from training.mlflow_model import ServedHead
+from training.store import Row, Store
+
+ROWS = np.random.default_rng(5).normal(size=(7, EMBED_DIM)).astype(np.float32)
+MLFLOW = Path(os.environ.get("CLIPSIEVE_MLFLOW", paths.ROOT / ".mlflow" / "bin" / "mlflow"))
+NO_MLFLOW = "the full mlflow has an environment of its own: uv venv .mlflow && uv pip install --python .mlflow mlflow"
+# mlflow 3.17 uses what sqlalchemy 2.1 has deprecated.
+OF_SQLALCHEMY = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a fit of the demo's head will lie; its store is there."""
+    monkeypatch.setattr(paths, "ARTIFACTS", tmp_path / "artifacts")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    encoder = write_tiny_encoder(paths.encoder_folder(load_recipe("demo").encoder)).fingerprint()
+    embeddings = np.random.default_rng(0).normal(size=(80, EMBED_DIM)).astype(np.float32)
+    embeddings[1::2, 0] += 2
+    Store(paths.ARTIFACTS / "embeddings" / "demo", encoder).append(
+        [
+            Row(f"{n}", f"{n}.png", f"{n:064x}", 9, 9, ["angular", "round"][n % 2], None, embedding)
+            for n, embedding in enumerate(embeddings)
+        ]
+    )
+    return paths.ARTIFACTS / "heads" / "demo"
+
+
+def _fit(*arguments: str) -> int:
+    return run_step(lambda: fit.main(["--recipe", "demo", *arguments]))
+
+
+def _scores(manifest: HeadManifest, folder: Path) -> np.ndarray:
+    logits = logits_of(head_from_layers(manifest.layers, read_weights(folder, manifest)), ROWS)
+    return scores_from_logits(manifest, logits)
+
+
+def test_without_track_nothing_is_tracked(folder: Path) -> None:
+    assert tracking.tracking_uri(None) is None
+    assert _fit() == 0
+    assert "mlflow_run_id" not in read_head(folder).training
+    assert not (paths.ARTIFACTS / "mlflow").exists()
+
+
+def test_the_environment_or_the_argument_say_where(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://elsewhere")
+    assert tracking.tracking_uri(None) == "http://elsewhere"
+    assert tracking.tracking_uri("") == "http://elsewhere"
+    assert tracking.tracking_uri("http://here") == "http://here"
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    assert tracking.tracking_uri("") == tracking.local_uri()
+
+
+def test_without_the_package_the_extra_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "mlflow", None)
+    assert _fit("--track") == 1
+    assert "needs the extra `tracking`" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+def test_every_number_has_a_name() -> None:
+    found = tracking.flat_metrics(
+        {"auroc": 0.9, "auroc_95_interval": [0.8, 1.0], "labels": {"gore": {"ece": 0.1}}, "precision": None}
+    )
+    assert found == {"auroc": 0.9, "auroc_95_interval_low": 0.8, "auroc_95_interval_high": 1.0, "labels/gore/ece": 0.1}
+
+
+def test_every_setting_has_a_name() -> None:
+    params = tracking.flat_params(Head(name="nsfw", class_names=["safe", "nsfw"], fit=Fit(learning_rate=0.5)))
+    assert params["fit.learning_rate"] == "0.5"
+    assert params["class_names"] == "['safe', 'nsfw']"
+    assert "prevalence" not in params
+
+
+def test_the_commit_of_a_checkout_is_known(tmp_path: Path) -> None:
+    assert tracking.git_commit(tmp_path) is None
+    git = ["git", "-c", "user.name=a", "-c", "user.email=a@b"]
+    for words in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "first"]):
+        subprocess.run([*git, *words], cwd=tmp_path, check=True)
+    commit = tracking.git_commit(tmp_path)
+    assert commit is not None
+    assert len(commit) == 40
+
+
+def test_the_model_folder_scores_as_torch_does(folder: Path, tmp_path: Path) -> None:
+    assert _fit() == 0
+    tracking.write_model(tmp_path / "model", folder, "run")
+    answers = ServedHead(tmp_path / "model" / "data").predict(ROWS)
+    expected = _scores(read_head(folder), folder)[:, 0]
+    assert [row["score"]["round"] for row in answers] == pytest.approx(expected.tolist(), abs=1e-6)
+    assert [row["decision"]["round"] for row in answers] == (expected >= 0.5).astype(int).tolist()
+
+
+@pytest.mark.parametrize("rows", [np.zeros((2, EMBED_DIM + 1)), np.zeros(EMBED_DIM), np.full((1, EMBED_DIM), np.nan)])
+def test_rows_that_are_no_embeddings_are_refused(folder: Path, rows: np.ndarray) -> None:
+    assert _fit() == 0
+    with pytest.raises(ValueError, match=r"expected rows of|not finite"):
+        ServedHead(folder).predict(rows)
+
+
+def test_an_unreachable_server_writes_nothing(folder: Path, capsys, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert _fit("--track", "http://127.0.0.1:9") == 1
+    assert "http://127.0.0.1:9 does not take the run" in capsys.readouterr().err
+    assert not folder.exists()
+
+
+@OF_SQLALCHEMY
+def test_a_local_run_is_found_again_from_the_head(folder: Path, capsys) -> None:
+    pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    assert _fit("--track") == 0
+    capsys.readouterr()
+    tracking.main(["--recipe", "demo"])
+    run, manifest = json.loads(capsys.readouterr().out), read_head(folder)
+    assert run["run_id"] == manifest.training["mlflow_run_id"]
+    assert run["status"] == "FINISHED"
+    assert run["metrics"]["auroc"] == pytest.approx(manifest.metrics["auroc"])
+    assert run["params"]["fit.hidden_sizes"] == "[64]"
+    assert run["tags"]["weights_sha256"] == manifest.weights_sha256
+    assert (Path(run["artifacts"].removeprefix("file://")) / "head" / "roc.png").is_file()
+
+
+@OF_SQLALCHEMY
+def test_a_failed_fit_leaves_a_failed_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("sqlalchemy")
+    with pytest.raises(ZeroDivisionError), tracking.started_run(tracking.local_uri(), "demo") as run:
+        raise ZeroDivisionError
+    client = tracking._client(tracking.local_uri())
+    assert client.get_run(run.id).info.status == "FAILED"
+
+
+def test_a_head_that_was_not_tracked_says_so(folder: Path, capsys) -> None:
+    assert _fit() == 0
+    assert run_step(lambda: tracking.main(["--recipe", "demo"])) == 1
+    assert "was not tracked; fit it with --track" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not MLFLOW.exists(), reason=NO_MLFLOW)
+def test_a_server_keeps_the_run_and_serves_the_model(folder: Path, tmp_path: Path) -> None:
+    store = f"sqlite:///{tmp_path / 'server.db'}"
+    server_words = ["server", "--backend-store-uri", store, "--artifacts-destination", str(tmp_path / "kept")]
+    with _mlflow(tmp_path, server_words, {}) as server:
+        assert _fit("--track", server) == 0
+        manifest = read_head(folder)
+        assert tracking.run_of(manifest)["status"] == "FINISHED"
+        words = ["models", "serve", "-m", "models:/demo/1", "--env-manager", "local"]
+        with _mlflow(tmp_path, words, {"MLFLOW_TRACKING_URI": server}) as scoring:
+            body = json.dumps({"inputs": ROWS.tolist()}).encode()
+            request = urllib.request.Request(f"{scoring}/invocations", body, {"Content-Type": "application/json"})
+            with urllib.request.urlopen(request, timeout=60) as reply:
+                answers = json.load(reply)["predictions"]
+    expected = _scores(manifest, folder)[:, 0]
+    assert [row["score"]["round"] for row in answers] == pytest.approx(expected.tolist(), abs=1e-6)
+
+
+@contextmanager
+def _mlflow(tmp_path: Path, words: list[str], environment: dict[str, str]) -> Iterator[str]:
+    """One of mlflow's servers on a free port; its URL once it is healthy."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    path = f"{MLFLOW.parent}{os.pathsep}{os.environ['PATH']}"
+    log = tmp_path / f"{words[0]}.log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(
+            [str(MLFLOW), *words, "--host", "127.0.0.1", "--port", str(port)],
+            cwd=tmp_path,
+            env=os.environ | environment | {"PATH": path},
+            stdout=file,
+            stderr=file,
+            start_new_session=True,
+        )
+    try:
+        _wait_until_healthy(f"http://127.0.0.1:{port}", process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, 15)
+        process.wait(30)
+
+
+def _wait_until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:
+    end = time.monotonic() + 180
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    raise StepError(f"mlflow did not become healthy:\n{log.read_text()[-3000:]}")

@@ -1,0 +1,88 @@
+"""Two heads on one encoder, served: one encoding for both, and none that nobody asked for."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+import tritonclient.grpc
+from artefacts import write_head
+from pictures import jpeg
+
+from build.head import build_head
+from build.repository import install
+from clipsieve import Client, UnknownHead
+from recipes.schema import parse_recipe
+from serving.embedded import EmbeddedServer
+
+
+@pytest.fixture(scope="module")
+def two_heads(demo, encoder, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two")
+    data = demo.model_dump(mode="json", exclude_defaults=True) | {"name": "two"}
+    data["heads"] = [
+        {"name": "nsfw", "class_names": ["safe", "nsfw"], "source": str(folder / "nsfw")},
+        {"name": "taste", "task": "regression", "class_names": ["taste"], "source": str(folder / "taste")},
+    ]
+    recipe = parse_recipe(data)
+    for seed, head in enumerate(recipe.heads):
+        assert head.source is not None
+        thresholds = tuple(head.fixed_thresholds)
+        options = {"name": head.name, "task": head.task, "seed": seed, "thresholds": thresholds}
+        write_head(head.source, encoder, head.class_names, **options)
+        build_head(head.source, recipe.build.opset)
+    install(recipe, folder / "models")
+    with EmbeddedServer(
+        folder / "models", http_port=0, grpc_port=0, metrics_port=0, log_path=folder / "log", exit_timeout_s=4
+    ) as server:
+        yield server
+
+
+def executions(server) -> dict[str, int]:
+    """Images each model has run. A model counts one a moment after its answer left, hence the second look."""
+    time.sleep(0.5)
+    with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
+        answer = client.get_inference_statistics()
+        assert answer is not None
+        return {model.name: model.inference_count for model in answer.model_stats}
+
+
+def infer(server, outputs: list[str]) -> dict[str, np.ndarray]:
+    tensor = tritonclient.grpc.InferInput("image", [1, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[jpeg()]], dtype=object))
+    wanted = [tritonclient.grpc.InferRequestedOutput(name) for name in outputs]
+    with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
+        result = client.infer("image_score", [tensor], outputs=wanted)
+        assert result is not None
+        return {name: np.asarray(result.as_numpy(name)) for name in outputs}
+
+
+def test_both_heads_are_scored_in_one_encoding(two_heads):
+    before = executions(two_heads)
+    scores = infer(two_heads, ["nsfw", "taste"])
+    after = executions(two_heads)
+    assert {name: after[name] - before[name] for name in ("preprocess", "clip_encoder", "nsfw_head", "taste_head")} == {
+        "preprocess": 1, "clip_encoder": 1, "nsfw_head": 1, "taste_head": 1,
+    }  # fmt: skip
+    assert scores["nsfw"] != scores["taste"]
+
+
+def test_a_head_nobody_asked_for_is_not_run(two_heads):
+    before = executions(two_heads)
+    infer(two_heads, ["nsfw", "nsfw_revision"])
+    after = executions(two_heads)
+    assert after["nsfw_head"] - before["nsfw_head"] == 1
+    assert after["taste_head"] == before["taste_head"]
+
+
+def test_clients_name_the_head_they_want(two_heads):
+    with Client(two_heads.grpc_url) as client:
+        assert [head.name for head in client.heads()] == ["nsfw", "taste"]
+        assert client.score([jpeg()], head="nsfw")[0].model_version.startswith("nsfw-")
+        with pytest.raises(UnknownHead, match="this server has: nsfw, taste"):
+            client.score([jpeg()])
+
+
+def test_a_regression_without_thresholds_decides_nothing(two_heads):
+    assert infer(two_heads, ["taste_decision"])["taste_decision"].tolist() == [[0]]

@@ -1,0 +1,166 @@
+"""Logits → probabilities that mean what they say, and how far they are from it.
+
+A calibration is `logit * scale + offset` before the activation, per label. It is fitted on the validation split:
+the weights were never trained on it, and early stopping took from it only the number of the best epoch. What it
+achieved is measured on the test split, which nothing was chosen on.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.special import expit, log_softmax, logit, softmax
+from sklearn.isotonic import IsotonicRegression
+
+from recipes.manifest import Calibration, HeadManifest, Prevalence
+
+Activation = Literal["sigmoid", "softmax", "none"]
+
+ECE_BINS = 15  # of equal width
+
+
+def fit_calibration(
+    method: Literal["platt", "temperature"], logits: np.ndarray, targets: np.ndarray, activation: Activation
+) -> Calibration:
+    """The scale and offset of least log-loss.
+
+    Args:
+        method: platt fits a scale and an offset per label, temperature one scale for all labels.
+        logits: (n, L).
+        targets: (n, L) 0 or 1; of a softmax one 1 in each row.
+        activation: sigmoid treats the labels apart, softmax together.
+    """
+    labels = logits.shape[1]
+    if method == "temperature":
+        scale, offset = np.full(labels, _temperature_scale(logits, targets, activation)), np.zeros(labels)
+    elif activation == "softmax":
+        scale, offset = _vector_scaling(logits, targets)
+    else:
+        columns = [platt(logits[:, label], targets[:, label]) for label in range(labels)]
+        scale, offset = np.transpose(columns)
+    return Calibration(method=method, scale=scale.tolist(), offset=offset.tolist())
+
+
+def platt(logits: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
+    """(n,), (n,) → scale and offset of a logistic regression on the logit.
+
+    As Platt did, the targets stand a little off 0 and 1, `(positives + 1) / (positives + 2)` and
+    `1 / (negatives + 2)`: the fit stays finite where the logits separate the classes.
+    """
+    positives = float(targets.sum())
+    negatives = len(targets) - positives
+    softened = np.where(targets > 0, (positives + 1) / (positives + 2), 1 / (negatives + 2))
+    center, spread = logits.mean(), logits.std() or 1.0
+    standard = (logits - center) / spread
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        value = standard * parameters[0] + parameters[1]
+        slope = expit(value) - softened
+        return float(np.mean(np.logaddexp(0, value) - softened * value)), np.array(
+            [np.mean(slope * standard), np.mean(slope)]
+        )
+
+    scale, offset = minimize(loss, [1.0, 0.0], jac=True, method="BFGS").x
+    return float(scale / spread), float(offset - scale * center / spread)
+
+
+def calibrated_logits(
+    logits: np.ndarray, calibration: Calibration | None, prevalence: Prevalence | None = None
+) -> np.ndarray:
+    """(n, L) → (n, L): scaled, offset, and shifted by the difference of the prevalences' log-odds."""
+    if calibration is not None:
+        logits = logits * np.array(calibration.scale) + np.array(calibration.offset)
+    if prevalence is not None:
+        logits = logits + (logit(prevalence.target) - logit(prevalence.training))
+    return logits
+
+
+def activated(logits: np.ndarray, activation: Activation) -> np.ndarray:
+    """(n, L) → (n, L) scores."""
+    if activation == "softmax":
+        return softmax(logits, axis=1)
+    return expit(logits) if activation == "sigmoid" else logits
+
+
+def scores_from_logits(manifest: HeadManifest, logits: np.ndarray) -> np.ndarray:
+    """What the served head answers: (n, L) logits of its layers → (n, L) float64 scores."""
+    return activated(calibrated_logits(logits, manifest.calibration, manifest.prevalence), manifest.activation)
+
+
+def calibration_report(
+    before: np.ndarray,  # (n test, L) probabilities without calibration
+    after: np.ndarray,  # (n test, L) with it
+    targets: np.ndarray,  # (n test, L) 0 or 1
+    fitted_on: tuple[np.ndarray, np.ndarray],  # probabilities and targets of the calibration data, for isotonic
+) -> dict[str, Any]:
+    """ECE and Brier score on the test split, mean over the labels: before, after, and of isotonic regression.
+
+    Isotonic regression is there to compare with: when it is much better, the logits are bent in a way that two
+    numbers cannot straighten. It is not served, because its steps tie scores that the head told apart.
+    """
+    steps = _isotonic(fitted_on, before)
+    return {
+        name: {"ece": _mean(ece, scores, targets), "brier": _mean(brier, scores, targets)}
+        for name, scores in (("before", before), ("after", after), ("isotonic", steps))
+    }
+
+
+def ece(probabilities: np.ndarray, targets: np.ndarray, weights: np.ndarray | None = None) -> float:
+    """(n,), (n,) → expected calibration error over ECE_BINS bins of equal width."""
+    weights = np.ones(len(targets)) if weights is None else weights
+    bins = ece_bins(probabilities)
+    gaps = np.bincount(bins, weights * (probabilities - targets), ECE_BINS)
+    return float(np.abs(gaps).sum() / weights.sum())
+
+
+def ece_bins(probabilities: np.ndarray) -> np.ndarray:
+    """(n,) → (n,) number of the bin of each."""
+    return np.minimum((probabilities * ECE_BINS).astype(int), ECE_BINS - 1)
+
+
+def brier(probabilities: np.ndarray, targets: np.ndarray) -> float:
+    return float(np.mean(np.square(probabilities - targets)))
+
+
+def _mean(figure, scores: np.ndarray, targets: np.ndarray) -> float:
+    return float(np.mean([figure(scores[:, label], targets[:, label]) for label in range(scores.shape[1])]))
+
+
+def _isotonic(fitted_on: tuple[np.ndarray, np.ndarray], scores: np.ndarray) -> np.ndarray:
+    known, targets = fitted_on
+    columns = [
+        IsotonicRegression(out_of_bounds="clip").fit(known[:, label], targets[:, label]).predict(scores[:, label])
+        for label in range(scores.shape[1])
+    ]
+    return np.stack(columns, axis=1)
+
+
+def _temperature_scale(logits: np.ndarray, targets: np.ndarray, activation: Activation) -> float:
+    """1 / temperature; found as a logarithm, so that it stays above 0, and bounded where the classes separate."""
+
+    def loss(parameters: np.ndarray) -> float:
+        scaled = logits * np.exp(parameters[0])
+        if activation == "softmax":
+            return float(-np.sum(targets * log_softmax(scaled, axis=1)) / len(logits))
+        return float(np.mean(np.logaddexp(0, scaled) - targets * scaled))
+
+    return float(np.exp(minimize(loss, [0.0], method="L-BFGS-B", bounds=[(-6, 6)]).x[0]))
+
+
+def _vector_scaling(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """A scale and an offset per class before the softmax, held near 1 and 0 as one imagined row would hold them."""
+    rows, labels = logits.shape
+
+    def loss(parameters: np.ndarray) -> tuple[float, np.ndarray]:
+        scale, offset = parameters[:labels], parameters[labels:]
+        log_probabilities = log_softmax(logits * scale + offset, axis=1)
+        slope = np.exp(log_probabilities) - targets
+        pull = np.concatenate([scale - 1, offset])
+        gradient = np.concatenate([(slope * logits).sum(axis=0), slope.sum(axis=0)])
+        value = -np.sum(targets * log_probabilities) + 0.5 * pull @ pull
+        return float(value / rows), (gradient + pull) / rows
+
+    found = minimize(loss, np.r_[np.ones(labels), np.zeros(labels)], jac=True, method="L-BFGS-B").x
+    return found[:labels], found[labels:]

@@ -1,0 +1,296 @@
+"""Published head → artifacts/heads/<head>/: head.safetensors and head.json, as training.fit would write them.
+
+    python -m training.import_head --recipe nsfw-vit-l-14
+    python -m training.import_head --recipe nsfw-vit-l-14 --head nsfw --verify 10000
+    python -m training.import_head --name laion-nsfw-b32 --file clip_autokeras_nsfw_b32.zip --out heads/nsfw
+    python -m training.import_head --list
+
+Imports each head of the recipe that has `published`, from its local `file` or from its owner's repository;
+sha256 is checked either way. What is imported already stays. Prints the path of each head.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors.numpy
+
+from recipes import paths
+from recipes.manifest import (
+    EncoderFingerprint,
+    HeadManifest,
+    Layer,
+    ManifestError,
+    Threshold,
+    read_head,
+    sha256_of,
+    tool_versions,
+    write_atomically,
+    write_manifest,
+)
+from recipes.schema import Head, Published, Recipe, load_recipe
+from training.download import check_sha256, download
+from training.errors import StepError, run_step
+from training.progress import console
+from training.published import PREPROCESSING, PUBLISHED, PublishedHead, published_head
+from training.published_keras import VARIANTS, Variant, import_keras
+from training.published_torch import import_torch
+
+_VERIFY = 2000
+
+
+@dataclass(frozen=True)
+class Options:
+    """How the step was called."""
+
+    verify: int = _VERIFY
+    """Vectors of each kind on which a Keras head must agree with its original graph."""
+    accept_unknown_sha256: bool = False
+    replace: bool = False
+    """Whether a head that was trained here may be replaced."""
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What a published file turned out to hold."""
+
+    layers: list[Layer]
+    tensors: dict[str, np.ndarray]
+    figures: dict[str, Any]
+
+
+def import_head(head: Head, notice: str | None, folder: Path, options: Options) -> Path:
+    """Import `head.published` into `folder`; returns the path of head.json. Nothing is written on failure.
+
+    Raises:
+        StepError: the file cannot be had, is not the published one, or does not score as the original does.
+    """
+    asked, published = _asked(head), published_head(_asked(head).name)
+    _check_head(head, published)
+    if _is_imported(head, folder):
+        console.print(f"head {head.name}: {published.name} is imported already")
+        return folder / "head.json"
+    _check_replaceable(folder, options.replace)
+    file = published_file(asked, published, options.accept_unknown_sha256)
+    imported = _read(file, published, asked.variant, options.verify)
+    weights = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in imported.tensors.items()})
+    manifest = head_manifest(head, notice, published, imported, sha256_of(file), weights)
+    write_atomically(folder / "head.safetensors", weights)
+    write_manifest(manifest, folder / "head.json")
+    return folder / "head.json"
+
+
+def published_file(asked: Published, published: PublishedHead, accept_unknown_sha256: bool) -> Path:
+    """The published file on this machine, its sum checked; downloaded unless the recipe names a local copy.
+
+    Raises:
+        StepError: it is not there, cannot be downloaded, has another sum, or its sum is not known to anyone.
+    """
+    expected = _expected_sha256(asked, published)
+    if asked.file is None:
+        _check_known(published, expected, accept_unknown_sha256, found=None)
+        return _downloaded(published, expected)
+    file = paths.ROOT / asked.file
+    if not file.is_file():
+        raise StepError(f"{file}: no such file; fetch {published.url}, or leave published.file out to download it")
+    _check_known(published, expected, accept_unknown_sha256, found=sha256_of(file))
+    check_sha256(file, expected, str(file))
+    return file
+
+
+def head_manifest(
+    head: Head, notice: str | None, published: PublishedHead, imported: Imported, sha256: str, weights: bytes
+) -> HeadManifest:
+    """head.json for the weights, which are the bytes of head.safetensors."""
+    source = {"name": published.name, "file": published.file, "sha256": sha256, "url": published.url}
+    thresholds = [Threshold(value=value, operating_point="fixed") for value in head.thresholds or published.thresholds]
+    return HeadManifest(
+        name=head.name,
+        recipe=head.model_dump(mode="json"),
+        notice=notice,
+        licence=published.licence,
+        task=published.task,
+        encoder=EncoderFingerprint(
+            id=published.encoder.id,
+            weights_sha256=None,
+            preprocessing=PREPROCESSING,
+            normalize=True,
+            embed_dim=published.embed_dim,
+        ),
+        labels=head.labels,
+        class_names=head.class_names,
+        layers=imported.layers,
+        activation=published.activation,
+        calibrated=False,
+        thresholds=[thresholds],
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        metrics={},
+        training={"published": source | imported.figures},
+        versions=tool_versions("torch", "numpy", "safetensors"),
+    )
+
+
+def _read(file: Path, published: PublishedHead, variant: Variant, verify: int) -> Imported:
+    if published.format == "torch":
+        return Imported(*import_torch(file, published), figures={"variant": "published"})
+    with tempfile.TemporaryDirectory(prefix="clipsieve-import-") as work:
+        head = import_keras(file, published, variant, verify, Path(work))
+    figures = {"variant": variant, "verified": head.verified, "variants": head.variants}
+    return Imported(head.layers, head.tensors, figures)
+
+
+def _asked(head: Head) -> Published:
+    if head.published is None:
+        raise StepError(f"head {head.name} names no published head; add `published: {{name: …}}`, or train it")
+    return head.published
+
+
+def _check_head(head: Head, published: PublishedHead) -> None:
+    """Refuse what a published head cannot give."""
+    if head.task != published.task:
+        raise StepError(f"head {head.name}: its task is {head.task}, {published.name} is a {published.task} head")
+    for key in ("operating_points", "prevalence"):
+        if getattr(head, key):
+            raise StepError(
+                f"head {head.name}: {key} {getattr(head, key)} would need held-out data, which {published.name} "
+                "came without; give thresholds, or train a head"
+            )
+    if published.format == "torch" and _asked(head).variant != "published":
+        raise StepError(f"head {head.name}: variant {_asked(head).variant!r} is for Keras heads, not {published.name}")
+
+
+def _check_encoder(recipe: Recipe, published: PublishedHead) -> None:
+    if recipe.encoder.id != published.encoder.id:
+        raise StepError(
+            f"recipe {recipe.name}: its encoder is {recipe.encoder.id}, {published.name} was trained on "
+            f"{published.encoder.id}; use encoder model {published.encoder.model!r} and pretrained "
+            f"{published.encoder.pretrained!r} with normalize on"
+        )
+
+
+def _expected_sha256(asked: Published, published: PublishedHead) -> str | None:
+    if published.sha256 and asked.sha256 and asked.sha256 != published.sha256:
+        raise StepError(
+            f"published.sha256 is {asked.sha256}, but {published.file} was published with {published.sha256}"
+        )
+    return published.sha256 or asked.sha256
+
+
+def _check_known(published: PublishedHead, expected: str | None, accept: bool, found: str | None) -> None:
+    if expected is None and not accept:
+        its = f", this one's is {found}" if found else ""
+        raise StepError(
+            f"{published.file}: the sha256 of {published.url} is not known here{its}. If you trust the file, write its "
+            "sum into the recipe as published.sha256, or pass --accept-unknown-sha256"
+        )
+
+
+def _downloaded(published: PublishedHead, expected: str | None) -> Path:
+    try:
+        return download(published.url, paths.ARTIFACTS / "downloads" / published.file, expected)
+    except StepError as error:
+        raise StepError(
+            f"{published.name}: {error}\nWithout a network, fetch {published.file} from {published.url} elsewhere "
+            "and name your copy in the recipe as published.file (or with --file)"
+        ) from error
+
+
+def _is_imported(head: Head, folder: Path) -> bool:
+    """Whether `folder` holds this very head already."""
+    try:
+        manifest = read_head(folder)
+        return (
+            "published" in manifest.training
+            and manifest.recipe == head.model_dump(mode="json")
+            and sha256_of(folder / "head.safetensors") == manifest.weights_sha256
+        )
+    except (ManifestError, OSError):
+        return False
+
+
+def _check_replaceable(folder: Path, replace: bool) -> None:
+    try:
+        trained_here = "published" not in read_head(folder).training
+    except ManifestError:
+        return
+    if trained_here and not replace:
+        raise StepError(
+            f"{folder} holds a head that was trained here; move it away, or pass --replace to lose it. "
+            "To serve it, remove `published` from the recipe"
+        )
+
+
+def _recipe_heads(recipe: Recipe, name: str | None) -> list[Head]:
+    heads = [head for head in recipe.heads if head.published] if name is None else [recipe.head(name)]
+    for head in heads:
+        _check_encoder(recipe, published_head(_asked(head).name))
+    return heads
+
+
+def _direct_head(name: str, file: Path | None, variant: Variant) -> Head:
+    published = published_head(name)
+    return Head(
+        name=name.replace("-", "_"),
+        task=published.task,
+        class_names=published.class_names,
+        published=Published(name=name, file=None if file is None else file.resolve(), variant=variant),
+    )
+
+
+def _print_list() -> None:
+    """One line a head: name, encoder, licence, sha256, address; separated by tabs."""
+    for head in PUBLISHED.values():
+        print(head.name, head.encoder.id, head.licence, head.sha256 or "unknown", head.url, sep="\t")
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.import_head", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--recipe", help="a name in recipes/ or the path of a YAML file")
+    what.add_argument("--name", help="a published head, without a recipe; needs --out")
+    what.add_argument("--list", action="store_true", help="show the published heads that are known")
+    parser.add_argument("--head", help="with --recipe: only this head")
+    parser.add_argument("--file", type=Path, help="with --name: a local copy instead of a download")
+    parser.add_argument("--out", type=Path, help="with --name: the folder to write")
+    parser.add_argument("--variant", choices=VARIANTS, default="published", help="with --name: see recipes/schema.py")
+    parser.add_argument(
+        "--verify", type=int, default=_VERIFY, help="vectors of each kind checked (default %(default)s)"
+    )
+    parser.add_argument("--accept-unknown-sha256", action="store_true", help="import a file whose sum nobody knows")
+    parser.add_argument("--replace", action="store_true", help="overwrite a head that was trained here")
+    arguments = parser.parse_args(argv)
+    if arguments.verify < 1:
+        parser.error(f"--verify is at least 1, found {arguments.verify}")
+    if arguments.name and not arguments.out:
+        parser.error("--name needs --out, the folder to write")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = _arguments(argv)
+    options = Options(arguments.verify, arguments.accept_unknown_sha256, arguments.replace)
+    if arguments.list:
+        _print_list()
+    elif arguments.name:
+        head = _direct_head(arguments.name, arguments.file, arguments.variant)
+        print(import_head(head, None, arguments.out, options))
+    else:
+        recipe = load_recipe(arguments.recipe)
+        heads = _recipe_heads(recipe, arguments.head)
+        if not heads:
+            console.print(f"recipe {recipe.name} has no published heads: nothing to import")
+        for head in heads:
+            print(import_head(head, recipe.notice, paths.head_folder(head), options))
+
+
+if __name__ == "__main__":
+    sys.exit(run_step(main))

@@ -1,0 +1,206 @@
+"""Corrected labels → embedding store. Images are not touched and nothing is embedded again.
+
+    python -m training.relabel --recipe nsfw-vit-b-32 corrections.csv
+    python -m training.relabel --store artifacts/embeddings/demo audit.csv
+
+The table (CSV, JSON, JSON lines or Parquet) names rows by `path`, `key` or `sha256` and gives their `label`;
+empty ones are passed over. Of an audit's CSV, rows with an x under `accept` take their suggested_label. All
+copies of a content change together. Labels must be the recipe's; without --recipe, ones that the store has.
+All corrections are applied or, with a message that lists what is wrong, none. Prints how many rows changed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from recipes.schema import Head, Recipe, load_recipe
+from training.errors import StepError, run_step
+from training.labels import LabelError, label_from
+from training.progress import console
+from training.store import append_corrections, read_names, store_folder
+from training.tables import Table, read_table
+
+_NAMES = ("sha256", "path", "key")
+_YES = {"x", "y", "yes", "1", "true"}
+_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Change:
+    """One content and its label."""
+
+    sha256: str
+    was: str | None
+    """In the parts, without earlier corrections."""
+    label: str
+    rows: int
+    """How many rows of the store have another label than this one now."""
+    settled: bool
+    """Whether an earlier correction says the same."""
+
+
+def changes_in(table: Table, names: pa.Table, label_of: Callable[[Any], str | None]) -> list[Change]:
+    """What the table asks for, by content.
+
+    Args:
+        table: the corrections.
+        names: the store's rows, as `training.store.read_names` gives them.
+        label_of: a label as it is written → as the store keeps it; raises LabelError.
+
+    Raises:
+        StepError: a column is missing; a row that is not in the store, or stands for several contents; a label that
+            cannot be; one content with two labels. Lists what was found and the rows.
+    """
+    _check_columns(table)
+    stored = _Stored(names)
+    wrong: list[str] = []
+    wanted: dict[str, tuple[str, str]] = {}
+    for number, row in enumerate(table.rows):
+        try:
+            label = label_of(_asked(row))
+            if label is None:
+                continue
+            content = stored.content_of(row)
+        except (LabelError, LookupError) as error:
+            wrong.append(f"{table.where(number)}: {error.args[0]}")
+            continue
+        before, where = wanted.setdefault(content, (label, table.where(number)))
+        if before != label:
+            wrong.append(f"{table.where(number)}: {label}, but {where} says {before} of the same content")
+    if wrong:
+        more = f"\n  and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
+        raise StepError(f"{table.file}: nothing was changed:\n  " + "\n  ".join(wrong[:_SHOWN]) + more)
+    return [stored.change(content, label) for content, (label, _) in wanted.items()]
+
+
+def apply_changes(store: Path, changes: list[Change]) -> int:
+    """Add the corrections to the store, in one file; returns how many rows have another label now."""
+    needed = [change for change in changes if not change.settled]
+    if needed:
+        sums, was, labels = zip(*((change.sha256, change.was, change.label) for change in needed), strict=True)
+        append_corrections(store, list(sums), list(was), list(labels))
+    return sum(change.rows for change in needed)
+
+
+class _Stored:
+    """The store's rows, found by whatever names them."""
+
+    def __init__(self, names: pa.Table) -> None:
+        columns = ("sha256", "path", "key", "label", "data_label", "corrected")
+        self._sum, paths, keys, self._label, self._data_label, self._corrected = (
+            names[name].to_pylist() for name in columns
+        )
+        self._rows_of: dict[str, list[int]] = {}
+        for row, content in enumerate(self._sum):
+            self._rows_of.setdefault(content, []).append(row)
+        self._by_path = {path: self._sum[row] for row, path in enumerate(paths)}
+        self._by_key: dict[str, set[str]] = {}
+        for row, key in enumerate(keys):
+            self._by_key.setdefault(key, set()).add(self._sum[row])
+
+    def content_of(self, row: dict[str, Any]) -> str:
+        """The sha256 that a row of the corrections stands for; LookupError says why there is none."""
+        for name in _NAMES:
+            value = row.get(name)
+            if value:
+                return self._found(name, str(value))
+        raise LookupError(f"no {', '.join(_NAMES)} given")
+
+    def change(self, content: str, label: str) -> Change:
+        rows = self._rows_of[content]
+        differing = sum(self._label[row] != label for row in rows)
+        settled = not differing and self._corrected[rows[0]]
+        return Change(content, self._data_label[rows[0]], label, differing, settled)
+
+    def _found(self, name: str, value: str) -> str:
+        if name == "sha256" and value in self._rows_of:
+            return value
+        if name == "path":
+            for path in (value, str(Path(value).absolute()), str(Path(value).resolve())):
+                if path in self._by_path:
+                    return self._by_path[path]
+        contents = self._by_key.get(value, set()) if name != "sha256" else set()
+        if len(contents) > 1:
+            raise LookupError(f"{name} {value!r} is the key of {len(contents)} images; give its whole path or sha256")
+        if not contents:
+            raise LookupError(f"{name} {value!r} is not in the store")
+        return next(iter(contents))
+
+
+def _asked(row: dict[str, Any]) -> Any:
+    """The label a row asks for, None when it asks for nothing."""
+    label = row.get("label")
+    if label not in (None, ""):
+        return label
+    accepted = str(row.get("accept") or "").strip().lower()
+    if accepted in ("", "0", "no", "n", "false"):
+        return None
+    if accepted not in _YES:
+        raise LabelError(f"accept is {row['accept']!r}; put an x there, or the right class under label")
+    if not row.get("suggested_label"):
+        raise LabelError("accepted, but there is no suggested_label; put the right class under label")
+    return row["suggested_label"]
+
+
+def _check_columns(table: Table) -> None:
+    if not any(name in table.names for name in _NAMES):
+        table.require(["path"], "Name the rows by path, key or sha256.")
+    if "accept" not in table.names:
+        table.require(["label"], "Give the right class under label.")
+
+
+def _known_label(names: pa.Table) -> Callable[[Any], str | None]:
+    """Accept the labels that the store has."""
+    said = {label for name in ("label", "data_label") for label in names[name].to_pylist()}
+    known = sorted(label for label in said if label is not None)
+
+    def label_of(value: Any) -> str | None:
+        if value is not None and str(value) not in known:
+            raise LabelError(f"label {str(value)!r} is none that the store has ({', '.join(known)}); name the --recipe")
+        return None if value is None else str(value)
+
+    return label_of
+
+
+def _head_label(head: Head) -> Callable[[Any], str | None]:
+    return lambda value: label_from(value, head)
+
+
+def _default_store(recipe: Recipe | None) -> Path:
+    if recipe is None:
+        raise StepError("which store? give --store, or --recipe for its default one")
+    return store_folder(recipe)
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.relabel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("corrections", type=Path, help="table of path, key or sha256, and label")
+    parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<recipe>")
+    parser.add_argument("--recipe", help="whose class_names the labels must be")
+    parser.add_argument("--head", help="needed if the recipe has several heads")
+    return parser.parse_args(argv)
+
+
+def main(argv: list[str] | None = None) -> None:
+    arguments = _arguments(argv)
+    recipe = load_recipe(arguments.recipe) if arguments.recipe else None
+    store = arguments.store or _default_store(recipe)
+    names = read_names(store)
+    label_of = _known_label(names) if recipe is None else _head_label(recipe.head(arguments.head))
+    changes = changes_in(read_table(arguments.corrections), names, label_of)
+    changed = apply_changes(store, changes)
+    console.print(f"{changed} rows of {len(changes)} images have another label now, in {store}")
+    print(changed)
+
+
+if __name__ == "__main__":
+    sys.exit(run_step(main))
