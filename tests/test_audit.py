@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from synthetic import TwoClasses, bayes_auroc, two_classes
 from tiny_encoder import write_tiny_encoder
 
+from benchmarks.synthetic import TwoClasses, bayes_auroc, two_classes
 from recipes import paths
 from recipes.manifest import EncoderFingerprint
 from recipes.schema import load_recipe

@@ -107,6 +107,13 @@ def test_a_missing_repository_says_how_to_build_it(tmp_path):
         pass
 
 
+def test_a_plan_is_refused_before_the_server_starts(repository, tmp_path):
+    copy = Path(shutil.copytree(repository, tmp_path / "models"))
+    (copy / "clip_encoder/1/model.plan").write_bytes(b"plan")
+    with pytest.raises(ServingError, match="make engines TARGET=onnx"), start(copy, tmp_path):
+        pass
+
+
 def test_a_model_that_does_not_load_shows_the_log(repository, tmp_path):
     broken = Path(shutil.copytree(repository, tmp_path / "models"))
     (broken / "clip_encoder/1/model.onnx").write_bytes(b"not a model")

@@ -28,7 +28,7 @@ from training.store import Row, Store
 
 ROWS = np.random.default_rng(5).normal(size=(7, EMBED_DIM)).astype(np.float32)
 MLFLOW = Path(os.environ.get("CLIPSIEVE_MLFLOW", paths.ROOT / ".mlflow" / "bin" / "mlflow"))
-NO_MLFLOW = "the full mlflow has an environment of its own: uv venv .mlflow && uv pip install --python .mlflow mlflow"
+NO_MLFLOW = "the full mlflow has an environment of its own: make mlflow"
 # mlflow 3.17 uses what sqlalchemy 2.1 has deprecated.
 OF_SQLALCHEMY = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 

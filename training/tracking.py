@@ -10,7 +10,7 @@ The run's id stands in head.json (`training.mlflow_run_id`); from head.json alon
 The registered model `<head>` answers embedding rows with score and decision. `mlflow models serve` belongs to the
 full mlflow, which does not install beside this project (it wants pyarrow below 26), and to an environment of its own:
 
-    uv venv .mlflow && uv pip install --python .mlflow mlflow safetensors
+    make mlflow
     MLFLOW_TRACKING_URI=http://127.0.0.1:5000 .mlflow/bin/mlflow models serve -m models:/demo/1 --env-manager local
     curl 127.0.0.1:5000/invocations -H 'Content-Type: application/json' -d '{"inputs": [[0.1, …]]}'
 
