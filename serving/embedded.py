@@ -91,10 +91,6 @@ class EmbeddedServer:
         wheel = find_wheel()
         if not (self.repository / "image_score" / "config.pbtxt").is_file():
             raise ServingError(f"{self.repository}: no model repository; build it with: make engines")
-        if plans := list(self.repository.glob("*/1/*.plan")):
-            raise ServingError(
-                f"{plans[0]}: the embedded server has no TensorRT backend; run: make engines TARGET=onnx"
-            )
         self._folder = Path(tempfile.mkdtemp(prefix="clipsieve-"))
         try:
             self._start(wheel, self._folder)
@@ -242,6 +238,7 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, _raise_stop)
     try:
         recipe = load_recipe(arguments.recipe)
+        refuse_plans(repository_folder(recipe))
         with EmbeddedServer(
             repository_folder(recipe),
             http_port=arguments.http_port,
@@ -257,6 +254,12 @@ def main(argv: list[str] | None = None) -> int:
         return 1
     except _Stop:
         return 0
+
+
+def refuse_plans(repository: Path) -> None:
+    """The wheel has no TensorRT backend; say so before Triton says it at length."""
+    if plans := list(repository.glob("*/1/*.plan")):
+        raise ServingError(f"{plans[0]}: the embedded server cannot run a TensorRT plan; run: make engines TARGET=onnx")
 
 
 class _Stop(BaseException):

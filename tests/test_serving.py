@@ -16,7 +16,7 @@ from pictures import jpeg
 
 from clipsieve import Client
 from recipes.paths import ROOT
-from serving.embedded import EmbeddedServer, free_ports, main
+from serving.embedded import EmbeddedServer, free_ports, main, refuse_plans
 from serving.triton_wheel import ServingError, find_wheel
 
 
@@ -110,8 +110,9 @@ def test_a_missing_repository_says_how_to_build_it(tmp_path):
 def test_a_plan_is_refused_before_the_server_starts(repository, tmp_path):
     copy = Path(shutil.copytree(repository, tmp_path / "models"))
     (copy / "clip_encoder/1/model.plan").write_bytes(b"plan")
-    with pytest.raises(ServingError, match="make engines TARGET=onnx"), start(copy, tmp_path):
-        pass
+    refuse_plans(repository)
+    with pytest.raises(ServingError, match="make engines TARGET=onnx"):
+        refuse_plans(copy)
 
 
 def test_a_model_that_does_not_load_shows_the_log(repository, tmp_path):
