@@ -1,6 +1,7 @@
-"""open_clip image tower → one self-contained ONNX file with its manifest, checked against torch.
+"""open_clip or timm image tower → one self-contained ONNX file with its manifest, checked against torch.
 
     python -m build.encoder --recipe demo
+    python -m build.encoder --list 'ViT-L*'      # what is supported; a pattern adds parameters and GFLOP
 
 Writes artifacts/encoders/<id>/model.onnx (`pixels` UINT8 [B, H, W, 3] → `embedding` FP32 [B, D]; cast,
 mean/std and L2 normalisation inside) and encoder.json. Nothing is written when the check fails.
@@ -16,8 +17,10 @@ from pathlib import Path
 import onnx
 import torch
 
+from build.catalogue import print_catalogue
 from build.parity import ParityError, check_parity
-from build.tower import Tower, load_tower, weights_file
+from build.tower import Tower, load_tower
+from build.weights import source_sha256
 from recipes.manifest import (
     EncoderManifest,
     ManifestError,
@@ -58,7 +61,7 @@ def build_encoder(recipe: Recipe, folder: Path) -> EncoderManifest:
 
     Raises:
         RecipeError: the tower cannot be loaded as the recipe says.
-        ParityError: the exported graph does not compute what open_clip computes.
+        ParityError: the exported graph does not compute what the library computes.
     """
     tower = load_tower(recipe.encoder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -121,8 +124,8 @@ def up_to_date(recipe: Recipe, folder: Path) -> EncoderManifest | None:
         return None
     same = (
         manifest.recipe == recipe_part(recipe)
-        and manifest.versions == versions()
-        and manifest.source_sha256 == source_sha256(recipe)
+        and manifest.versions == versions(recipe)
+        and manifest.source_sha256 == source_sha256(recipe.encoder)
         and (folder / "model.onnx").is_file()
         and manifest.onnx_sha256 == sha256_of(folder / "model.onnx")
     )
@@ -137,13 +140,9 @@ def recipe_part(recipe: Recipe) -> dict:
     }
 
 
-def versions() -> dict[str, str]:
-    return tool_versions("torch", "open_clip_torch", "onnx", "onnxruntime", "pillow")
-
-
-def source_sha256(recipe: Recipe) -> str | None:
-    path = weights_file(recipe.encoder)
-    return None if path is None else sha256_of(path)
+def versions(recipe: Recipe) -> dict[str, str]:
+    library = {"open_clip": "open_clip_torch", "timm": "timm"}[recipe.encoder.library]
+    return tool_versions("torch", library, "onnx", "onnxruntime", "pillow")
 
 
 def describe(recipe: Recipe, tower: Tower, path: Path, parity: dict[str, float]) -> EncoderManifest:
@@ -153,7 +152,7 @@ def describe(recipe: Recipe, tower: Tower, path: Path, parity: dict[str, float])
         id=recipe.encoder.id,
         recipe=recipe_part(recipe),
         weights_sha256=tower.weights_sha256,
-        source_sha256=source_sha256(recipe),
+        source_sha256=source_sha256(recipe.encoder),
         onnx_sha256=sha256_of(path),
         input=Tensor(name="pixels", dtype="UINT8", dims=[size, size, 3]),
         output=Tensor(name="embedding", dtype="FP32", dims=[output.type.tensor_type.shape.dim[1].dim_value]),
@@ -161,14 +160,18 @@ def describe(recipe: Recipe, tower: Tower, path: Path, parity: dict[str, float])
         normalize=recipe.encoder.normalize,
         precision=recipe.build.precision,
         parity=parity,
-        versions=versions(),
+        versions=versions(recipe),
     )
 
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m build.encoder", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--recipe", help="a name in recipes/ or the path of a YAML file")
+    what.add_argument("--list", nargs="?", const="", metavar="PATTERN", help="show the models that can be built")
     arguments = parser.parse_args(argv)
+    if arguments.list is not None:
+        return print_catalogue(arguments.list)
     try:
         recipe = load_recipe(arguments.recipe)
         folder = encoder_folder(recipe.encoder)
@@ -179,7 +182,8 @@ def main(argv: list[str] | None = None) -> int:
     parity = manifest.parity
     print(
         f"encoder {manifest.id}: {manifest.embed_dim} dims, {manifest.preprocessing.image_size} px; "
-        f"{parity['photos']:.0f} photos against open_clip: pixels bit-equal, cosine ≥ {parity['cosine_min']:.7f}",
+        f"{parity['photos']:.0f} photos against {recipe.encoder.library}: pixels bit-equal, "
+        f"cosine ≥ {parity['cosine_min']:.7f}",
         file=sys.stderr,
     )
     print(folder / "encoder.json")

@@ -1,4 +1,4 @@
-"""The encoder's parity check: open_clip's transform and tower in torch against what will be served.
+"""The encoder's parity check: the library's transform and tower in torch against what will be served.
 
 Pixels must be bit-equal; embeddings must agree to the recipe's minimum cosine. Photographs that
 ship inside scikit-image and scikit-learn are the inputs.
@@ -13,6 +13,7 @@ import onnxruntime
 import torch
 from PIL import Image
 
+from build.layers import HiddenLayers, blocks_of, summary_of_tokens
 from build.tower import Tower
 from recipes.photos import sample_photos
 from recipes.pixels import served_transform
@@ -35,12 +36,13 @@ def check_parity(tower: Tower, onnx_path: Path, recipe: Recipe) -> dict[str, flo
     photos = sample_photos()
     transform = served_transform(tower.preprocessing, recipe.serving)
     served = np.stack([transform(path.read_bytes()) for path in photos])  # (B, H, W, 3) uint8
-    expected = np.stack([_open_clip_pixels(tower, path) for path in photos])
+    expected = np.stack([_library_pixels(tower, path) for path in photos])
     unequal = (served != expected).reshape(len(photos), -1).sum(axis=1)
     for path, count in zip(photos, unequal, strict=True):
         if count:
             raise ParityError(
-                f"{path.name}: {count} of {served[0].size} pixel values differ from open_clip's transform"
+                f"{path.name}: {count} of {served[0].size} pixel values differ from "
+                f"{recipe.encoder.library}'s transform"
             )
 
     expected_embeddings = _torch_embeddings(tower, photos, recipe.encoder.normalize)
@@ -61,14 +63,14 @@ def check_parity(tower: Tower, onnx_path: Path, recipe: Recipe) -> dict[str, flo
     }
 
 
-def _open_clip_pixels(tower: Tower, path: Path) -> np.ndarray:
-    """open_clip's transform up to, and not including, its conversion to a float tensor."""
+def _library_pixels(tower: Tower, path: Path) -> np.ndarray:
+    """The library's transform up to, and not including, its conversion to a float tensor."""
     with Image.open(path) as image:
         for step in tower.transform.transforms:
             if type(step).__name__ == "MaybeToTensor":
                 return np.asarray(image)
             image = step(image)
-    raise AssertionError("open_clip's transform no longer has a MaybeToTensor step")
+    raise AssertionError("the library's transform no longer has a MaybeToTensor step")
 
 
 @torch.inference_mode()
@@ -77,8 +79,27 @@ def _torch_embeddings(tower: Tower, photos: list[Path], normalize: bool) -> np.n
     for path in photos:
         with Image.open(path) as image:
             inputs.append(tower.transform(image))
-    embeddings = tower.visual(torch.stack(inputs))
+    batch = torch.stack(inputs)
+    visual = tower.visual
+    embeddings = embed_through_hooks(visual, batch) if isinstance(visual, HiddenLayers) else visual(batch)
     return (torch.nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings).numpy()
+
+
+def embed_through_hooks(visual: HiddenLayers, inputs: torch.Tensor) -> torch.Tensor:
+    """What `visual` computes, gathered by hooks on the blocks of the model's ordinary forward pass."""
+    outputs: list[torch.Tensor] = []
+
+    def keep(_block: torch.nn.Module, _inputs: object, output: torch.Tensor) -> None:
+        outputs.append(output)
+
+    hooks = [block.register_forward_hook(keep) for block in blocks_of(visual.model)]
+    try:
+        final = visual.model(inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    layers = visual.layers.tolist()
+    return torch.cat([summary_of_tokens(visual.model, outputs[-n]) if n else final for n in layers], dim=-1)
 
 
 def _onnx_embeddings(onnx_path: Path, pixels: np.ndarray) -> np.ndarray:

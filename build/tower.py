@@ -1,25 +1,18 @@
-"""Loads the image tower of a recipe through open_clip, with its own preprocessing config."""
+"""Loads the image tower of a recipe, with the preprocessing that its library gives it."""
 
 from __future__ import annotations
 
-import contextlib
-import difflib
 import hashlib
-import json
-import logging
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import open_clip
 import torch
-from open_clip.transform import Compose, PreprocessCfg, image_transform_v2
 
+from build.layers import HiddenLayers
+from build.open_clip_tower import load_open_clip
+from build.timm_tower import load_timm
 from recipes.manifest import Preprocessing
-from recipes.paths import ROOT
-from recipes.schema import Encoder, RecipeError
+from recipes.schema import Encoder
 
 
 @dataclass(frozen=True)
@@ -28,13 +21,13 @@ class Tower:
 
     Attributes:
         visual: (B, 3, H, W) float32, normalised pixels → (B, embed_dim) float32, not L2-normalised.
-        transform: open_clip's own, PIL image → (3, H, W) float32.
+        transform: the library's own, PIL image → (3, H, W) float32.
         preprocessing: the same, as data.
         weights_sha256: of every parameter and buffer of `visual`.
     """
 
     visual: torch.nn.Module
-    transform: Compose
+    transform: Any
     preprocessing: Preprocessing
     weights_sha256: str
 
@@ -43,16 +36,15 @@ def load_tower(encoder: Encoder) -> Tower:
     """Load the tower of a recipe's `encoder` section, in eval mode, float32, on the CPU.
 
     Raises:
-        RecipeError: unknown model or tag (with the nearest names), a missing or unfit weights file, or
-            weights that could not be downloaded (with what to fetch and where to put it).
+        RecipeError: unknown model or tag (with the nearest names), a missing or unfit weights file,
+            weights that could not be downloaded (with what to fetch and where to put it), hidden
+            layers that the model does not have, or a preprocessing that is not served.
     """
-    with _config_registered(encoder):
-        _check_names(encoder)
-        torch.manual_seed(encoder.seed)
-        visual = _load_model(encoder).get_submodule("visual").eval().float()
-    config = PreprocessCfg(**cast(dict[str, Any], visual.preprocess_cfg))
-    transform = cast(Compose, image_transform_v2(config, is_train=False))
-    return Tower(visual, transform, _preprocessing(config), weights_sha256(visual))
+    load = load_timm if encoder.library == "timm" else load_open_clip
+    visual, transform, preprocessing = load(encoder)
+    visual = visual if encoder.layers == [0] else HiddenLayers(visual, encoder.layers)
+    visual = visual.eval().float()
+    return Tower(visual, transform, preprocessing, weights_sha256(visual))
 
 
 def weights_sha256(module: torch.nn.Module) -> str:
@@ -62,104 +54,3 @@ def weights_sha256(module: torch.nn.Module) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
         digest.update(tensor.contiguous().numpy().tobytes())
     return digest.hexdigest()
-
-
-def _load_model(encoder: Encoder) -> torch.nn.Module:
-    weights = weights_file(encoder)
-    pretrained = str(weights) if weights else encoder.pretrained
-    if pretrained is None:  # random weights are what the recipe asks for: no warning
-        logging.disable(logging.WARNING)
-    try:
-        return open_clip.create_model(encoder.model, pretrained=pretrained)
-    except Exception as error:
-        if weights is not None:
-            raise RecipeError(
-                f"encoder.weights {weights}: not a checkpoint of {encoder.model}: {_first_line(error)}"
-            ) from error
-        if encoder.pretrained is not None:
-            raise RecipeError(_download_advice(encoder, error)) from error
-        raise
-    finally:
-        logging.disable(logging.NOTSET)
-
-
-def weights_file(encoder: Encoder) -> Path | None:
-    """The local checkpoint a recipe names, if any; RecipeError if it is not there."""
-    if encoder.weights is None:
-        return None
-    path = ROOT / encoder.weights  # an absolute path stays itself
-    if not path.is_file():
-        raise RecipeError(f"encoder.weights: no file {path}; give the path of a .pt, .bin or .safetensors checkpoint")
-    return path
-
-
-def _check_names(encoder: Encoder) -> None:
-    models = open_clip.list_models()
-    if encoder.model not in models:
-        nearest = difflib.get_close_matches(encoder.model, models, n=3)
-        raise RecipeError(
-            f"encoder.model {encoder.model!r} is unknown to open_clip; nearest: {', '.join(nearest) or '-'}"
-        )
-    tags = open_clip.list_pretrained_tags_by_model(encoder.model)
-    if encoder.pretrained is not None and encoder.pretrained not in tags:
-        raise RecipeError(
-            f"encoder.pretrained {encoder.pretrained!r} is no tag of {encoder.model}; "
-            f"known: {', '.join(tags) or 'none'}. A local file goes under encoder.weights."
-        )
-    _check_quick_gelu(encoder)
-
-
-def _download_advice(encoder: Encoder, error: Exception) -> str:
-    source = open_clip.get_pretrained_cfg(encoder.model, encoder.pretrained or "")
-    where = [source["hf_hub"].rstrip("/") + " on the Hugging Face hub"] if source.get("hf_hub") else []
-    where += [source["url"]] if source.get("url") else []
-    return (
-        f"weights of {encoder.model} ({encoder.pretrained}) could not be downloaded: {_first_line(error)}\n"
-        f"On a machine with a network fetch {' or '.join(where)} (its open_clip .safetensors, .bin or .pt file), "
-        f"put it into weights/, and name it in the recipe:\n  encoder:\n    weights: weights/<file>"
-    )
-
-
-def _check_quick_gelu(encoder: Encoder) -> None:
-    """OpenAI's weights and a few others were trained with QuickGELU; in a GELU tower they embed wrongly."""
-    of_tag = open_clip.get_pretrained_cfg(encoder.model, encoder.pretrained or "").get("quick_gelu", False)
-    of_model = (open_clip.get_model_config(encoder.model) or {}).get("quick_gelu", False)
-    if encoder.pretrained is not None and of_tag != of_model:
-        stem = encoder.model.removesuffix("-quickgelu")
-        raise RecipeError(
-            f"encoder.pretrained {encoder.pretrained!r} was trained with quick_gelu={of_tag}, encoder.model "
-            f"{encoder.model!r} computes with quick_gelu={of_model}: its embeddings would be wrong. "
-            f"Use the model {stem + '-quickgelu' if of_tag else stem!r}."
-        )
-
-
-@contextlib.contextmanager
-def _config_registered(encoder: Encoder) -> Iterator[None]:
-    """open_clip learns of model configs from JSON files only."""
-    if encoder.open_clip_config is None:
-        yield
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / f"{encoder.model}.json").write_text(json.dumps(encoder.open_clip_config))
-        open_clip.add_model_config(folder)
-        yield
-
-
-def _preprocessing(config: PreprocessCfg) -> Preprocessing:
-    size = config.size if isinstance(config.size, int) else config.size[0]
-    if not isinstance(config.size, int) and len(set(config.size)) != 1:
-        raise RecipeError(f"image size {config.size}: only square inputs are supported")
-    return Preprocessing.model_validate(
-        {
-            "image_size": size,
-            "resize_mode": config.resize_mode,
-            "interpolation": config.interpolation,
-            "fill_color": config.fill_color,
-            "mean": config.mean,
-            "std": config.std,
-        }
-    )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -42,6 +42,8 @@ class Preprocessing(_Part):
     resize_mode: Literal["shortest", "longest", "squash"]
     interpolation: Literal["bicubic", "bilinear"]
     fill_color: int = 0
+    resize_size: int | None = None
+    """Edge that the picture is resized to before the centre crop; by default `image_size`."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -49,7 +51,8 @@ class Preprocessing(_Part):
     def id(self) -> str:
         """Equal ids produce equal pixels: `exact-shortest-bicubic-224`."""
         fill = f"-fill{self.fill_color}" if self.resize_mode == "longest" else ""
-        return f"exact-{self.resize_mode}-{self.interpolation}-{self.image_size}{fill}"
+        resize = "" if self.resize_size in (None, self.image_size) else f"-resize{self.resize_size}"
+        return f"exact-{self.resize_mode}-{self.interpolation}-{self.image_size}{resize}{fill}"
 
 
 class EncoderManifest(_Part):
@@ -70,7 +73,7 @@ class EncoderManifest(_Part):
     normalize: bool
     precision: str
     parity: dict[str, float]
-    """What the build's check against open_clip measured."""
+    """What the build's check against the model's library measured."""
     versions: dict[str, str]
 
     @property

@@ -27,7 +27,8 @@ def served_module() -> ModuleType:
 
 def pixel_parameters(preprocessing: Preprocessing, serving: Serving) -> dict[str, str]:
     """The `parameters` of preprocess/config.pbtxt: everything the transform needs to know."""
-    return {
+    resize = {} if preprocessing.resize_size is None else {"resize_size": str(preprocessing.resize_size)}
+    return resize | {
         "image_size": str(preprocessing.image_size),
         "resize_mode": preprocessing.resize_mode,
         "interpolation": preprocessing.interpolation,

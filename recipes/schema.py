@@ -10,6 +10,7 @@ import re
 import sys
 import types
 import typing
+import urllib.parse
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -20,6 +21,8 @@ from recipes.paths import RECIPES
 
 ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"]
 ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=48)]
+Url = Annotated[str, Field(pattern=r"^https?://[^/\s]+/.")]
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 
 
 class RecipeError(ValueError):
@@ -33,36 +36,75 @@ class _Section(BaseModel):
 class Encoder(_Section):
     """The CLIP image tower and where its weights come from.
 
-    `weights` (a local file) is loaded when it is given, else `pretrained` (an open_clip tag) is
+    `weights` (a file, a folder or an address) is loaded when it is given, else `pretrained` (a tag) is
     downloaded; with neither the tower is initialised at random from `seed`. With both, the file is
-    taken for a local copy of the tag's weights.
+    taken for a copy of the tag's weights.
     """
 
+    library: Literal["open_clip", "timm"] = "open_clip"
+    """Whose model it is. With timm, `model` may hold the tag: `vit_large_patch14_clip_quickgelu_224.openai`."""
     model: str
-    """An open_clip model name such as `ViT-B-32-quickgelu`, or any name when `open_clip_config` is given."""
+    """A model name of the library such as `ViT-B-32-quickgelu`, or any name when `open_clip_config` is given
+    or `weights` is a folder with a config of its own."""
     pretrained: str | None = None
-    """An open_clip pretrained tag such as `openai`; the hub's cache is used when it has the file."""
-    weights: Path | None = None
-    """A local checkpoint (.pt, .bin, .safetensors) in open_clip's or OpenAI's layout."""
+    """A pretrained tag of the model such as `openai`; the hub's cache is used when it has the file."""
+    weights: Url | Path | None = None
+    """A local checkpoint (.pt, .bin, .safetensors) in the library's or OpenAI's layout, its http(s) address,
+    or a folder as the Hugging Face hub has it (open_clip_config.json beside open_clip's checkpoint)."""
+    weights_sha256: Sha256 | None = None
+    """Of the checkpoint; required for an address, checked for a file when it is given."""
     open_clip_config: dict[str, Any] | None = None
     """An open_clip model config (embed_dim, vision_cfg, text_cfg) for a tower open_clip does not list."""
     seed: int = 0
     """Seed of the random weights when there is neither `weights` nor `pretrained`."""
     normalize: bool = True
     """L2-normalise the embedding inside the graph. Every published CLIP head expects it."""
+    layers: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
+    """What is concatenated into the embedding: 0 is the model's final output, n what the n-th block from the
+    end puts out, before any later norm or projection. Vision transformers only."""
 
     @property
     def weights_source(self) -> str:
-        """The pretrained tag (of which `weights` is then a local copy), `file:<name>` or `random-<seed>`."""
+        """The pretrained tag (of which `weights` is then a copy), `file:<name>` or `random-<seed>`."""
         if self.pretrained is not None:
             return self.pretrained
-        return f"random-{self.seed}" if self.weights is None else f"file:{self.weights.name}"
+        return f"random-{self.seed}" if self.weights is None else f"file:{self.weights_name}"
+
+    @property
+    def weights_name(self) -> str:
+        """Name of the file, or of the folder, of `weights`."""
+        return Path(urllib.parse.urlsplit(str(self.weights)).path).name
 
     @property
     def id(self) -> str:
         """Folder name of the built encoder: `vit-b-32-quickgelu-openai`."""
+        prefix = "" if self.library == "open_clip" else f"{self.library}-"
+        layers = "" if self.layers == [0] else "-layers-" + "-".join(map(str, self.layers))
         suffix = "" if self.normalize else "-unnormalized"
-        return slug(f"{self.model}-{self.weights_source}{suffix}")
+        return slug(f"{prefix}{self.model}-{self.weights_source}{layers}{suffix}")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _tag_in_name(cls, data: Any) -> Any:
+        """timm writes `model.tag`; here the two are one key each."""
+        if not isinstance(data, dict) or data.get("library") != "timm" or "." not in str(data.get("model")):
+            return data
+        model, _, tag = str(data["model"]).partition(".")
+        if data.get("pretrained", tag) not in (tag, None):
+            raise ValueError(f"model names the tag {tag!r}, pretrained {data['pretrained']!r}; give one of them")
+        return {**data, "model": model, "pretrained": tag}
+
+    @model_validator(mode="after")
+    def _encoder_keys(self) -> Encoder:
+        if isinstance(self.weights, str) and self.weights_sha256 is None:
+            raise ValueError(f"weights at an address need weights_sha256, found none for {self.weights}")
+        if self.weights is None and self.weights_sha256 is not None:
+            raise ValueError("weights_sha256 is of weights, which is not given")
+        if self.library == "timm" and self.open_clip_config is not None:
+            raise ValueError("open_clip_config is for library: open_clip, this one is timm")
+        if len(set(self.layers)) != len(self.layers):
+            raise ValueError(f"layers must differ, found {self.layers}")
+        return self
 
 
 class Fit(_Section):
@@ -103,7 +145,7 @@ class Published(_Section):
     """Such as `laion-nsfw-l14`; `python -m training.import_head --list` shows them."""
     file: Path | None = None
     """A local copy, for machines without a network; its sha256 is checked all the same."""
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None = None
+    sha256: Sha256 | None = None
     """Of the file, for the heads whose sum is not known here; for the others it must be the known one."""
     variant: Literal["published", "float16", "numeric"] = "published"
     """Of the two Keras heads, whose few categorical columns are looked up in a vocabulary of float16 values:

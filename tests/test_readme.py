@@ -35,10 +35,10 @@ def test_make_commands_name_targets_that_exist(command):
     assert finished.returncode == 0, finished.stderr
 
 
-TRAINING = [command for command in OTHERS if "-m training." in command]
+STEPS = [command for command in OTHERS if "-m training." in command or "-m build." in command]
 
 
-@pytest.mark.parametrize("command", [line for line in OTHERS if line not in TRAINING and not line.startswith("pip ")])
+@pytest.mark.parametrize("command", [line for line in OTHERS if line not in STEPS and not line.startswith("pip ")])
 def test_other_commands_run_against_a_server(command, server, tmp_path):
     (tmp_path / "photos").mkdir()
     for path in ("photo.jpg", "photos/photo.jpg"):
@@ -84,13 +84,13 @@ def test_the_demo_draws_trains_builds_serves_and_scores(tmp_path):
     assert len((tmp_path / "demo" / "scores.csv").read_text().splitlines()) == 201
     assert (tmp_path / "demo" / "scores.png").read_bytes().startswith(b"\x89PNG")
     assert "scores mean nothing beyond its own data" in finished.stdout
-    run_training_commands(tmp_path, environment)
+    run_steps(tmp_path, environment)
 
 
-def run_training_commands(folder: Path, environment: dict[str, str]) -> None:
+def run_steps(folder: Path, environment: dict[str, str]) -> None:
     """What the README offers to try on what the demo left behind."""
     (folder / ".venv").symlink_to(ROOT / ".venv")
-    for command in TRAINING:
+    for command in STEPS:
         finished = subprocess.run(
             command.split(),
             cwd=folder,

@@ -1,105 +1,29 @@
-"""Files of other people: downloaded with their sha256 checked, resumed when a download broke off."""
+"""Downloads of a training step: `recipes.download`, with its errors as the step's."""
 
 from __future__ import annotations
 
-import http.client
-import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 
-from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
-
-from recipes.manifest import sha256_of
+from recipes import download as shared
+from recipes.download import DownloadError
 from training.errors import StepError
-from training.progress import console
-
-_TIMEOUT_S = 30
-_ATTEMPTS = 3
-_BLOCK_BYTES = 1 << 16
 
 
 def download(url: str, target: Path, sha256: str | None) -> Path:
     """Fetch `url` to `target`, unless a file with that sum is there already; returns `target`.
 
-    What has arrived is kept in `<target>.partial`, and the next attempt asks only for the rest.
-
     Raises:
         StepError: the address cannot be reached, the transfer broke off, or the sum is another one.
     """
-    if target.is_file() and sha256 is not None and sha256_of(target) == sha256:
-        return target
-    partial = target.with_name(target.name + ".partial")
-    target.parent.mkdir(parents=True, exist_ok=True)
-    _fetch(url, partial)
     try:
-        check_sha256(partial, sha256, f"what {url} sent")
-    except StepError:
-        partial.unlink()  # nothing to resume from
-        raise
-    return partial.replace(target)
+        return shared.download(url, target, sha256)
+    except DownloadError as error:
+        raise StepError(str(error)) from error
 
 
 def check_sha256(path: Path, sha256: str | None, what: str) -> str:
-    """The file's sum, which must be `sha256` unless that is None; `what` starts the error."""
-    found = sha256_of(path)
-    if sha256 is not None and found != sha256:
-        raise StepError(f"{what}: sha256 is {found}, expected {sha256}; it is not the file that was published")
-    return found
-
-
-def _fetch(url: str, partial: Path) -> None:
-    problem = ""
-    for attempt in range(1, _ATTEMPTS + 1):
-        try:
-            _fetch_rest(url, partial)
-            return
-        except urllib.error.HTTPError as error:
-            with closing(error):
-                if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:  # what is there is too long
-                    partial.unlink()
-                elif error.code < 500:
-                    raise StepError(f"{url}: the server answered {error.code} {error.reason}") from error
-                problem = f"{error.code} {error.reason}"
-        except (OSError, http.client.HTTPException) as error:
-            problem = str(getattr(error, "reason", error)) or type(error).__name__
-        if attempt < _ATTEMPTS:
-            time.sleep(0.2 * attempt)
-    have = partial.stat().st_size if partial.is_file() else 0
-    kept = f"; {have} bytes are kept, run again to go on from there" if have else ""
-    raise StepError(f"{url}: could not be downloaded ({problem}){kept}")
-
-
-def _fetch_rest(url: str, partial: Path) -> None:
-    """Append what is missing to `partial`.
-
-    Raises:
-        OSError, HTTPException: it broke off; what has arrived is in `partial`.
-    """
-    have = partial.stat().st_size if partial.is_file() else 0
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
-    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as response:
-        resumed = response.status == http.client.PARTIAL_CONTENT
-        have = have if resumed else 0
-        length = response.headers.get("Content-Length")
-        total = None if length is None else have + int(length)
-        with partial.open("ab" if resumed else "wb") as file, _bar(partial, total, have) as progress:
-            for block in _blocks(response):
-                file.write(block)
-                progress.advance(progress.task_ids[0], len(block))
-    size = partial.stat().st_size
-    if total is not None and size < total:
-        raise http.client.HTTPException(f"it broke off after {size} of {total} bytes")
-
-
-def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:
-    while block := response.read(_BLOCK_BYTES):
-        yield block
-
-
-def _bar(partial: Path, total: int | None, have: int) -> Progress:
-    progress = Progress("{task.description}", BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console)
-    progress.add_task(partial.name.removesuffix(".partial"), total=total, completed=have)
-    return progress
+    """The file's sum, which must be `sha256` unless that is None; `what` starts the error (a StepError)."""
+    try:
+        return shared.check_sha256(path, sha256, what)
+    except DownloadError as error:
+        raise StepError(str(error)) from error

@@ -87,6 +87,7 @@ class Transform:
         max_bytes: largest encoded file.
         max_pixels: largest width × height, of the file (by its header) and after resizing.
         formats: decoders that may be used, by Pillow's names.
+        resize_size: edge that `shortest` and `squash` resize to before the centre crop; None is image_size.
     """
 
     image_size: int
@@ -96,8 +97,14 @@ class Transform:
     max_bytes: int
     max_pixels: int
     formats: tuple[str, ...]
+    resize_size: int | None = None
 
     def __post_init__(self) -> None:
+        if self.resize_size is not None and (self.resize_size < self.image_size or self.resize_mode == "longest"):
+            raise ValueError(
+                f"resize_size must be at least image_size {self.image_size}, and is not for resize_mode longest; "
+                f"found {self.resize_size} with {self.resize_mode!r}"
+            )
         _require(self.resize_mode, RESIZE_MODES, "resize_mode")
         _require(self.interpolation, tuple(INTERPOLATIONS), "interpolation")
         for name in self.formats:
@@ -114,6 +121,7 @@ class Transform:
             max_bytes=int(parameters["max_bytes"]),
             max_pixels=int(parameters["max_pixels"]),
             formats=tuple(parameters["formats"].split(",")),
+            resize_size=int(parameters["resize_size"]) if "resize_size" in parameters else None,
         )
 
     def __call__(self, data: bytes) -> np.ndarray:
@@ -172,7 +180,7 @@ class Transform:
 
     def _resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing, before cropping or padding."""
-        size = self.image_size
+        size = self.resize_size or self.image_size
         if self.resize_mode == "squash":
             return size, size
         if self.resize_mode == "longest":  # open_clip's ResizeKeepRatio rounds, torchvision's Resize truncates

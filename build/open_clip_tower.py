@@ -1,0 +1,143 @@
+"""Loads an open_clip image tower, with its own preprocessing config."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import json
+import logging
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import open_clip
+import torch
+from open_clip.transform import Compose, PreprocessCfg, image_transform_v2
+
+from build.weights import OPEN_CLIP_CONFIG, weights_file, weights_folder
+from recipes.manifest import Preprocessing
+from recipes.schema import Encoder, RecipeError
+
+
+def load_open_clip(encoder: Encoder) -> tuple[torch.nn.Module, Compose, Preprocessing]:
+    """The image tower as it is created, its transform, and the same transform as data.
+
+    Raises:
+        RecipeError: unknown model or tag (with the nearest names), a missing or unfit weights file, or
+            weights that could not be downloaded (with what to fetch and where to put it).
+    """
+    with _config_registered(encoder):
+        _check_names(encoder)
+        torch.manual_seed(encoder.seed)
+        visual = _load_model(encoder).get_submodule("visual")
+    config = PreprocessCfg(**cast(dict[str, Any], visual.preprocess_cfg))
+    return visual, cast(Compose, image_transform_v2(config, is_train=False)), _preprocessing(config)
+
+
+def _load_model(encoder: Encoder) -> torch.nn.Module:
+    weights, folder = weights_file(encoder), weights_folder(encoder)
+    pretrained = str(weights) if weights else encoder.pretrained
+    if pretrained is None:  # random weights are what the recipe asks for: no warning
+        logging.disable(logging.WARNING)
+    try:
+        if folder is not None:
+            return open_clip.create_model(f"local-dir:{folder}", pretrained_text=False)
+        return open_clip.create_model(encoder.model, pretrained=pretrained)
+    except Exception as error:
+        if weights is not None:
+            raise RecipeError(
+                f"encoder.weights {weights}: not a checkpoint of {encoder.model}: {_first_line(error)}"
+            ) from error
+        if encoder.pretrained is not None:
+            raise RecipeError(_download_advice(encoder, error)) from error
+        raise
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+def _check_names(encoder: Encoder) -> None:
+    if weights_folder(encoder) is not None:  # has a config of its own
+        weights_file(encoder)
+        _check_quick_gelu(encoder)
+        return
+    models = open_clip.list_models()
+    if encoder.model not in models:
+        nearest = difflib.get_close_matches(encoder.model, models, n=3)
+        raise RecipeError(
+            f"encoder.model {encoder.model!r} is unknown to open_clip; nearest: {', '.join(nearest) or '-'}"
+        )
+    tags = open_clip.list_pretrained_tags_by_model(encoder.model)
+    if encoder.pretrained is not None and encoder.pretrained not in tags:
+        raise RecipeError(
+            f"encoder.pretrained {encoder.pretrained!r} is no tag of {encoder.model}; "
+            f"known: {', '.join(tags) or 'none'}. A local file goes under encoder.weights."
+        )
+    _check_quick_gelu(encoder)
+
+
+def _download_advice(encoder: Encoder, error: Exception) -> str:
+    source = open_clip.get_pretrained_cfg(encoder.model, encoder.pretrained or "")
+    where = [source["hf_hub"].rstrip("/") + " on the Hugging Face hub"] if source.get("hf_hub") else []
+    where += [source["url"]] if source.get("url") else []
+    return (
+        f"weights of {encoder.model} ({encoder.pretrained}) could not be downloaded: {_first_line(error)}\n"
+        f"On a machine with a network fetch {' or '.join(where)} (its open_clip .safetensors, .bin or .pt file), "
+        f"put it into weights/, and name it in the recipe:\n  encoder:\n    weights: weights/<file>"
+    )
+
+
+def _check_quick_gelu(encoder: Encoder) -> None:
+    """OpenAI's weights and a few others were trained with QuickGELU; in a GELU tower they embed wrongly."""
+    of_tag = open_clip.get_pretrained_cfg(encoder.model, encoder.pretrained or "").get("quick_gelu", False)
+    of_model = _model_config(encoder).get("quick_gelu", False)
+    if encoder.pretrained is not None and of_tag != of_model:
+        stem = encoder.model.removesuffix("-quickgelu")
+        raise RecipeError(
+            f"encoder.pretrained {encoder.pretrained!r} was trained with quick_gelu={of_tag}, encoder.model "
+            f"{encoder.model!r} computes with quick_gelu={of_model}: its embeddings would be wrong. "
+            f"Use the model {stem + '-quickgelu' if of_tag else stem!r}."
+        )
+
+
+def _model_config(encoder: Encoder) -> dict[str, Any]:
+    """open_clip's config of the tower; of a weights folder, its own."""
+    folder = weights_folder(encoder)
+    if folder is None:
+        return open_clip.get_model_config(encoder.model) or {}
+    try:
+        return dict(json.loads((folder / OPEN_CLIP_CONFIG).read_text(encoding="utf-8"))["model_cfg"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise RecipeError(f"{folder / OPEN_CLIP_CONFIG}: not a model config of open_clip: {error!r}") from error
+
+
+@contextlib.contextmanager
+def _config_registered(encoder: Encoder) -> Iterator[None]:
+    """open_clip learns of model configs from JSON files only."""
+    if encoder.open_clip_config is None:
+        yield
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        (Path(folder) / f"{encoder.model}.json").write_text(json.dumps(encoder.open_clip_config))
+        open_clip.add_model_config(folder)
+        yield
+
+
+def _preprocessing(config: PreprocessCfg) -> Preprocessing:
+    size = config.size if isinstance(config.size, int) else config.size[0]
+    if not isinstance(config.size, int) and len(set(config.size)) != 1:
+        raise RecipeError(f"image size {config.size}: only square inputs are supported")
+    return Preprocessing.model_validate(
+        {
+            "image_size": size,
+            "resize_mode": config.resize_mode,
+            "interpolation": config.interpolation,
+            "fill_color": config.fill_color,
+            "mean": config.mean,
+            "std": config.std,
+        }
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

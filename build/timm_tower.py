@@ -1,0 +1,143 @@
+"""Loads any timm image model as an image tower, with the preprocessing of its pretrained config.
+
+The embedding is what a CLIP head is trained on. timm keeps the projection of a CLIP image tower in the
+place of the classifier, with as many "classes" as the embedding has dims: that one stays, and the
+embedding equals open_clip's. A real classifier is taken off; the embedding is then the pooled features.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import Any, cast
+
+import timm
+import torch
+from PIL import Image
+from timm.data.config import resolve_model_data_config
+from timm.data.transforms_factory import create_transform
+from torchvision.transforms import Compose
+
+from build.weights import weights_file
+from recipes.manifest import Preprocessing
+from recipes.schema import Encoder, RecipeError
+
+CLIP_EMBED_DIMS = {384, 512, 640, 768, 1024, 1152, 1280}
+"""Widths of CLIP projections. No classifier of timm has as many classes."""
+RESIZE_MODES = {"center": "shortest", "squash": "squash"}
+
+
+def load_timm(encoder: Encoder) -> tuple[torch.nn.Module, Compose, Preprocessing]:
+    """The image model as it is created, its transform, and the same transform as data.
+
+    Raises:
+        RecipeError: unknown model or tag (with the nearest names), QuickGELU weights in another
+            model, a missing or unfit weights file, weights that could not be downloaded, or a
+            preprocessing that is not served.
+    """
+    _check_names(encoder)
+    _check_quick_gelu(encoder)
+    torch.manual_seed(encoder.seed)
+    model = _load_model(encoder)
+    if not is_projection(cast(dict[str, Any], model.pretrained_cfg)):
+        cast(Any, model).reset_classifier(0)
+    config = resolve_model_data_config(model)
+    steps = cast(Compose, create_transform(**config, is_training=False)).transforms
+    return model, Compose([_to_rgb, *steps]), timm_preprocessing(config)
+
+
+def is_projection(pretrained_cfg: dict[str, Any]) -> bool:
+    """Whether what timm calls the classifier is a CLIP projection."""
+    return pretrained_cfg["num_classes"] in CLIP_EMBED_DIMS
+
+
+def timm_preprocessing(config: dict[str, Any]) -> Preprocessing:
+    """From timm's data config.
+
+    Raises:
+        RecipeError: the input is not square RGB, or a resize is asked for that is not served.
+    """
+    channels, height, width = config["input_size"]
+    if channels != 3 or height != width:
+        raise RecipeError(f"timm input_size {config['input_size']}: only square RGB inputs are supported")
+    if config["crop_mode"] not in RESIZE_MODES:
+        raise RecipeError(f"timm crop_mode {config['crop_mode']!r}: only {', '.join(RESIZE_MODES)} are supported")
+    if config["interpolation"] not in ("bicubic", "bilinear"):
+        raise RecipeError(f"timm interpolation {config['interpolation']!r}: only bicubic and bilinear are supported")
+    resize_size = math.floor(height / config["crop_pct"])  # as timm rounds it
+    return Preprocessing.model_validate(
+        {
+            "image_size": height,
+            "resize_size": None if resize_size == height else resize_size,
+            "resize_mode": RESIZE_MODES[config["crop_mode"]],
+            "interpolation": config["interpolation"],
+            "mean": config["mean"],
+            "std": config["std"],
+        }
+    )
+
+
+def timm_name(encoder: Encoder) -> str:
+    """`model`, or `model.tag`."""
+    return encoder.model if encoder.pretrained is None else f"{encoder.model}.{encoder.pretrained}"
+
+
+def _load_model(encoder: Encoder) -> torch.nn.Module:
+    """Exportable: attention as two matrix products with the scale on one side, not one fused operator."""
+    name, weights = timm_name(encoder), weights_file(encoder)
+    wanted = weights is not None or encoder.pretrained is not None
+    overlay = None if weights is None else {"file": str(weights), "custom_load": False}
+    try:
+        return timm.create_model(name, pretrained=wanted, pretrained_cfg_overlay=overlay, exportable=True)
+    except Exception as error:
+        if weights is not None:
+            raise RecipeError(f"encoder.weights {weights}: not a checkpoint of {name}: {_first_line(error)}") from error
+        if wanted:
+            raise RecipeError(_download_advice(encoder, error)) from error
+        raise
+
+
+def _check_names(encoder: Encoder) -> None:
+    if not timm.is_model(encoder.model):
+        nearest = difflib.get_close_matches(encoder.model, timm.list_models(), n=3)
+        raise RecipeError(f"encoder.model {encoder.model!r} is unknown to timm; nearest: {', '.join(nearest) or '-'}")
+    tags = tags_of(encoder.model)
+    if encoder.pretrained is not None and encoder.pretrained not in tags:
+        raise RecipeError(
+            f"encoder.pretrained {encoder.pretrained!r} is no tag of timm's {encoder.model}; "
+            f"known: {', '.join(tags) or 'none'}. A local file goes under encoder.weights."
+        )
+
+
+def tags_of(model: str) -> list[str]:
+    return [name.partition(".")[2] for name in timm.list_pretrained(f"{model}.*")]
+
+
+def _check_quick_gelu(encoder: Encoder) -> None:
+    """timm notes which weights were trained with QuickGELU; its plain models compute with GELU."""
+    notes = str(getattr(timm.models.get_pretrained_cfg(timm_name(encoder)), "notes", None))
+    if encoder.pretrained is not None and "QuickGELU" in notes and "quickgelu" not in encoder.model:
+        model = encoder.model.replace("_clip_", "_clip_quickgelu_")
+        raise RecipeError(
+            f"encoder.pretrained {encoder.pretrained!r} was trained with QuickGELU, encoder.model {encoder.model!r} "
+            f"computes with GELU: its embeddings would be wrong. Use the model {model!r}."
+        )
+
+
+def _download_advice(encoder: Encoder, error: Exception) -> str:
+    source = timm.models.get_pretrained_cfg(timm_name(encoder))
+    where = [f"{source.hf_hub_id.rstrip('/')} on the Hugging Face hub"] if source and source.hf_hub_id else []
+    where += [str(source.url)] if source and source.url else []
+    return (
+        f"weights of {timm_name(encoder)} could not be downloaded: {_first_line(error)}\n"
+        f"On a machine with a network fetch {' or '.join(where)} (its .safetensors, .bin or .pth file), "
+        f"put it into weights/, and name it in the recipe:\n  encoder:\n    weights: weights/<file>"
+    )
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    return image.convert("RGB")
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -1,0 +1,88 @@
+"""Where a tower's checkpoint is: a local file, a folder of the Hugging Face hub, or an address to download."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from recipes.download import DownloadError, check_sha256, download
+from recipes.manifest import sha256_of
+from recipes.paths import ARTIFACTS, ROOT
+from recipes.schema import Encoder, RecipeError
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
+FOLDER_CHECKPOINTS = (  # in the order in which open_clip takes them
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+
+
+def weights_file(encoder: Encoder) -> Path | None:
+    """The checkpoint that a recipe names, if any; an address is downloaded first.
+
+    Raises:
+        RecipeError: it is not there, cannot be downloaded, or its sum is not `weights_sha256`.
+    """
+    if encoder.weights is None:
+        return None
+    try:
+        if isinstance(encoder.weights, str):
+            return download(encoder.weights, downloaded_file(encoder), encoder.weights_sha256)
+        path = _local_file(encoder)
+        if encoder.weights_sha256 is not None:
+            check_sha256(path, encoder.weights_sha256, f"encoder.weights {path}")
+    except DownloadError as error:
+        raise RecipeError(_with_remedy(encoder, error)) from error
+    return path
+
+
+def weights_folder(encoder: Encoder) -> Path | None:
+    """The folder that `weights` names, when it is one with a model config of its own."""
+    if not isinstance(encoder.weights, Path) or not (ROOT / encoder.weights).is_dir():
+        return None
+    return ROOT / encoder.weights  # an absolute path stays itself
+
+
+def source_sha256(encoder: Encoder) -> str | None:
+    """Of the checkpoint that the recipe names; of an address it is what the recipe says, so nothing is fetched."""
+    if isinstance(encoder.weights, str):
+        return encoder.weights_sha256
+    return None if encoder.weights is None else sha256_of(_local_file(encoder))
+
+
+def downloaded_file(encoder: Encoder) -> Path:
+    """artifacts/downloads/<start of the sum>-<name>: files of one name do not replace each other."""
+    return ARTIFACTS / "downloads" / f"{(encoder.weights_sha256 or '')[:12]}-{encoder.weights_name}"
+
+
+def _local_file(encoder: Encoder) -> Path:
+    folder = weights_folder(encoder)
+    if folder is not None:
+        return _checkpoint_in(folder, encoder)
+    path = ROOT / str(encoder.weights)
+    if not path.is_file():
+        raise RecipeError(
+            f"encoder.weights: no file {path}; give the path of a .pt, .bin or .safetensors checkpoint, "
+            f"of a folder with {OPEN_CLIP_CONFIG}, or an http(s) address with weights_sha256"
+        )
+    return path
+
+
+def _checkpoint_in(folder: Path, encoder: Encoder) -> Path:
+    if encoder.library != "open_clip":
+        raise RecipeError(f"encoder.weights {folder}: is a folder; with library: {encoder.library} name a file")
+    if not (folder / OPEN_CLIP_CONFIG).is_file():
+        raise RecipeError(f"encoder.weights {folder}: the folder has no {OPEN_CLIP_CONFIG}; name a checkpoint in it")
+    there = [folder / name for name in FOLDER_CHECKPOINTS if (folder / name).is_file()]
+    if not there:
+        raise RecipeError(f"encoder.weights {folder}: the folder has none of {', '.join(FOLDER_CHECKPOINTS)}")
+    return there[0]
+
+
+def _with_remedy(encoder: Encoder, error: DownloadError) -> str:
+    if isinstance(encoder.weights, Path):
+        return f"{error}; give the file's own sum as encoder.weights_sha256, or the file that has this one"
+    return (
+        f"encoder.weights: {error}\nWithout a network, fetch it on another machine and name the local copy:\n"
+        f"  encoder:\n    weights: weights/{encoder.weights_name}"
+    )

@@ -1,0 +1,259 @@
+"""Where a tower's weights come from, which of its layers are taken, and what there is to choose from."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import json
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from build.encoder import build_encoder, main, up_to_date
+from build.layers import HiddenLayers
+from build.parity import embed_through_hooks
+from build.tower import load_tower
+from build.weights import downloaded_file
+from recipes.manifest import sha256_of
+from recipes.schema import Encoder, Recipe, RecipeError, parse_recipe
+
+ZEROS = "0" * 64
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, format, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory, demo) -> Iterator[tuple[str, Path]]:
+    """A web server of a folder with the checkpoint `clip.safetensors` of a demo tower: its address, the folder."""
+    folder = tmp_path_factory.mktemp("site")
+    torch.manual_seed(7)
+    save_file(state_of(demo), folder / "clip.safetensors")
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder)))
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", folder
+    server.shutdown()
+    thread.join()
+    server.server_close()
+
+
+def state_of(demo: Recipe) -> dict[str, torch.Tensor]:
+    config = demo.encoder.open_clip_config
+    assert config is not None
+    return {name: value.contiguous() for name, value in open_clip.CLIP(**config).state_dict().items()}
+
+
+def changed(encoder: Encoder, **part: Any) -> Encoder:
+    return Encoder.model_validate(encoder.model_dump() | part)
+
+
+def test_weights_at_an_address_are_downloaded_once_and_built(site, demo, tmp_path):
+    url, folder = site
+    sha256 = sha256_of(folder / "clip.safetensors")
+    encoder = changed(demo.encoder, weights=f"{url}/clip.safetensors?download=true", weights_sha256=sha256)
+    local = changed(demo.encoder, weights=folder / "clip.safetensors")
+    assert encoder.id == local.id == "clipsieve-demo-vit-file-clip.safetensors"
+    assert load_tower(encoder).weights_sha256 == load_tower(local).weights_sha256
+    recipe = demo.model_copy(update={"encoder": encoder})
+    manifest = build_encoder(recipe, tmp_path)
+    assert manifest.source_sha256 == sha256
+    downloaded_file(encoder).unlink()
+    assert up_to_date(recipe, tmp_path) == manifest  # nothing is fetched to find that out
+    assert not downloaded_file(encoder).exists()
+
+
+def test_an_address_that_sends_another_file_is_refused(site, demo):
+    url, folder = site
+    encoder = changed(demo.encoder, weights=f"{url}/clip.safetensors", weights_sha256=ZEROS)
+    found = hashlib.sha256((folder / "clip.safetensors").read_bytes()).hexdigest()
+    with pytest.raises(RecipeError, match=f"sha256 is {found}, expected {ZEROS}"):
+        load_tower(encoder)
+    assert not downloaded_file(encoder).exists()
+
+
+def test_an_unreachable_address_says_what_to_fetch_and_where_to_put_it(demo):
+    encoder = changed(demo.encoder, weights="http://127.0.0.1:9/clip.pt", weights_sha256=ZEROS)
+    with pytest.raises(
+        RecipeError, match=r"127.0.0.1:9/clip\.pt: could not be downloaded .*\n.*\n.*\n    weights: weig"
+    ):
+        load_tower(encoder)
+
+
+def test_a_local_file_of_another_sum_is_refused(site, demo):
+    _, folder = site
+    encoder = changed(demo.encoder, weights=folder / "clip.safetensors", weights_sha256=ZEROS)
+    with pytest.raises(RecipeError, match=rf"clip\.safetensors: sha256 is .*, expected {ZEROS}.*give the file's own"):
+        load_tower(encoder)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pt"])
+def test_a_truncated_file_is_refused(demo, tmp_path, suffix):
+    path = tmp_path / f"clip{suffix}"
+    save_file(state_of(demo), path) if suffix == ".safetensors" else torch.save(state_of(demo), path)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(RecipeError, match=rf"clip\{suffix}: not a checkpoint of clipsieve-demo-vit"):
+        load_tower(changed(demo.encoder, weights=path))
+
+
+def write_folder(folder: Path, demo: Recipe, config: object, weights: str | None) -> Encoder:
+    """A folder as open_clip publishes it on the Hugging Face hub, and the encoder that names it."""
+    folder.mkdir()
+    (folder / "open_clip_config.json").write_text(json.dumps(config))
+    if weights is not None:
+        state = state_of(demo)
+        save_file(state, folder / weights) if weights.endswith(".safetensors") else torch.save(state, folder / weights)
+    return Encoder(model="anything", weights=folder)
+
+
+@pytest.mark.parametrize("weights", ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"])
+def test_a_folder_of_the_hub_brings_its_config_and_preprocessing(demo, tmp_path, weights):
+    preprocessing = {"mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear", "resize_mode": "squash"}
+    config = {"model_cfg": demo.encoder.open_clip_config, "preprocess_cfg": preprocessing}
+    encoder = write_folder(tmp_path / "hub", demo, config, weights)
+    tower = load_tower(encoder)
+    assert tower.preprocessing.id == "exact-squash-bilinear-112"
+    assert tower.preprocessing.mean == (0.5, 0.5, 0.5)
+    same = load_tower(changed(demo.encoder, weights=tmp_path / "hub" / weights))
+    assert tower.weights_sha256 == same.weights_sha256
+    assert encoder.id == "anything-file-hub"
+
+
+@pytest.mark.parametrize(
+    ("config", "weights", "expected"),
+    [
+        ({"model_cfg": "demo"}, None, "the folder has none of open_clip_model.safetensors"),
+        ({"vision": 1}, "open_clip_model.safetensors", "not a model config of open_clip"),
+        ("text", "open_clip_model.safetensors", "not a model config of open_clip"),
+        ({"model_cfg": "small"}, "open_clip_model.safetensors", "not a checkpoint of anything"),
+    ],
+)
+def test_a_folder_that_is_not_whole_is_refused(demo, tmp_path, config, weights, expected):
+    models = {"demo": demo.encoder.open_clip_config, "small": {**(demo.encoder.open_clip_config or {}), "embed_dim": 8}}
+    if isinstance(config, dict) and "model_cfg" in config:
+        config = {"model_cfg": models[config["model_cfg"]]}
+    with pytest.raises(RecipeError, match=expected):
+        load_tower(write_folder(tmp_path / "hub", demo, config, weights))
+
+
+def test_a_folder_without_a_config_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match=r"the folder has no open_clip_config\.json"):
+        load_tower(Encoder(model="anything", weights=tmp_path))
+
+
+def test_quick_gelu_weights_in_a_folder_without_it_are_refused(demo, tmp_path):
+    config = {"model_cfg": demo.encoder.open_clip_config}
+    encoder = write_folder(tmp_path / "hub", demo, config, "open_clip_model.safetensors")
+    named = encoder.model_copy(update={"model": "ViT-B-32-quickgelu", "pretrained": "openai"})
+    with pytest.raises(RecipeError, match="was trained with quick_gelu=True"):
+        load_tower(named)
+
+
+@pytest.mark.parametrize(
+    ("part", "expected"),
+    [
+        ({"weights": "https://host/clip.pt"}, "weights at an address need weights_sha256"),
+        ({"weights_sha256": ZEROS}, "weights_sha256 is of weights, which is not given"),
+        ({"weights": "clip.pt", "weights_sha256": "abc"}, "encoder.weights_sha256"),
+        ({"layers": []}, "encoder.layers"),
+        ({"layers": [-1]}, "encoder.layers.0"),
+        ({"layers": [1, 1]}, r"layers must differ, found \[1, 1\]"),
+        ({"library": "torchvision"}, "encoder.library"),
+        ({"library": "timm", "open_clip_config": {}}, "open_clip_config is for library: open_clip"),
+        ({"library": "timm", "model": "vit.a", "pretrained": "b"}, "model names the tag 'a', pretrained 'b'"),
+    ],
+)
+def test_encoder_sections_that_make_no_sense_are_refused(demo, part, expected):
+    data = demo.model_dump(mode="json") | {"encoder": {"model": "ViT-B-32"} | part}
+    with pytest.raises(RecipeError, match=expected):
+        parse_recipe(data)
+
+
+@pytest.mark.parametrize("layers", [[0, 2, 4], [1], [3, 0]])
+def test_hidden_layers_are_what_hooks_see(demo, layers):
+    tower = load_tower(changed(demo.encoder, layers=layers))
+    assert isinstance(tower.visual, HiddenLayers)
+    inputs = torch.randn(2, 3, 112, 112)
+    with torch.inference_mode():
+        embedding = tower.visual(inputs)
+        torch.testing.assert_close(embedding, embed_through_hooks(tower.visual, inputs))
+        final = tower.visual.model(inputs)
+    assert embedding.shape == (2, sum(192 if layer else 128 for layer in layers))
+    if layers[0] == 0:
+        torch.testing.assert_close(embedding[:, :128], final)
+
+
+def test_a_model_with_another_pool_gives_the_mean_of_its_patches(demo):
+    config = demo.encoder.open_clip_config
+    averaging = config | {"vision_cfg": config["vision_cfg"] | {"pool_type": "avg"}}
+    tower = load_tower(changed(demo.encoder, model="averaging", open_clip_config=averaging, layers=[1, 3]))
+    assert isinstance(tower.visual, HiddenLayers)
+    inputs = torch.randn(2, 3, 112, 112)
+    with torch.inference_mode():
+        torch.testing.assert_close(tower.visual(inputs), embed_through_hooks(tower.visual, inputs))
+
+
+def test_the_layers_are_part_of_what_a_head_is_bound_to(demo):
+    sums = {
+        load_tower(changed(demo.encoder, layers=layers)).weights_sha256 for layers in ([0], [1], [2], [1, 2], [2, 1])
+    }
+    assert len(sums) == 5
+
+
+def test_layers_beyond_the_first_block_are_refused(demo):
+    with pytest.raises(RecipeError, match=r"layers \[5\]: the model has 4 blocks; the layers are 0 to 4"):
+        load_tower(changed(demo.encoder, layers=[5]))
+
+
+def test_a_network_without_blocks_has_no_hidden_layers():
+    with pytest.raises(RecipeError, match="are those of vision transformers, this model is a ModifiedResNet"):
+        load_tower(Encoder(model="RN50", layers=[1]))
+
+
+def test_a_recipe_with_layers_is_built_and_checked(demo, tmp_path):
+    recipe = demo.model_copy(update={"encoder": changed(demo.encoder, layers=[0, 2])})
+    manifest = build_encoder(recipe, tmp_path)
+    assert manifest.id == "clipsieve-demo-vit-random-20-layers-0-2"
+    assert manifest.embed_dim == 128 + 192
+    assert manifest.parity["cosine_min"] >= 0.99999
+
+
+def listed(capsys, pattern: str) -> list[dict[str, str]]:
+    assert main(["--list", pattern]) == 0
+    header, *lines = (line.split("\t") for line in capsys.readouterr().out.splitlines())
+    return [dict(zip(header, line, strict=True)) for line in lines]
+
+
+def test_the_list_counts_without_weights(capsys):
+    (row,) = listed(capsys, "vit-b-32-quickgelu")
+    assert (row["library"], row["model"]) == ("open_clip", "ViT-B-32-quickgelu")
+    assert (row["embed_dim"], row["image_size"], row["parameters"]) == ("512", "224", "87849216")
+    assert float(row["gflop_per_image"]) == pytest.approx(8.8, abs=0.1)  # 4.4 billion multiply-adds
+    assert "openai" in row["pretrained"].split(",")
+
+
+def test_the_list_knows_timms_models(capsys):
+    tiny, tower = listed(capsys, "vit_[tx]*_patch16_clip_224") + listed(capsys, "vit_tiny_patch16_224")
+    assert {tiny["library"], tower["library"]} == {"timm"}
+    assert {tiny["embed_dim"], tower["embed_dim"]} == {"512", "192"}
+
+
+def test_the_list_without_a_pattern_is_quick_and_complete(capsys):
+    assert main(["--list"]) == 0
+    output = capsys.readouterr()
+    assert len(output.out.splitlines()) > 1000
+    assert "give a pattern" in output.err
+
+
+def test_a_pattern_without_a_match_is_an_error(capsys):
+    assert main(["--list", "nope"]) == 1
+    assert "no model matches 'nope'; try '*nope*'" in capsys.readouterr().err
