@@ -54,7 +54,7 @@ def test_checked_in_texts_are_wired():
 
 
 def test_checked_in_texts_are_what_the_default_recipe_stamps(tmp_path):
-    """Issue: a fact that lives twice (recipe and config.pbtxt) must agree."""
+    """A fact that lives twice, in the recipe and in config.pbtxt, must agree."""
     recipe = load_recipe(DEFAULT_RECIPE)
     compare_configs(stamped(recipe, default_encoder(), default_heads(tmp_path)), MODEL_REPOSITORY)
 
