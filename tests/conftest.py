@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ import pytest
 _artifacts = tempfile.TemporaryDirectory(prefix="clipsieve-tests-", ignore_cleanup_errors=True)
 os.environ["CLIPSIEVE_ARTIFACTS"] = _artifacts.name
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for a network
+# A shell starts background jobs with Ctrl-C ignored, and what they start inherits it; tests send SIGINT.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from artefacts import write_head  # noqa: E402 (after the environment)
 
