@@ -31,9 +31,7 @@ from recipes.manifest import (
     write_manifest,
 )
 from recipes.paths import encoder_folder
-from recipes.schema import Recipe, RecipeError, load_recipe
-
-MAX_IR_VERSION = 10  # the newest that onnxruntime 1.19, in the oldest container promised, reads
+from recipes.schema import MAX_IR_VERSION, Recipe, RecipeError, load_recipe
 
 
 class EncoderGraph(torch.nn.Module):

@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import onnxruntime
 
+from build.cosine import cosines
 from build.tensorrt_plan import PlanError, PlanSpec, run_plan
 from recipes.manifest import EncoderManifest
 from recipes.photos import sample_photos
@@ -40,12 +41,8 @@ def compare_embeddings(expected: np.ndarray, embeddings: np.ndarray, minimum_cos
     Raises:
         PlanError: with the figure and the limit.
     """
-    lengths = np.linalg.norm(expected.astype(np.float64), axis=1) * np.linalg.norm(
-        embeddings.astype(np.float64), axis=1
-    )
-    with np.errstate(invalid="ignore", divide="ignore"):  # an embedding of zeros gives NaN, which fails below
-        cosines = (expected.astype(np.float64) * embeddings).sum(axis=1) / lengths
-    lowest = float(cosines.min())
+    found = cosines(expected, embeddings)
+    lowest = float(found.min())
     if not lowest >= minimum_cosine:  # NaN fails as well
         raise PlanError(
             f"cosine {lowest:.7f} between onnxruntime and the plan is below build.minimum_cosine {minimum_cosine}"
@@ -53,7 +50,7 @@ def compare_embeddings(expected: np.ndarray, embeddings: np.ndarray, minimum_cos
     return {
         "photos": len(expected),
         "cosine_min": lowest,
-        "cosine_mean": float(cosines.mean()),
+        "cosine_mean": float(found.mean()),
         "max_abs_difference": float(np.abs(expected - embeddings).max()),
     }
 

@@ -32,15 +32,13 @@ from recipes.manifest import (
     Standardize,
     Threshold,
     compare_fingerprints,
+    head_weights,
     read_encoder,
     read_head,
-    sha256_of,
     write_atomically,
 )
 from recipes.paths import encoder_folder, head_folder
-from recipes.schema import RecipeError, load_recipe
-
-IR_VERSION = 10  # the newest that onnxruntime 1.19, in the oldest container promised, reads
+from recipes.schema import MAX_IR_VERSION, RecipeError, load_recipe
 
 
 @dataclass(frozen=True)
@@ -73,16 +71,8 @@ def build_head(folder: Path, opset: int) -> HeadManifest:
 
 
 def read_weights(manifest: HeadManifest, folder: Path) -> dict[str, np.ndarray]:
-    """head.safetensors, refused when it is not the file the manifest was written for."""
-    path = folder / "head.safetensors"
-    if not path.is_file():
-        raise ManifestError(f"{path}: not found, though head.json is there; train the head again")
-    found = sha256_of(path)
-    if found != manifest.weights_sha256:
-        raise ManifestError(
-            f"{path}: sha256 is {found}, head.json says {manifest.weights_sha256}; train the head again"
-        )
-    return load_file(path)
+    """The tensors of head.safetensors; see `head_weights`."""
+    return load_file(head_weights(manifest, folder))
 
 
 def folded(manifest: HeadManifest, weights: dict[str, np.ndarray]) -> list[Step]:
@@ -155,7 +145,7 @@ def head_model(manifest: HeadManifest, steps: list[Step], opset: int) -> onnx.Mo
         ],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=IR_VERSION)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=MAX_IR_VERSION)
     onnx.checker.check_model(model, full_check=True)
     return model
 

@@ -15,7 +15,7 @@ import open_clip
 import torch
 from open_clip.transform import Compose, PreprocessCfg, image_transform_v2
 
-from build.weights import OPEN_CLIP_CONFIG, weights_file, weights_folder
+from build.weights import OPEN_CLIP_CONFIG, first_line, weights_file, weights_folder
 from recipes.manifest import Preprocessing
 from recipes.schema import Encoder, RecipeError
 
@@ -47,7 +47,7 @@ def _load_model(encoder: Encoder) -> torch.nn.Module:
     except Exception as error:
         if weights is not None:
             raise RecipeError(
-                f"encoder.weights {weights}: not a checkpoint of {encoder.model}: {_first_line(error)}"
+                f"encoder.weights {weights}: not a checkpoint of {encoder.model}: {first_line(error)}"
             ) from error
         if encoder.pretrained is not None:
             raise RecipeError(_download_advice(encoder, error)) from error
@@ -81,7 +81,7 @@ def _download_advice(encoder: Encoder, error: Exception) -> str:
     where = [source["hf_hub"].rstrip("/") + " on the Hugging Face hub"] if source.get("hf_hub") else []
     where += [source["url"]] if source.get("url") else []
     return (
-        f"weights of {encoder.model} ({encoder.pretrained}) could not be downloaded: {_first_line(error)}\n"
+        f"weights of {encoder.model} ({encoder.pretrained}) could not be downloaded: {first_line(error)}\n"
         f"On a machine with a network fetch {' or '.join(where)} (its open_clip .safetensors, .bin or .pt file), "
         f"put it into weights/, and name it in the recipe:\n  encoder:\n    weights: weights/<file>"
     )
@@ -137,7 +137,3 @@ def _preprocessing(config: PreprocessCfg) -> Preprocessing:
             "std": config.std,
         }
     )
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

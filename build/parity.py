@@ -13,6 +13,7 @@ import onnxruntime
 import torch
 from PIL import Image
 
+from build.cosine import cosines
 from build.layers import HiddenLayers, blocks_of, summary_of_tokens
 from build.tower import Tower
 from recipes.photos import sample_photos
@@ -47,18 +48,18 @@ def check_parity(tower: Tower, onnx_path: Path, recipe: Recipe) -> dict[str, flo
 
     expected_embeddings = _torch_embeddings(tower, photos, recipe.encoder.normalize)
     embeddings = _onnx_embeddings(onnx_path, served)
-    cosines = _cosines(expected_embeddings, embeddings)
-    worst = int(cosines.argmin())
-    if not cosines[worst] >= recipe.build.minimum_cosine:  # NaN fails as well
+    found = cosines(expected_embeddings, embeddings)
+    worst = int(found.argmin())
+    if not found[worst] >= recipe.build.minimum_cosine:  # NaN fails as well
         raise ParityError(
-            f"{photos[worst].name}: cosine {cosines[worst]:.7f} between torch and ONNX is below "
+            f"{photos[worst].name}: cosine {found[worst]:.7f} between torch and ONNX is below "
             f"build.minimum_cosine {recipe.build.minimum_cosine}"
         )
     return {
         "photos": len(photos),
         "unequal_pixels": int(unequal.sum()),
-        "cosine_min": float(cosines.min()),
-        "cosine_mean": float(cosines.mean()),
+        "cosine_min": float(found.min()),
+        "cosine_mean": float(found.mean()),
         "max_abs_difference": float(np.abs(expected_embeddings - embeddings).max()),
     }
 
@@ -113,9 +114,3 @@ def _onnx_embeddings(onnx_path: Path, pixels: np.ndarray) -> np.ndarray:
     if not np.allclose(np.concatenate(one_by_one), together, atol=1e-4):
         raise ParityError("the embedding of an image depends on the batch it is in")
     return together
-
-
-def _cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Row by row, in float64."""
-    first, second = first.astype(np.float64), second.astype(np.float64)
-    return (first * second).sum(axis=1) / (np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1))

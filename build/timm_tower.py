@@ -18,7 +18,7 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms import Compose
 
-from build.weights import weights_file
+from build.weights import first_line, weights_file
 from recipes.manifest import Preprocessing
 from recipes.schema import Encoder, RecipeError
 
@@ -91,7 +91,7 @@ def _load_model(encoder: Encoder) -> torch.nn.Module:
         return timm.create_model(name, pretrained=wanted, pretrained_cfg_overlay=overlay, exportable=True)
     except Exception as error:
         if weights is not None:
-            raise RecipeError(f"encoder.weights {weights}: not a checkpoint of {name}: {_first_line(error)}") from error
+            raise RecipeError(f"encoder.weights {weights}: not a checkpoint of {name}: {first_line(error)}") from error
         if wanted:
             raise RecipeError(_download_advice(encoder, error)) from error
         raise
@@ -129,7 +129,7 @@ def _download_advice(encoder: Encoder, error: Exception) -> str:
     where = [f"{source.hf_hub_id.rstrip('/')} on the Hugging Face hub"] if source and source.hf_hub_id else []
     where += [str(source.url)] if source and source.url else []
     return (
-        f"weights of {timm_name(encoder)} could not be downloaded: {_first_line(error)}\n"
+        f"weights of {timm_name(encoder)} could not be downloaded: {first_line(error)}\n"
         f"On a machine with a network fetch {' or '.join(where)} (its .safetensors, .bin or .pth file), "
         f"put it into weights/, and name it in the recipe:\n  encoder:\n    weights: weights/<file>"
     )
@@ -137,7 +137,3 @@ def _download_advice(encoder: Encoder, error: Exception) -> str:
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
-
-
-def _first_line(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"

@@ -55,6 +55,11 @@ def downloaded_file(encoder: Encoder) -> Path:
     return ARTIFACTS / "downloads" / f"{(encoder.weights_sha256 or '')[:12]}-{encoder.weights_name}"
 
 
+def first_line(error: Exception) -> str:
+    """Of a library's error, for one line of ours: its kind and the start of its text."""
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+
+
 def _local_file(encoder: Encoder) -> Path:
     folder = weights_folder(encoder)
     if folder is not None:

@@ -275,6 +275,19 @@ def read_head(folder: Path) -> HeadManifest:
     return _read(HeadManifest, folder / "head.json", "python -m training.fit --recipe RECIPE")
 
 
+def head_weights(manifest: HeadManifest, folder: Path) -> Path:
+    """head.safetensors beside head.json, refused when it is not the file the manifest was written for."""
+    path = folder / "head.safetensors"
+    if not path.is_file():
+        raise ManifestError(f"{path}: not found, though head.json is there; train or import the head again")
+    found = sha256_of(path)
+    if found != manifest.weights_sha256:
+        raise ManifestError(
+            f"{path}: sha256 is {found}, head.json says {manifest.weights_sha256}; train or import the head again"
+        )
+    return path
+
+
 def read_engine(path: Path) -> EngineManifest:
     return _read(EngineManifest, path, "make engines TARGET=tensorrt")
 

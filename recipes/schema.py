@@ -223,6 +223,10 @@ class Engine(_Section):
     """GPU memory that one kernel may use for scratch."""
 
 
+MAX_IR_VERSION = 10
+"""Of every ONNX file: the newest that onnxruntime 1.19, in the oldest container promised, reads."""
+
+
 class Build(_Section):
     """How ONNX files are exported."""
 

@@ -78,7 +78,7 @@ def test_files_are_small_texts():
 FORBIDDEN = [
     r"(?<![\w.$}])/(?:work|root|home/\w+|Users)/",
     r"pythonhosted\.org|pypi\.org|registry\.npmjs|deb\.debian",
-    r"--(?:extra-)?index-url|--find-links",
+    r"--(?:extra-)?index[-]url|--find[-]links",
 ]
 
 

@@ -27,11 +27,10 @@ import safetensors.numpy
 
 from recipes.manifest import (
     HeadManifest,
-    ManifestError,
     compare_fingerprints,
+    head_weights,
     read_encoder,
     read_head,
-    sha256_of,
     write_atomically,
 )
 from recipes.paths import encoder_folder, head_folder
@@ -67,19 +66,6 @@ class Measured:
 
     def __getitem__(self, kept: np.ndarray) -> Measured:
         return Measured(self.rows, self.row[kept], self.targets[kept], self.logits[kept], self.scores[kept])
-
-
-def read_weights(folder: Path, manifest: HeadManifest) -> dict[str, np.ndarray]:
-    """head.safetensors, refused when it is not the file that head.json was written for."""
-    path = folder / "head.safetensors"
-    if not path.is_file():
-        raise ManifestError(f"{path}: not found, though head.json is there; train or import the head again")
-    found = sha256_of(path)
-    if found != manifest.weights_sha256:
-        raise ManifestError(
-            f"{path}: sha256 is {found}, head.json says {manifest.weights_sha256}; train or import the head again"
-        )
-    return safetensors.numpy.load(path.read_bytes())
 
 
 def measure(
@@ -263,7 +249,7 @@ def main(argv: list[str] | None = None) -> None:
     folder = head_folder(recipe.head(arguments.head))
     manifest = read_head(folder)
     compare_fingerprints(manifest, encoder)
-    tensors = read_weights(folder, manifest)
+    tensors = safetensors.numpy.load_file(head_weights(manifest, folder))
     store = arguments.store or store_folder(recipe)
     embeddings = read_embeddings(store, encoder.fingerprint())
     data = labelled_rows(embeddings, manifest.class_names, manifest.task)

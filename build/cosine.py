@@ -1,0 +1,13 @@
+"""How near two sets of embeddings are: what every parity check of the build measures."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """(B, D) and (B, D) → (B,) float64, row by row; NaN, which fails every limit, where a row is all zeros."""
+    first, second = first.astype(np.float64), second.astype(np.float64)
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (first * second).sum(axis=1) / lengths
