@@ -15,13 +15,13 @@ import numpy as np
 import pytest
 from tiny_encoder import EMBED_DIM, write_tiny_encoder
 
+from build.head import read_weights
 from recipes import paths
 from recipes.manifest import HeadManifest, read_head
 from recipes.schema import Fit, Head, load_recipe
 from training import fit, tracking
 from training.calibrate import scores_from_logits
 from training.errors import StepError, run_step
-from training.evaluate import read_weights
 from training.head import head_from_layers, logits_of
 from training.mlflow_model import ServedHead
 from training.store import Row, Store
@@ -55,7 +55,7 @@ def _fit(*arguments: str) -> int:
 
 
 def _scores(manifest: HeadManifest, folder: Path) -> np.ndarray:
-    logits = logits_of(head_from_layers(manifest.layers, read_weights(folder, manifest)), ROWS)
+    logits = logits_of(head_from_layers(manifest.layers, read_weights(manifest, folder)), ROWS)
     return scores_from_logits(manifest, logits)
 
 
