@@ -66,6 +66,7 @@ engines: encoder  ## Build the recipe's encoder and heads and install them for T
 	$(RUN) build.engine --recipe $(RECIPE) --target $(TARGET)
 	$(RUN) training.import_head --recipe $(RECIPE)
 	$(RUN) build.head --recipe $(RECIPE)
+	$(RUN) build.verify --recipe $(RECIPE)
 	$(RUN) build.repository --recipe $(RECIPE) --target $(TARGET)
 
 .PHONY: serve
@@ -80,6 +81,7 @@ demo: $(READY) $(TRITON_READY)  ## Draw images, train, build, serve and score th
 	$(RUN) training.fit --recipe demo
 	$(RUN) build.engine --recipe demo --target onnx
 	$(RUN) build.head --recipe demo
+	$(RUN) build.verify --recipe demo
 	$(RUN) build.repository --recipe demo --target onnx
 	$(RUN) serving.demo --images $(ARTIFACTS)/demo/images/held_out
 

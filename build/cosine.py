@@ -11,3 +11,14 @@ def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return (first * second).sum(axis=1) / lengths
+
+
+def compare_embeddings(expected: np.ndarray, embeddings: np.ndarray) -> dict[str, float]:
+    """Two (B, D) float32 arrays, row by row: pictures, cosine_min, cosine_mean, max_abs_difference."""
+    found = cosines(expected, embeddings)
+    return {
+        "pictures": len(expected),
+        "cosine_min": float(found.min()),
+        "cosine_mean": float(found.mean()),
+        "max_abs_difference": float(np.abs(expected - embeddings).max()),
+    }

@@ -1,10 +1,12 @@
-"""open_clip or timm image tower → one self-contained ONNX file with its manifest, checked against torch.
+"""Image towers of open_clip or timm → a self-contained ONNX file with its manifest, checked against torch.
 
     python -m build.encoder --recipe demo
     python -m build.encoder --list 'ViT-L*'      # what is supported; a pattern adds parameters and GFLOP
 
 Writes artifacts/encoders/<id>/model.onnx (`pixels` UINT8 [B, H, W, 3] → `embedding` FP32 [B, D]; cast,
-mean/std and L2 normalisation inside) and encoder.json. Nothing is written when the check fails.
+mean/std and L2 normalisation inside) and encoder.json; for a recipe in fp16 or int8 also the file made from it,
+in artifacts/encoders/<id>-<precision>/. What is there and would come out the same is kept. Nothing is written
+when a check fails.
 """
 
 from __future__ import annotations
@@ -13,153 +15,175 @@ import argparse
 import sys
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import onnx
-import torch
-
-from build.catalogue import print_catalogue
-from build.parity import ParityError, check_parity
-from build.tower import Tower, load_tower
+from build.errors import BuildError
 from build.weights import source_sha256
 from recipes.manifest import (
     EncoderManifest,
     ManifestError,
     Tensor,
+    onnx_files,
     read_encoder,
     sha256_of,
     tool_versions,
     write_manifest,
 )
 from recipes.paths import encoder_folder
-from recipes.schema import MAX_IR_VERSION, Recipe, RecipeError, load_recipe
+from recipes.schema import Precision, Recipe, RecipeError, load_recipe
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from build.tower import Tower
+
+# torch takes seconds to import, and a build that finds everything made should not: functions import it.
+
+VERIFICATION = "verification.npz"
+"""Beside each model.onnx: its (N, embed_dim) float32 `embeddings` of the verification's pictures, and `torch`'s."""
 
 
-class EncoderGraph(torch.nn.Module):
-    """(B, H, W, 3) uint8 pixels → (B, embed_dim) float32 embedding."""
+def make_encoder(recipe: Recipe) -> list[EncoderManifest]:
+    """Build what is missing or out of date: the fp32 file, then the one of the recipe's precision if it is another.
 
-    scale: torch.Tensor
-    offset: torch.Tensor
-
-    def __init__(self, tower: Tower, normalize: bool) -> None:
-        super().__init__()
-        mean, std = torch.tensor(tower.preprocessing.mean), torch.tensor(tower.preprocessing.std)
-        self.visual = tower.visual
-        self.normalize = normalize
-        self.register_buffer("scale", (1 / (255 * std)).view(1, 3, 1, 1))
-        self.register_buffer("offset", (-mean / std).view(1, 3, 1, 1))
-
-    def forward(self, pixels: torch.Tensor) -> torch.Tensor:
-        inputs = pixels.to(torch.float32).permute(0, 3, 1, 2) * self.scale + self.offset
-        embedding = self.visual(inputs)
-        return torch.nn.functional.normalize(embedding, dim=-1) if self.normalize else embedding
+    Raises:
+        RecipeError: a tower cannot be loaded as the recipe says.
+        BuildError: a file does not compute what the library computes.
+    """
+    folder = encoder_folder(recipe, "fp32")
+    manifests = [up_to_date(recipe, folder) or build_encoder(recipe, folder)]
+    precision = recipe.build.precision
+    if precision != "fp32":
+        reduced = encoder_folder(recipe)
+        manifests.append(
+            up_to_date(recipe, reduced, precision, manifests[0].onnx_sha256) or reduce_encoder(recipe, folder, reduced)
+        )
+    return manifests
 
 
 def build_encoder(recipe: Recipe, folder: Path) -> EncoderManifest:
-    """Export, check and install the recipe's encoder into `folder`.
+    """Export, check and install the recipe's encoder in fp32 into `folder`; raises as `make_encoder`."""
+    from build.export import EncoderGraph, export_onnx
+    from build.parity import check_embeddings, onnx_embeddings, torch_reference
+    from build.tower import load_tower
 
-    Raises:
-        RecipeError: the tower cannot be loaded as the recipe says.
-        ParityError: the exported graph does not compute what the library computes.
-    """
-    tower = load_tower(recipe.encoder)
+    towers = [load_tower(encoder) for encoder in recipe.encoder.towers]
+    reference = torch_reference(towers, recipe)
+    manifest = describe(recipe, towers, reference.embeddings.shape[1])
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         path = Path(partial) / "model.onnx"
-        export_onnx(EncoderGraph(tower, recipe.encoder.normalize), tower.preprocessing.image_size, recipe, path)
-        parity = check_parity(tower, path, recipe)
-        manifest = describe(recipe, tower, path, parity)
-        (folder / "encoder.json").unlink(missing_ok=True)  # never a manifest beside another file's weights
-        path.replace(folder / "model.onnx")
+        graph = EncoderGraph(towers)
+        del towers  # memory for onnxruntime's copy of the weights
+        export_onnx(graph, recipe.build.opset, path)
+        del graph
+        embeddings = onnx_embeddings(path, reference.pixels)
+        parity = check_embeddings(reference, embeddings, recipe, "fp32")
+        return _install(manifest, parity, path, folder, torch=reference.embeddings, embeddings=embeddings)
+
+
+def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifest:
+    """Make, check and install into `folder` the recipe's precision of the fp32 encoder in `source`."""
+    import numpy as np
+
+    from build.parity import Reference, check_embeddings, onnx_embeddings
+    from build.precision import to_float16, to_int8
+    from recipes.photos import calibration_pictures, verification_pictures
+    from recipes.pixels import served_transform
+
+    precision, full = recipe.build.precision, read_encoder(source)
+    transform = served_transform(full.preprocessing, recipe.serving)
+    pictures = verification_pictures()
+    pixels = np.stack([transform(picture.data) for picture in pictures])
+    expected = np.load(source / VERIFICATION)["torch"]
+    reference = Reference([picture.name for picture in pictures], pixels, expected)
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+        path = Path(partial) / "model.onnx"
+        if precision == "fp16":
+            to_float16(source / "model.onnx", path)
+        else:
+            calibration = np.stack([transform(picture.data) for picture in calibration_pictures()])
+            to_int8(source / "model.onnx", path, calibration)
+        embeddings = onnx_embeddings(path, pixels)
+        parity = check_embeddings(reference, embeddings, recipe, precision)
+        manifest = full.model_copy(update={"precision": precision, "made_from": full.onnx_sha256})
+        return _install(manifest, parity, path, folder, embeddings=embeddings)
+
+
+def describe(recipe: Recipe, towers: list[Tower], embed_dim: int) -> EncoderManifest:
+    """encoder.json of the fp32 file, still without the file's sum and the check's figures."""
+    from build.tower import combined_sha256, pixel_dims, views_of
+
+    return EncoderManifest(
+        id=recipe.encoder.id,
+        recipe=recipe_part(recipe),
+        weights_sha256=combined_sha256(towers),
+        source_sha256=[source_sha256(encoder) for encoder in recipe.encoder.towers],
+        onnx_sha256="",
+        input=Tensor(name="pixels", dtype="UINT8", dims=pixel_dims(views_of(towers))),
+        output=Tensor(name="embedding", dtype="FP32", dims=[embed_dim]),
+        preprocessing=views_of(towers),
+        normalize=all(tower.normalize for tower in towers),
+        precision="fp32",
+        sources=[tower.source for tower in towers],
+        parity={},
+        versions=versions(recipe),
+    )
+
+
+def _install(
+    manifest: EncoderManifest, parity: dict[str, float], path: Path, folder: Path, **arrays: np.ndarray
+) -> EncoderManifest:
+    """Move a checked file, with its weights and its embeddings, into `folder`; the manifest is written last."""
+    import numpy as np
+
+    np.savez(path.with_name(VERIFICATION), **arrays)
+    files = onnx_files(path)
+    manifest = manifest.model_copy(update={"parity": parity, "onnx_sha256": sha256_of(*files)})
+    (folder / "encoder.json").unlink(missing_ok=True)  # never a manifest beside another file's weights
+    for name in ("model.onnx.data", VERIFICATION):
+        (folder / name).unlink(missing_ok=True)
+    for file in [*files, path.with_name(VERIFICATION)]:
+        file.replace(folder / file.name)
     write_manifest(manifest, folder / "encoder.json")
     return manifest
 
 
-def export_onnx(graph: torch.nn.Module, image_size: int, recipe: Recipe, path: Path) -> None:
-    """Write `graph` with a dynamic batch, loadable by the oldest promised onnxruntime."""
-    example = torch.zeros((2, image_size, image_size, 3), dtype=torch.uint8)
-    with torch.inference_mode():
-        torch.onnx.export(
-            graph.eval(),
-            (example,),
-            path,
-            input_names=["pixels"],
-            output_names=["embedding"],
-            dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1, max=4096)}},
-            opset_version=recipe.build.opset,
-            external_data=False,
-            dynamo=True,
-            verbose=False,
-        )
-    model = onnx.load(path)
-    feed_pixels_through_the_cast(model)
-    model.ir_version = min(model.ir_version, MAX_IR_VERSION)
-    del model.metadata_props[:]
-    for node in model.graph.node:  # the exporter notes source lines and paths of this machine
-        del node.metadata_props[:]
-        node.doc_string = ""
-    onnx.checker.check_model(model)
-    onnx.save(model, path)
-
-
-def feed_pixels_through_the_cast(model: onnx.ModelProto) -> None:
-    """TensorRT takes a UINT8 input into a Cast alone; the exporter also reads the batch size from it."""
-    nodes = model.graph.node
-    (cast,) = (node for node in nodes if node.op_type == "Cast" and "pixels" in node.input)
-    for node in nodes:
-        if node is not cast:
-            node.input[:] = [cast.output[0] if name == "pixels" else name for name in node.input]
-    first = onnx.NodeProto()
-    first.CopyFrom(cast)
-    nodes.remove(cast)
-    nodes.insert(0, first)
-
-
-def up_to_date(recipe: Recipe, folder: Path) -> EncoderManifest | None:
-    """The manifest in `folder` when building again would make the same file, else None."""
+def up_to_date(
+    recipe: Recipe, folder: Path, precision: Precision = "fp32", made_from: str | None = None
+) -> EncoderManifest | None:
+    """The manifest in `folder` when building again would make the same file, and it passed the limit; else None."""
     try:
         manifest = read_encoder(folder)
     except ManifestError:
         return None
+    path = folder / "model.onnx"
     same = (
         manifest.recipe == recipe_part(recipe)
         and manifest.versions == versions(recipe)
-        and manifest.source_sha256 == source_sha256(recipe.encoder)
-        and (folder / "model.onnx").is_file()
-        and manifest.onnx_sha256 == sha256_of(folder / "model.onnx")
+        and (manifest.precision, manifest.made_from) == (precision, made_from)
+        and manifest.parity["cosine_min"] >= getattr(recipe.build.minimum_cosine, precision)
+        and manifest.source_sha256 == [source_sha256(encoder) for encoder in recipe.encoder.towers]
+        and path.is_file()
+        and (folder / VERIFICATION).is_file()
+        and manifest.onnx_sha256 == sha256_of(*onnx_files(path))
     )
     return manifest if same else None
 
 
 def recipe_part(recipe: Recipe) -> dict:
-    """What of the recipe decides the encoder, for its manifest."""
+    """What of the recipe decides the exported encoder, for its manifest."""
     return {
         "encoder": recipe.encoder.model_dump(mode="json", exclude_defaults=True),
-        "build": recipe.build.model_dump(mode="json", exclude={"engine"}),
+        "build": {"opset": recipe.build.opset},
     }
 
 
 def versions(recipe: Recipe) -> dict[str, str]:
-    library = {"open_clip": "open_clip_torch", "timm": "timm"}[recipe.encoder.library]
-    return tool_versions("torch", library, "onnx", "onnxruntime", "pillow")
-
-
-def describe(recipe: Recipe, tower: Tower, path: Path, parity: dict[str, float]) -> EncoderManifest:
-    output = onnx.load(path, load_external_data=False).graph.output[0]
-    size = tower.preprocessing.image_size
-    return EncoderManifest(
-        id=recipe.encoder.id,
-        recipe=recipe_part(recipe),
-        weights_sha256=tower.weights_sha256,
-        source_sha256=source_sha256(recipe.encoder),
-        onnx_sha256=sha256_of(path),
-        input=Tensor(name="pixels", dtype="UINT8", dims=[size, size, 3]),
-        output=Tensor(name="embedding", dtype="FP32", dims=[output.type.tensor_type.shape.dim[1].dim_value]),
-        preprocessing=tower.preprocessing,
-        normalize=recipe.encoder.normalize,
-        precision=recipe.build.precision,
-        parity=parity,
-        versions=versions(recipe),
-    )
+    distributions = {"open_clip": "open_clip_torch", "timm": "timm"}
+    libraries = sorted({distributions[encoder.library] for encoder in recipe.encoder.towers})
+    return tool_versions("torch", *libraries, "onnx", "onnxruntime", "pillow")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -169,23 +193,31 @@ def main(argv: list[str] | None = None) -> int:
     what.add_argument("--list", nargs="?", const="", metavar="PATTERN", help="show the models that can be built")
     arguments = parser.parse_args(argv)
     if arguments.list is not None:
+        from build.catalogue import print_catalogue
+
         return print_catalogue(arguments.list)
     try:
         recipe = load_recipe(arguments.recipe)
-        folder = encoder_folder(recipe.encoder)
-        manifest = up_to_date(recipe, folder) or build_encoder(recipe, folder)
-    except (RecipeError, ParityError) as error:
+        manifests = make_encoder(recipe)
+    except (RecipeError, BuildError) as error:
         print(f"build.encoder: {error}", file=sys.stderr)
         return 1
-    parity = manifest.parity
+    except OSError as error:
+        print(f"build.encoder: nothing was installed: {error.strerror or error}: {error.filename}", file=sys.stderr)
+        return 1
+    for manifest in manifests:
+        _report(manifest)
+    print(encoder_folder(recipe) / "encoder.json")
+    return 0
+
+
+def _report(manifest: EncoderManifest) -> None:
+    parity, views = manifest.parity, " and ".join(str(view.image_size) for view in manifest.preprocessing)
     print(
-        f"encoder {manifest.id}: {manifest.embed_dim} dims, {manifest.preprocessing.image_size} px; "
-        f"{parity['photos']:.0f} photos against {recipe.encoder.library}: pixels bit-equal, "
-        f"cosine ≥ {parity['cosine_min']:.7f}",
+        f"encoder {manifest.id}, {manifest.precision}: {manifest.embed_dim} dims, {views} px; "
+        f"{parity['pictures']:.0f} pictures against torch: pixels bit-equal, cosine ≥ {parity['cosine_min']:.7f}",
         file=sys.stderr,
     )
-    print(folder / "encoder.json")
-    return 0
 
 
 if __name__ == "__main__":

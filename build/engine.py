@@ -28,6 +28,7 @@ from recipes.manifest import (
     EncoderManifest,
     EngineManifest,
     ManifestError,
+    onnx_files,
     read_encoder,
     read_engine,
     sha256_of,
@@ -48,6 +49,11 @@ REMEDY = (
     "docker compose -f serving/container/compose.yaml run --rm engines. "
     "Or, beside an NVIDIA driver: pip install 'tensorrt>=10.12,<12', in the version of the server that will load "
     "the plan. TARGET=onnx needs neither and is served on CPUs and NVIDIA GPUs."
+)
+
+NO_FP16_ON_CPUS = (
+    "A CPU computes fp16 by converting to fp32 and back, slower than fp32 itself: take build.precision fp32, or int8, "
+    "which is made for CPUs. TARGET=onnx builds the fp16 file all the same, for a server with a GPU elsewhere."
 )
 
 CheckPlan = Callable[[ModuleType, Path, "PlanSpec"], dict[str, float]]
@@ -94,13 +100,16 @@ def choose_target(target: str, toolchain: Toolchain, precision: str = "fp32") ->
     """Resolve `auto`, for an encoder whose ONNX file has this precision.
 
     Raises:
-        EngineError: `tensorrt` was asked for by name and cannot be built here; with the remedy.
+        EngineError: `tensorrt` was asked for by name and cannot be built here, or an fp16 encoder would be
+            served by this machine's CPU; with the remedy.
     """
     if target == "onnx":
         return Choice("onnx", "asked for")
     found = obstacles(toolchain, precision)
     if found and target == "tensorrt":
         raise EngineError(f"TARGET=tensorrt: {'; '.join(found)}. {REMEDY}")
+    if found and precision == "fp16" and not toolchain.machine.gpus:
+        raise EngineError(f"build.precision fp16, and {found[-1]}. {NO_FP16_ON_CPUS}")
     if found:
         return Choice("onnx", "; ".join(found))
     assert toolchain.tensorrt is not None
@@ -198,9 +207,9 @@ def build_engine(recipe: Recipe, folder: Path, trt: ModuleType, gpu: Gpu, check:
     tensorrt = comparable_version(trt.__version__)
     wanted = describe(encoder, spec, tensorrt, gpu)
     target = engine_folder(folder, gpu.compute_capability)
-    if up_to_date(wanted, target, recipe.build.minimum_cosine):
+    if up_to_date(wanted, target, recipe.build.limit):
         return target, False
-    if sha256_of(spec.onnx_path) != encoder.onnx_sha256:
+    if sha256_of(*onnx_files(spec.onnx_path)) != encoder.onnx_sha256:
         raise ManifestError(f"{spec.onnx_path}: not the file of its encoder.json; make it again with: make encoder")
     target.mkdir(parents=True, exist_ok=True)
     progress = Progress(report=lambda line: print(f"tensorrt: {line}", file=sys.stderr))
@@ -212,7 +221,8 @@ def build_engine(recipe: Recipe, folder: Path, trt: ModuleType, gpu: Gpu, check:
         parity = check(trt, path, spec)
         manifest = wanted.model_copy(update={"plan_sha256": sha256_of(path), "parity": parity})
         (target / "engine.json").unlink(missing_ok=True)  # never a manifest beside another build's plan
-        path.replace(target / "model.plan")
+        for file in Path(partial).iterdir():  # the plan, and the embeddings that the check left beside it
+            file.replace(target / file.name)
     write_manifest(manifest, target / "engine.json")
     return target, True
 
@@ -250,7 +260,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(recipe_name: str | None, target: str) -> int:
     recipe = None if recipe_name is None else load_recipe(recipe_name)
-    folder = None if recipe is None else encoder_folder(recipe.encoder)
+    folder = None if recipe is None else encoder_folder(recipe)
     precision = "fp32" if folder is None else read_encoder(folder).precision
     toolchain = Toolchain(Machine()) if target == "onnx" else find_toolchain()
     choice = choose_target(target, toolchain, precision)

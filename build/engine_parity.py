@@ -1,4 +1,4 @@
-"""The plan's parity check: real photographs through the plan and through the ONNX file it was built from."""
+"""The plan's parity check: the verification's pictures through the plan and through the ONNX file it was built from."""
 
 from __future__ import annotations
 
@@ -9,10 +9,11 @@ from types import ModuleType
 import numpy as np
 import onnxruntime
 
-from build.cosine import cosines
+from build.cosine import compare_embeddings
+from build.encoder import VERIFICATION
 from build.tensorrt_plan import PlanError, PlanSpec, run_plan
 from recipes.manifest import EncoderManifest
-from recipes.photos import sample_photos
+from recipes.photos import verification_pictures
 from recipes.pixels import served_transform
 from recipes.schema import Recipe
 
@@ -20,39 +21,36 @@ from recipes.schema import Recipe
 def plan_checker(
     recipe: Recipe, encoder: EncoderManifest, device: str = "cuda"
 ) -> Callable[[ModuleType, Path, PlanSpec], dict[str, float]]:
-    """A check of one plan file; it needs the GPU that the plan is for."""
+    """A check of one plan file; it needs the GPU that the plan is for. The plan's embeddings are left beside it."""
 
     def check(trt: ModuleType, plan: Path, spec: PlanSpec) -> dict[str, float]:
         transform = served_transform(encoder.preprocessing, recipe.serving)
-        pixels = np.stack([transform(path.read_bytes()) for path in sample_photos()])  # (B, H, W, 3) uint8
+        pixels = np.stack([transform(picture.data) for picture in verification_pictures()])  # (B, H, W, 3) uint8
         expected = _onnx_embeddings(spec, pixels)
         embeddings = run_plan(trt, plan.read_bytes(), spec, pixels, device)
-        return compare_embeddings(expected, embeddings, recipe.build.minimum_cosine)
+        np.savez(plan.with_name(VERIFICATION), embeddings=embeddings)
+        return check_plan(expected, embeddings, recipe)
 
     return check
 
 
-def compare_embeddings(expected: np.ndarray, embeddings: np.ndarray, minimum_cosine: float) -> dict[str, float]:
-    """Two (B, D) float32 arrays, row by row in float64.
+def check_plan(expected: np.ndarray, embeddings: np.ndarray, recipe: Recipe) -> dict[str, float]:
+    """Two (B, D) float32 arrays, onnxruntime's and the plan's.
 
     Returns:
-        photos, cosine_min, cosine_mean, max_abs_difference.
+        pictures, cosine_min, cosine_mean, max_abs_difference.
 
     Raises:
         PlanError: with the figure and the limit.
     """
-    found = cosines(expected, embeddings)
-    lowest = float(found.min())
-    if not lowest >= minimum_cosine:  # NaN fails as well
+    found = compare_embeddings(expected, embeddings)
+    limit, lowest = recipe.build.limit, found["cosine_min"]
+    if not lowest >= limit:  # NaN fails as well
         raise PlanError(
-            f"cosine {lowest:.7f} between onnxruntime and the plan is below build.minimum_cosine {minimum_cosine}"
+            f"cosine {lowest:.7f} between onnxruntime and the plan is below "
+            f"build.minimum_cosine.{recipe.build.precision} {limit}"
         )
-    return {
-        "photos": len(expected),
-        "cosine_min": lowest,
-        "cosine_mean": float(found.mean()),
-        "max_abs_difference": float(np.abs(expected - embeddings).max()),
-    }
+    return found
 
 
 def _onnx_embeddings(spec: PlanSpec, pixels: np.ndarray) -> np.ndarray:

@@ -313,7 +313,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     try:
         recipe = load_recipe(arguments.recipe)
-        encoder = read_encoder(encoder_folder(recipe.encoder))
+        encoder = read_encoder(encoder_folder(recipe))
         for head in recipe.heads:
             folder = head_folder(head)
             compare_fingerprints(read_head(folder), encoder)

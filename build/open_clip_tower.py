@@ -13,15 +13,16 @@ from typing import Any, cast
 
 import open_clip
 import torch
-from open_clip.transform import Compose, PreprocessCfg, image_transform_v2
+from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
+from open_clip.transform import Compose, PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
-from build.weights import OPEN_CLIP_CONFIG, first_line, weights_file, weights_folder
-from recipes.manifest import Preprocessing
+from build.weights import OPEN_CLIP_CONFIG, first_line, hub_revision, weights_file, weights_folder
+from recipes.manifest import Preprocessing, WeightsSource
 from recipes.schema import Encoder, RecipeError
 
 
-def load_open_clip(encoder: Encoder) -> tuple[torch.nn.Module, Compose, Preprocessing]:
-    """The image tower as it is created, its transform, and the same transform as data.
+def load_open_clip(encoder: Encoder) -> tuple[torch.nn.Module, Compose, Preprocessing, WeightsSource]:
+    """The image tower as it is created, its transform, the same transform as data, and where its weights came from.
 
     Raises:
         RecipeError: unknown model or tag (with the nearest names), a missing or unfit weights file, or
@@ -29,31 +30,80 @@ def load_open_clip(encoder: Encoder) -> tuple[torch.nn.Module, Compose, Preproce
     """
     with _config_registered(encoder):
         _check_names(encoder)
+        checkpoint, source = _checkpoint(encoder)
         torch.manual_seed(encoder.seed)
-        visual = _load_model(encoder).get_submodule("visual")
+        visual = _load_model(encoder, checkpoint).get_submodule("visual")
     config = PreprocessCfg(**cast(dict[str, Any], visual.preprocess_cfg))
-    return visual, cast(Compose, image_transform_v2(config, is_train=False)), _preprocessing(config)
+    return visual, cast(Compose, image_transform_v2(config, is_train=False)), _preprocessing(config), source
 
 
-def _load_model(encoder: Encoder) -> torch.nn.Module:
-    weights, folder = weights_file(encoder), weights_folder(encoder)
-    pretrained = str(weights) if weights else encoder.pretrained
-    if pretrained is None:  # random weights are what the recipe asks for: no warning
+def _checkpoint(encoder: Encoder) -> tuple[Path | None, WeightsSource]:
+    """The file of the weights, downloaded if it has to be; None for random ones."""
+    path = weights_file(encoder)
+    if path is not None:
+        return path, WeightsSource(encoder=encoder.id, file=path.name, sha256=encoder.weights_sha256)
+    if encoder.pretrained is None:
+        return None, WeightsSource(encoder=encoder.id, file=None)
+    config = open_clip.get_pretrained_cfg(encoder.model, encoder.pretrained)
+    repository, _, name = str(config.get("hf_hub", "")).rpartition("/")
+    if encoder.revision is not None and not repository:
+        raise RecipeError(f"encoder.revision: {encoder.pretrained} of {encoder.model} is not on the Hugging Face hub")
+    try:
+        if encoder.revision is None:
+            path = Path(download_pretrained(config))
+        else:
+            path = Path(download_pretrained_from_hf(repository, name or None, encoder.revision))
+    except Exception as error:
+        raise RecipeError(_download_advice(encoder, error)) from error
+    revision = hub_revision(repository, encoder.revision) if repository else None
+    return path, WeightsSource(encoder=encoder.id, file=path.name, hub=repository or None, revision=revision)
+
+
+def _load_model(encoder: Encoder, checkpoint: Path | None) -> torch.nn.Module:
+    folder = weights_folder(encoder)
+    if checkpoint is None:  # random weights are what the recipe asks for: no warning
         logging.disable(logging.WARNING)
     try:
         if folder is not None:
             return open_clip.create_model(f"local-dir:{folder}", pretrained_text=False)
-        return open_clip.create_model(encoder.model, pretrained=pretrained)
+        return open_clip.create_model(
+            encoder.model,
+            pretrained=None if checkpoint is None else str(checkpoint),
+            pretrained_image=False,
+            pretrained_text=False,
+            force_preprocess_cfg=preprocessing_of_tag(encoder),
+        )
     except Exception as error:
-        if weights is not None:
+        if checkpoint is not None:
             raise RecipeError(
-                f"encoder.weights {weights}: not a checkpoint of {encoder.model}: {first_line(error)}"
+                f"encoder.weights {checkpoint}: not a checkpoint of {encoder.model}: {first_line(error)}"
             ) from error
-        if encoder.pretrained is not None:
-            raise RecipeError(_download_advice(encoder, error)) from error
         raise
     finally:
         logging.disable(logging.NOTSET)
+
+
+def preprocessing_of_tag(encoder: Encoder) -> dict[str, Any]:
+    """What the tag's weights were trained with, which open_clip forgets when it is handed their file.
+
+    Without a tag it is what all tags of the model agree on, such as SigLIP's mean and std of 0.5.
+
+    Raises:
+        RecipeError: there is a file and no tag, and the model's tags differ.
+    """
+    tags = [encoder.pretrained] if encoder.pretrained else open_clip.list_pretrained_tags_by_model(encoder.model)
+    found = []
+    for tag in tags:
+        config = open_clip.get_pretrained_cfg(encoder.model, tag)
+        preprocessing = merge_preprocess_dict(PreprocessCfg(), config)
+        preprocessing.pop("size")  # the model's own
+        found += [preprocessing] if preprocessing not in found else []
+    if len(found) > 1 and encoder.weights is not None:
+        raise RecipeError(
+            f"encoder.weights: the weights of {encoder.model} were trained with different preprocessing "
+            f"({', '.join(tags)}); name the one that the file is of under encoder.pretrained"
+        )
+    return found[0] if len(found) == 1 else {}
 
 
 def _check_names(encoder: Encoder) -> None:

@@ -1,11 +1,14 @@
-"""The encoder's parity check: the library's transform and tower in torch against what will be served.
+"""The encoder's parity check: the library's transform and towers in torch against what will be served.
 
-Pixels must be bit-equal; embeddings must agree to the recipe's minimum cosine. Photographs that
-ship inside scikit-image and scikit-learn are the inputs.
+Pixels must be bit-equal; embeddings must agree to the recipe's minimum cosine. Photographs and drawn pictures
+(`recipes.photos`) are the inputs.
 """
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,60 +16,99 @@ import onnxruntime
 import torch
 from PIL import Image
 
-from build.cosine import cosines
+from build.cosine import compare_embeddings, cosines
+from build.errors import ParityError
 from build.layers import HiddenLayers, blocks_of, summary_of_tokens
-from build.tower import Tower
-from recipes.photos import sample_photos
-from recipes.pixels import served_transform
-from recipes.schema import Recipe
+from build.tower import Tower, views_of
+from recipes.photos import Picture, verification_pictures
+from recipes.pixels import served_module, served_transform
+from recipes.schema import Precision, Recipe
+
+BATCH = 8
 
 
-class ParityError(RuntimeError):
-    """What would be served is not what the model's authors would compute."""
+@dataclass(frozen=True)
+class Reference:
+    """What the library makes of the verification's pictures.
+
+    Attributes:
+        names: (N,) of the pictures.
+        pixels: (N, H, W, 3) uint8, all views; found equal to the served transform's.
+        embeddings: (N, embed_dim) float32, from torch.
+    """
+
+    names: list[str]
+    pixels: np.ndarray
+    embeddings: np.ndarray
 
 
-def check_parity(tower: Tower, onnx_path: Path, recipe: Recipe) -> dict[str, float]:
-    """Compare pixels and embeddings on real photographs.
-
-    Returns:
-        photos, unequal_pixels, cosine_min, cosine_mean, max_abs_difference.
+def torch_reference(towers: list[Tower], recipe: Recipe) -> Reference:
+    """The pictures through the served transform, and through each tower in torch behind its own transform.
 
     Raises:
-        ParityError: naming the photograph, the figure and the limit.
+        ParityError: a pixel of a picture differs; naming the picture and how many.
     """
-    photos = sample_photos()
-    transform = served_transform(tower.preprocessing, recipe.serving)
-    served = np.stack([transform(path.read_bytes()) for path in photos])  # (B, H, W, 3) uint8
-    expected = np.stack([_library_pixels(tower, path) for path in photos])
-    unequal = (served != expected).reshape(len(photos), -1).sum(axis=1)
-    for path, count in zip(photos, unequal, strict=True):
-        if count:
+    pictures = verification_pictures()
+    transform = served_transform(views_of(towers), recipe.serving)
+    pixels = np.stack([transform(picture.data) for picture in pictures])
+    library_views = {tower.preprocessing: tower for tower in towers}.values()
+    for picture, served in zip(pictures, pixels, strict=True):
+        expected = served_module().stacked([_library_pixels(tower, picture) for tower in library_views])
+        if unequal := int((served != expected).sum()):
             raise ParityError(
-                f"{path.name}: {count} of {served[0].size} pixel values differ from "
-                f"{recipe.encoder.library}'s transform"
+                f"{picture.name}: {unequal} of {served.size} pixel values differ from {towers[0].library}'s transform"
             )
+    embeddings = np.concatenate([_torch_embeddings(tower, pictures) for tower in towers], axis=1)
+    return Reference([picture.name for picture in pictures], pixels, embeddings)
 
-    expected_embeddings = _torch_embeddings(tower, photos, recipe.encoder.normalize)
-    embeddings = _onnx_embeddings(onnx_path, served)
-    found = cosines(expected_embeddings, embeddings)
-    worst = int(found.argmin())
-    if not found[worst] >= recipe.build.minimum_cosine:  # NaN fails as well
+
+def check_embeddings(
+    reference: Reference, embeddings: np.ndarray, recipe: Recipe, precision: Precision
+) -> dict[str, float]:
+    """Compare (N, embed_dim) float32 embeddings with torch's.
+
+    Returns:
+        pictures, cosine_min, cosine_mean, max_abs_difference.
+
+    Raises:
+        ParityError: naming the worst picture, the figure and the limit.
+    """
+    limit = getattr(recipe.build.minimum_cosine, precision)
+    found = cosines(reference.embeddings, embeddings)
+    worst = int(np.nan_to_num(found, nan=-2.0).argmin())
+    if not found[worst] >= limit:  # NaN fails as well
         raise ParityError(
-            f"{photos[worst].name}: cosine {found[worst]:.7f} between torch and ONNX is below "
-            f"build.minimum_cosine {recipe.build.minimum_cosine}"
+            f"{reference.names[worst]}: cosine {found[worst]:.7f} between torch and {precision} ONNX is below "
+            f"build.minimum_cosine.{precision} {limit}"
         )
-    return {
-        "photos": len(photos),
-        "unequal_pixels": int(unequal.sum()),
-        "cosine_min": float(found.min()),
-        "cosine_mean": float(found.mean()),
-        "max_abs_difference": float(np.abs(expected_embeddings - embeddings).max()),
-    }
+    return compare_embeddings(reference.embeddings, embeddings)
 
 
-def _library_pixels(tower: Tower, path: Path) -> np.ndarray:
+def onnx_embeddings(onnx_path: Path, pixels: np.ndarray) -> np.ndarray:
+    """(N, H, W, 3) uint8 → (N, embed_dim) float32 with onnxruntime on the CPU.
+
+    Raises:
+        ParityError: an image's embedding depends on the batch it is in.
+    """
+    session = onnxruntime.InferenceSession(onnx_path, providers=["CPUExecutionProvider"])
+
+    def embed(batch: np.ndarray) -> np.ndarray:
+        return np.asarray(session.run(["embedding"], {"pixels": batch})[0])
+
+    together = np.concatenate([embed(batch) for batch in _batches(pixels)])
+    alone = np.concatenate([embed(pixels[index : index + 1]) for index in range(3)])
+    if not cosines(together[:3], alone).min() >= 0.99999:
+        raise ParityError("the embedding of an image depends on the batch it is in")
+    return together
+
+
+def _batches(rows: np.ndarray) -> Iterator[np.ndarray]:
+    return (rows[start : start + BATCH] for start in range(0, len(rows), BATCH))
+
+
+def _library_pixels(tower: Tower, picture: Picture) -> np.ndarray:
     """The library's transform up to, and not including, its conversion to a float tensor."""
-    with Image.open(path) as image:
+    with Image.open(io.BytesIO(picture.data)) as image:
         for step in tower.transform.transforms:
             if type(step).__name__ == "MaybeToTensor":
                 return np.asarray(image)
@@ -75,15 +117,18 @@ def _library_pixels(tower: Tower, path: Path) -> np.ndarray:
 
 
 @torch.inference_mode()
-def _torch_embeddings(tower: Tower, photos: list[Path], normalize: bool) -> np.ndarray:
+def _torch_embeddings(tower: Tower, pictures: list[Picture]) -> np.ndarray:
     inputs = []
-    for path in photos:
-        with Image.open(path) as image:
+    for picture in pictures:
+        with Image.open(io.BytesIO(picture.data)) as image:
             inputs.append(tower.transform(image))
-    batch = torch.stack(inputs)
     visual = tower.visual
-    embeddings = embed_through_hooks(visual, batch) if isinstance(visual, HiddenLayers) else visual(batch)
-    return (torch.nn.functional.normalize(embeddings, dim=-1) if normalize else embeddings).numpy()
+    embeddings = []
+    for batch in torch.stack(inputs).split(BATCH):
+        hooked = isinstance(visual, HiddenLayers)
+        embeddings.append(embed_through_hooks(visual, batch) if hooked else visual(batch))
+    together = torch.cat(embeddings)
+    return (torch.nn.functional.normalize(together, dim=-1) if tower.normalize else together).numpy()
 
 
 def embed_through_hooks(visual: HiddenLayers, inputs: torch.Tensor) -> torch.Tensor:
@@ -101,16 +146,3 @@ def embed_through_hooks(visual: HiddenLayers, inputs: torch.Tensor) -> torch.Ten
             hook.remove()
     layers = visual.layers.tolist()
     return torch.cat([summary_of_tokens(visual.model, outputs[-n]) if n else final for n in layers], dim=-1)
-
-
-def _onnx_embeddings(onnx_path: Path, pixels: np.ndarray) -> np.ndarray:
-    session = onnxruntime.InferenceSession(onnx_path, providers=["CPUExecutionProvider"])
-
-    def embed(batch: np.ndarray) -> np.ndarray:
-        return np.asarray(session.run(["embedding"], {"pixels": batch})[0])
-
-    together = embed(pixels)
-    one_by_one = [embed(pixels[index : index + 1]) for index in range(len(pixels))]
-    if not np.allclose(np.concatenate(one_by_one), together, atol=1e-4):
-        raise ParityError("the embedding of an image depends on the batch it is in")
-    return together

@@ -53,7 +53,7 @@ def read_artefacts(recipe: Recipe) -> Artefacts:
     Raises:
         ManifestError: something is missing or a head does not fit the encoder.
     """
-    encoder = read_encoder(encoder_folder(recipe.encoder))
+    encoder = read_encoder(encoder_folder(recipe))
     folders = [head_folder(head) for head in recipe.heads]
     heads = [read_head(folder) for folder in folders]
     for head, manifest in zip(recipe.heads, heads, strict=True):
@@ -63,7 +63,7 @@ def read_artefacts(recipe: Recipe) -> Artefacts:
                 f"head {head.name!r}: trained for class_names {manifest.class_names}, "
                 f"the recipe says {head.class_names}"
             )
-    return Artefacts(encoder_folder(recipe.encoder), encoder, folders, heads)
+    return Artefacts(encoder_folder(recipe), encoder, folders, heads)
 
 
 def install(recipe: Recipe, target: Path, engine: str = "auto") -> None:

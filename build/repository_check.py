@@ -19,6 +19,7 @@ from recipes.manifest import (
     HeadManifest,
     ManifestError,
     compare_fingerprints,
+    onnx_files,
     read_encoder,
     read_engine,
     read_head,
@@ -233,7 +234,7 @@ def _check_manifests(repository: Path) -> list[str]:
 
 def _check_encoder_file(folder: Path, encoder: EncoderManifest) -> list[str]:
     path = folder / "model.onnx"
-    if path.is_file() and (found := sha256_of(path)) != encoder.onnx_sha256:
+    if path.is_file() and (found := sha256_of(*onnx_files(path))) != encoder.onnx_sha256:
         return [f"{path}: sha256 is {found}, encoder.json says {encoder.onnx_sha256}; run: make engines"]
     return []
 

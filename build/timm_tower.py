@@ -18,8 +18,8 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms import Compose
 
-from build.weights import first_line, weights_file
-from recipes.manifest import Preprocessing
+from build.weights import first_line, hub_revision, weights_file
+from recipes.manifest import Preprocessing, WeightsSource
 from recipes.schema import Encoder, RecipeError
 
 CLIP_EMBED_DIMS = {384, 512, 640, 768, 1024, 1152, 1280}
@@ -27,8 +27,8 @@ CLIP_EMBED_DIMS = {384, 512, 640, 768, 1024, 1152, 1280}
 RESIZE_MODES = {"center": "shortest", "squash": "squash"}
 
 
-def load_timm(encoder: Encoder) -> tuple[torch.nn.Module, Compose, Preprocessing]:
-    """The image model as it is created, its transform, and the same transform as data.
+def load_timm(encoder: Encoder) -> tuple[torch.nn.Module, Compose, Preprocessing, WeightsSource]:
+    """The image model as it is created, its transform, the same transform as data, and where its weights came from.
 
     Raises:
         RecipeError: unknown model or tag (with the nearest names), QuickGELU weights in another
@@ -43,7 +43,7 @@ def load_timm(encoder: Encoder) -> tuple[torch.nn.Module, Compose, Preprocessing
         cast(Any, model).reset_classifier(0)
     config = resolve_model_data_config(model)
     steps = cast(Compose, create_transform(**config, is_training=False)).transforms
-    return model, Compose([_to_rgb, *steps]), timm_preprocessing(config)
+    return model, Compose([_to_rgb, *steps]), timm_preprocessing(config), _source(encoder)
 
 
 def is_projection(pretrained_cfg: dict[str, Any]) -> bool:
@@ -87,6 +87,8 @@ def _load_model(encoder: Encoder) -> torch.nn.Module:
     name, weights = timm_name(encoder), weights_file(encoder)
     wanted = weights is not None or encoder.pretrained is not None
     overlay = None if weights is None else {"file": str(weights), "custom_load": False}
+    if encoder.revision is not None:
+        overlay = {"hf_hub_id": f"{_hub_repository(encoder)}@{encoder.revision}"}
     try:
         return timm.create_model(name, pretrained=wanted, pretrained_cfg_overlay=overlay, exportable=True)
     except Exception as error:
@@ -95,6 +97,25 @@ def _load_model(encoder: Encoder) -> torch.nn.Module:
         if wanted:
             raise RecipeError(_download_advice(encoder, error)) from error
         raise
+
+
+def _source(encoder: Encoder) -> WeightsSource:
+    if encoder.weights is not None:
+        return WeightsSource(encoder=encoder.id, file=encoder.weights_name, sha256=encoder.weights_sha256)
+    if encoder.pretrained is None:
+        return WeightsSource(encoder=encoder.id, file=None)
+    repository = _hub_repository(encoder)
+    revision = hub_revision(repository, encoder.revision) if repository else None
+    return WeightsSource(encoder=encoder.id, file=timm_name(encoder), hub=repository, revision=revision)
+
+
+def _hub_repository(encoder: Encoder) -> str | None:
+    """Of the tag's weights; RecipeError when the recipe pins a revision and they are not on the hub."""
+    config = timm.models.get_pretrained_cfg(timm_name(encoder))
+    found = (config.hf_hub_id or "").rstrip("/") if config else ""
+    if encoder.revision is not None and not found:
+        raise RecipeError(f"encoder.revision: {timm_name(encoder)} is not on the Hugging Face hub")
+    return found or None
 
 
 def _check_names(encoder: Encoder) -> None:

@@ -11,7 +11,7 @@ import torch
 from build.layers import HiddenLayers
 from build.open_clip_tower import load_open_clip
 from build.timm_tower import load_timm
-from recipes.manifest import Preprocessing
+from recipes.manifest import Preprocessing, WeightsSource
 from recipes.schema import Encoder
 
 
@@ -20,20 +20,26 @@ class Tower:
     """An image encoder in torch.
 
     Attributes:
+        library: `open_clip` or `timm`, for messages.
         visual: (B, 3, H, W) float32, normalised pixels → (B, embed_dim) float32, not L2-normalised.
         transform: the library's own, PIL image → (3, H, W) float32.
         preprocessing: the same, as data.
+        normalize: whether the exported encoder L2-normalises what `visual` puts out.
+        source: where the weights came from.
         weights_sha256: of every parameter and buffer of `visual`.
     """
 
+    library: str
     visual: torch.nn.Module
     transform: Any
     preprocessing: Preprocessing
+    normalize: bool
+    source: WeightsSource
     weights_sha256: str
 
 
 def load_tower(encoder: Encoder) -> Tower:
-    """Load the tower of a recipe's `encoder` section, in eval mode, float32, on the CPU.
+    """Load one tower of a recipe's `encoder` section, in eval mode, float32, on the CPU.
 
     Raises:
         RecipeError: unknown model or tag (with the nearest names), a missing or unfit weights file,
@@ -41,10 +47,21 @@ def load_tower(encoder: Encoder) -> Tower:
             layers that the model does not have, or a preprocessing that is not served.
     """
     load = load_timm if encoder.library == "timm" else load_open_clip
-    visual, transform, preprocessing = load(encoder)
+    visual, transform, preprocessing, source = load(encoder)
     visual = visual if encoder.layers == [0] else HiddenLayers(visual, encoder.layers)
     visual = visual.eval().float()
-    return Tower(visual, transform, preprocessing, weights_sha256(visual))
+    return Tower(encoder.library, visual, transform, preprocessing, encoder.normalize, source, weights_sha256(visual))
+
+
+def views_of(towers: list[Tower]) -> list[Preprocessing]:
+    """What the towers want to see of a picture, each once."""
+    return list(dict.fromkeys(tower.preprocessing for tower in towers))
+
+
+def pixel_dims(views: list[Preprocessing]) -> list[int]:
+    """H, W and 3 of all views below one another."""
+    sizes = [view.image_size for view in views]
+    return [sum(sizes), max(sizes), 3]
 
 
 def weights_sha256(module: torch.nn.Module) -> str:
@@ -52,5 +69,12 @@ def weights_sha256(module: torch.nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(module.state_dict().items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update(memoryview(tensor.contiguous().numpy()).cast("B") if tensor.numel() else b"")
     return digest.hexdigest()
+
+
+def combined_sha256(towers: list[Tower]) -> str:
+    """Of one tower its own; of several, of their sums in order."""
+    if len(towers) == 1:
+        return towers[0].weights_sha256
+    return hashlib.sha256(" ".join(tower.weights_sha256 for tower in towers).encode()).hexdigest()

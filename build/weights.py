@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from huggingface_hub import constants
+from huggingface_hub.file_download import repo_folder_name
+
 from recipes.download import DownloadError, check_sha256, download
 from recipes.manifest import sha256_of
 from recipes.paths import ARTIFACTS, ROOT
@@ -53,6 +56,15 @@ def source_sha256(encoder: Encoder) -> str | None:
 def downloaded_file(encoder: Encoder) -> Path:
     """artifacts/downloads/<start of the sum>-<name>: files of one name do not replace each other."""
     return ARTIFACTS / "downloads" / f"{(encoder.weights_sha256 or '')[:12]}-{encoder.weights_name}"
+
+
+def hub_revision(repository: str, revision: str | None) -> str | None:
+    """The commit that the hub's files of `repository` were taken from: the recipe's, or what `main` was then."""
+    if revision is not None:
+        return revision
+    folder = repo_folder_name(repo_id=repository, repo_type="model")
+    main = Path(constants.HF_HUB_CACHE) / folder / "refs" / "main"
+    return main.read_text().strip() if main.is_file() else None
 
 
 def first_line(error: Exception) -> str:

@@ -16,6 +16,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from recipes.schema import Precision
+
 _Manifest = TypeVar("_Manifest", bound=BaseModel)
 
 
@@ -55,6 +57,26 @@ class Preprocessing(_Part):
         return f"exact-{self.resize_mode}-{self.interpolation}-{self.image_size}{resize}{fill}"
 
 
+def preprocessing_id(views: list[Preprocessing]) -> str:
+    """`exact-shortest-bicubic-224`, of several views joined by `+`."""
+    return "+".join(view.id for view in views)
+
+
+class WeightsSource(_Part):
+    """Where an encoder's weights came from."""
+
+    encoder: str
+    """Its id in the recipe."""
+    file: str | None
+    """Name of the checkpoint; None for random weights."""
+    sha256: str | None = None
+    """Of the checkpoint, when the recipe names it."""
+    hub: str | None = None
+    """The Hugging Face repository it was taken from, if it was."""
+    revision: str | None = None
+    """The repository's commit, 40 hexadecimal digits."""
+
+
 class EncoderManifest(_Part):
     """encoder.json: the exported image tower."""
 
@@ -64,16 +86,21 @@ class EncoderManifest(_Part):
     """The recipe's `encoder` and `build` sections that produced it."""
     weights_sha256: str
     """Of the tower's parameters, whatever file they came from: equal weights have equal sums."""
-    source_sha256: str | None
-    """Of the local weights file, when the recipe names one."""
+    source_sha256: list[str | None]
+    """Of the weights file that the recipe names, for each encoder."""
     onnx_sha256: str
     input: Tensor
     output: Tensor
-    preprocessing: Preprocessing
+    preprocessing: list[Preprocessing]
+    """Its views of a picture, which lie below one another in `pixels`; one, unless several encoders differ in it."""
     normalize: bool
-    precision: str
+    precision: Precision
+    made_from: str | None = None
+    """`onnx_sha256` of the fp32 file that this one was made from; None for that file itself."""
+    sources: list[WeightsSource] = []
+    """Where the weights of each encoder came from."""
     parity: dict[str, float]
-    """What the build's check against the model's library measured."""
+    """What the build's check against the model's library, or against its embeddings, measured."""
     versions: dict[str, str]
 
     @property
@@ -84,7 +111,7 @@ class EncoderManifest(_Part):
         return EncoderFingerprint(
             id=self.id,
             weights_sha256=self.weights_sha256,
-            preprocessing=self.preprocessing.id,
+            preprocessing=preprocessing_id(self.preprocessing),
             normalize=self.normalize,
             embed_dim=self.embed_dim,
         )
@@ -307,12 +334,20 @@ def write_atomically(path: Path, data: bytes) -> None:
         partial.unlink(missing_ok=True)
 
 
-def sha256_of(path: Path) -> str:
+def sha256_of(*paths: Path) -> str:
+    """Of a file, or of several one after another."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    for path in paths:
+        with path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
     return digest.hexdigest()
+
+
+def onnx_files(path: Path) -> list[Path]:
+    """model.onnx, and the file beside it that holds the weights when they are over 2 GB."""
+    data = path.with_name(f"{path.name}.data")
+    return [path, data] if data.is_file() else [path]
 
 
 def tool_versions(*distributions: str) -> dict[str, str]:

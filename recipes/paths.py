@@ -1,8 +1,10 @@
 """Where things live. The artefact folders are the only interface between the steps.
 
-artifacts/encoders/<encoder id>/model.onnx, encoder.json
+artifacts/encoders/<encoder id>/model.onnx, encoder.json, verification.npz
+artifacts/encoders/<encoder id>-<precision>/…   the same, made from the fp32 file
 artifacts/heads/<head name>/head.safetensors, head.json, model.onnx, report.json
 artifacts/embeddings/<dataset>/…            the embedding store
+artifacts/<recipe>/verification.json        every step from torch to what is served, compared
 artifacts/<recipe>/model_repository/        what Triton loads for any recipe but the default
 
 $CLIPSIEVE_ARTIFACTS puts the artifacts folder elsewhere.
@@ -15,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from recipes.schema import Encoder, Head, Recipe
+    from recipes.schema import Head, Precision, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 RECIPES = ROOT / "recipes"
@@ -25,8 +27,10 @@ DEFAULT_RECIPE = "nsfw-vit-l-14"
 """The recipe that the checked-in config.pbtxt files are written for."""
 
 
-def encoder_folder(encoder: Encoder) -> Path:
-    return ARTIFACTS / "encoders" / encoder.id
+def encoder_folder(recipe: Recipe, precision: Precision | None = None) -> Path:
+    """Of the recipe's own precision, or of the one named."""
+    precision = precision or recipe.build.precision
+    return ARTIFACTS / "encoders" / (recipe.encoder.id + ("" if precision == "fp32" else f"-{precision}"))
 
 
 def head_folder(head: Head) -> Path:

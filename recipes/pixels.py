@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 
 from recipes.manifest import Preprocessing
@@ -25,23 +26,27 @@ def served_module() -> ModuleType:
     return sys.modules["clip_pixels"]
 
 
-def pixel_parameters(preprocessing: Preprocessing, serving: Serving) -> dict[str, str]:
+def pixel_parameters(views: Sequence[Preprocessing], serving: Serving) -> dict[str, str]:
     """The `parameters` of preprocess/config.pbtxt: everything the transform needs to know."""
-    resize = {} if preprocessing.resize_size is None else {"resize_size": str(preprocessing.resize_size)}
+    resize = {} if all(view.resize_size is None for view in views) else {"resize_size": _resize_sizes(views)}
     return resize | {
-        "image_size": str(preprocessing.image_size),
-        "resize_mode": preprocessing.resize_mode,
-        "interpolation": preprocessing.interpolation,
-        "fill_color": str(preprocessing.fill_color),
+        "image_size": ",".join(str(view.image_size) for view in views),
+        "resize_mode": ",".join(view.resize_mode for view in views),
+        "interpolation": ",".join(view.interpolation for view in views),
+        "fill_color": ",".join(str(view.fill_color) for view in views),
         "max_bytes": str(serving.max_bytes),
         "max_pixels": str(serving.max_pixels),
         "formats": ",".join(serving.formats),
     }
 
 
-def served_transform(preprocessing: Preprocessing, serving: Serving):
-    """The transform as Triton will run it: `transform(image_bytes)` → (H, W, 3) uint8.
+def served_transform(views: Sequence[Preprocessing], serving: Serving):
+    """The transform as Triton will run it: `transform(image_bytes)` → (H, W, 3) uint8, one view below another.
 
     Raises `clip_pixels.ImageError` (with `.code` and `.message`) for an image it refuses.
     """
-    return served_module().Transform.from_parameters(pixel_parameters(preprocessing, serving))
+    return served_module().Transform.from_parameters(pixel_parameters(views, serving))
+
+
+def _resize_sizes(views: Sequence[Preprocessing]) -> str:
+    return ",".join(str(view.resize_size or view.image_size) for view in views)

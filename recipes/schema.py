@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from recipes.paths import RECIPES
 
@@ -34,7 +34,7 @@ class _Section(BaseModel):
 
 
 class Encoder(_Section):
-    """The CLIP image tower and where its weights come from.
+    """The CLIP image tower and where its weights come from, or several under `concatenate`.
 
     `weights` (a file, a folder or an address) is loaded when it is given, else `pretrained` (a tag) is
     downloaded; with neither the tower is initialised at random from `seed`. With both, the file is
@@ -43,11 +43,13 @@ class Encoder(_Section):
 
     library: Literal["open_clip", "timm"] = "open_clip"
     """Whose model it is. With timm, `model` may hold the tag: `vit_large_patch14_clip_quickgelu_224.openai`."""
-    model: str
+    model: str = ""
     """A model name of the library such as `ViT-B-32-quickgelu`, or any name when `open_clip_config` is given
     or `weights` is a folder with a config of its own."""
     pretrained: str | None = None
     """A pretrained tag of the model such as `openai`; the hub's cache is used when it has the file."""
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    """The commit of the hub's repository to take `pretrained` from, instead of its newest; recorded either way."""
     weights: Url | Path | None = None
     """A local checkpoint (.pt, .bin, .safetensors) in the library's or OpenAI's layout, its http(s) address,
     or a folder as the Hugging Face hub has it (open_clip_config.json beside open_clip's checkpoint)."""
@@ -62,6 +64,13 @@ class Encoder(_Section):
     layers: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
     """What is concatenated into the embedding: 0 is the model's final output, n what the n-th block from the
     end puts out, before any later norm or projection. Vision transformers only."""
+    concatenate: list[Encoder] = []
+    """Instead of all of the above: several encoders, whose embeddings follow one another in the one that heads get."""
+
+    @property
+    def towers(self) -> list[Encoder]:
+        """The encoders that are concatenated; of most recipes this one alone."""
+        return self.concatenate or [self]
 
     @property
     def weights_source(self) -> str:
@@ -77,7 +86,9 @@ class Encoder(_Section):
 
     @property
     def id(self) -> str:
-        """Folder name of the built encoder: `vit-b-32-quickgelu-openai`."""
+        """Folder name of the built encoder: `vit-b-32-quickgelu-openai`; of several, joined by `+`."""
+        if self.concatenate:
+            return "+".join(tower.id for tower in self.concatenate)
         prefix = "" if self.library == "open_clip" else f"{self.library}-"
         layers = "" if self.layers == [0] else "-layers-" + "-".join(map(str, self.layers))
         suffix = "" if self.normalize else "-unnormalized"
@@ -95,11 +106,27 @@ class Encoder(_Section):
         return {**data, "model": model, "pretrained": tag}
 
     @model_validator(mode="after")
+    def _model_or_several(self) -> Encoder:
+        others = sorted(self.model_fields_set - {"concatenate"})
+        if self.concatenate and others:
+            raise ValueError(f"concatenate holds whole encoders; put {', '.join(others)} into each of them")
+        if any(tower.concatenate for tower in self.concatenate):
+            raise ValueError("concatenate is not for an encoder inside concatenate; list them all side by side")
+        ids = [tower.id for tower in self.concatenate]
+        if len(ids) == 1 or len(set(ids)) != len(ids):
+            raise ValueError(f"concatenate is for two or more different encoders, found {', '.join(ids)}")
+        if not self.concatenate and not self.model:
+            raise ValueError("model is required, or concatenate with several encoders")
+        return self
+
+    @model_validator(mode="after")
     def _encoder_keys(self) -> Encoder:
         if isinstance(self.weights, str) and self.weights_sha256 is None:
             raise ValueError(f"weights at an address need weights_sha256, found none for {self.weights}")
         if self.weights is None and self.weights_sha256 is not None:
             raise ValueError("weights_sha256 is of weights, which is not given")
+        if self.revision is not None and (self.pretrained is None or self.weights is not None):
+            raise ValueError("revision is of the hub's file of pretrained; weights and random weights have none")
         if self.library == "timm" and self.open_clip_config is not None:
             raise ValueError("open_clip_config is for library: open_clip, this one is timm")
         if len(set(self.layers)) != len(self.layers):
@@ -224,18 +251,50 @@ class Engine(_Section):
 
 
 MAX_IR_VERSION = 10
-"""Of every ONNX file: the newest that onnxruntime 1.19, in the oldest container promised, reads."""
+"""Of every ONNX file: the newest that onnxruntime 1.19, in the oldest container promised (24.10), reads."""
+MAX_OPSET = 21
+"""Of the default operators, likewise."""
+MIN_OPSET = 17
+"""The first with LayerNormalization as one node."""
+
+Precision = Literal["fp32", "fp16", "int8"]
+Cosine = Annotated[float, Field(gt=0, le=1)]
+
+
+class MinimumCosine(_Section):
+    """Between an embedding of the model's library in torch and that of the file that is built, at each precision.
+
+    The build fails, and installs nothing, when any picture of the verification is below.
+    """
+
+    fp32: Cosine = 0.99999
+    fp16: Cosine = 0.999
+    int8: Cosine = 0.995
 
 
 class Build(_Section):
     """How ONNX files are exported."""
 
-    precision: Literal["fp32"] = "fp32"
-    opset: int = Field(default=18, ge=17, le=21)
-    """17 has LayerNormalization as one node; 21 is the newest the oldest promised runtime reads."""
-    minimum_cosine: float = Field(default=0.99999, gt=0, le=1)
-    """The build fails when any embedding of the parity check is further from torch's than this."""
+    precision: Precision = "fp32"
+    """Of the encoder that is served: fp16 for GPUs, int8 for CPUs. It is made from the fp32 file. Heads stay fp32."""
+    opset: int = 18
+    minimum_cosine: MinimumCosine = MinimumCosine()
     engine: Engine = Engine()
+
+    @property
+    def limit(self) -> float:
+        """The minimum cosine at the precision that is served."""
+        return float(getattr(self.minimum_cosine, self.precision))
+
+    @field_validator("opset")
+    @classmethod
+    def _readable_opset(cls, opset: int) -> int:
+        if not MIN_OPSET <= opset <= MAX_OPSET:
+            raise ValueError(
+                f"must be {MIN_OPSET} (the first with LayerNormalization as one node) to {MAX_OPSET} (the newest that "
+                "onnxruntime 1.19 reads, in the oldest container promised, 24.10)"
+            )
+        return opset
 
 
 class Serving(_Section):

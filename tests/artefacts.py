@@ -70,17 +70,19 @@ def encoder_manifest(**changes) -> EncoderManifest:
         "id": "vit-b-32-quickgelu-openai",
         "recipe": {},
         "weights_sha256": "a" * 64,
-        "source_sha256": None,
+        "source_sha256": [None],
         "onnx_sha256": "b" * 64,
         "input": Tensor(name="pixels", dtype="UINT8", dims=[224, 224, 3]),
         "output": Tensor(name="embedding", dtype="FP32", dims=[512]),
-        "preprocessing": Preprocessing(
-            image_size=224,
-            resize_mode="shortest",
-            interpolation="bicubic",
-            mean=(0.48145466, 0.4578275, 0.40821073),
-            std=(0.26862954, 0.26130258, 0.27577711),
-        ),
+        "preprocessing": [
+            Preprocessing(
+                image_size=224,
+                resize_mode="shortest",
+                interpolation="bicubic",
+                mean=(0.48145466, 0.4578275, 0.40821073),
+                std=(0.26862954, 0.26130258, 0.27577711),
+            )
+        ],
         "normalize": True,
         "precision": "fp32",
         "parity": {},

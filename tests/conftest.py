@@ -36,7 +36,7 @@ def demo() -> Recipe:
 @pytest.fixture(scope="session")
 def encoder(demo: Recipe) -> EncoderManifest:
     """The demo recipe's encoder, exported and checked as `make engines` would."""
-    return build_encoder(demo, encoder_folder(demo.encoder))
+    return build_encoder(demo, encoder_folder(demo))
 
 
 @pytest.fixture(scope="session")

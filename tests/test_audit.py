@@ -51,7 +51,7 @@ def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def encoder(recipe: Path) -> EncoderFingerprint:
-    return write_tiny_encoder(paths.encoder_folder(load_recipe(recipe).encoder)).fingerprint()
+    return write_tiny_encoder(paths.encoder_folder(load_recipe(recipe))).fingerprint()
 
 
 @pytest.fixture

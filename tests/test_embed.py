@@ -40,7 +40,7 @@ def recipe() -> Recipe:
 def encoder_folder(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A tiny encoder where the demo recipe's would lie."""
     monkeypatch.setattr(paths, "ARTIFACTS", tmp_path / "artifacts")
-    folder = paths.encoder_folder(recipe.encoder)
+    folder = paths.encoder_folder(recipe)
     write_tiny_encoder(folder)
     return folder
 

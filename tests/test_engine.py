@@ -14,11 +14,12 @@ from tiny_graph import INPUT, OUTPUT, write_graph
 
 from build import engine
 from build.engine import EngineError, Toolchain, build_engine, choose_target, main, obstacles, plan_spec
-from build.engine_parity import compare_embeddings, plan_checker
+from build.engine_parity import check_plan, plan_checker
 from build.tensorrt_plan import PlanError, PlanSpec
 from recipes.gpu import Gpu, Machine
 from recipes.manifest import BatchProfile, ManifestError, read_engine, sha256_of, write_manifest
 from recipes.paths import ROOT, encoder_folder
+from recipes.photos import verification_pictures
 from recipes.schema import RecipeError, load_recipe, parse_recipe
 
 HOPPER = Gpu("NVIDIA H200", "9.0")
@@ -103,6 +104,18 @@ def test_supported_versions(version):
     assert obstacles(Toolchain(Machine((HOPPER,)), fake_tensorrt(Script(version))), "fp16") == []
 
 
+def test_fp16_on_a_cpu_is_explained():
+    with pytest.raises(EngineError, match=r"fp16, and no NVIDIA GPU is there .*int8, which is made for CPUs. TARGET=onn"):
+        choose_target("auto", NOTHING, "fp16")
+    assert choose_target("onnx", NOTHING, "fp16").target == "onnx"  # for a server elsewhere
+    assert choose_target("auto", FULL, "fp16").target == "tensorrt"
+
+
+def test_fp16_on_a_gpu_without_tensorrt_is_served_as_onnx():
+    choice = choose_target("auto", Toolchain(Machine((HOPPER,)), None, "No module named 'tensorrt'"), "fp16")
+    assert (choice.target, "cannot be imported" in choice.reason) == ("onnx", True)
+
+
 def test_int8_for_tensorrt_is_explained():
     assert choose_target("auto", FULL, "int8").reason == "build.precision int8 is made for CPUs; for TensorRT take fp16"
     with pytest.raises(EngineError, match="int8 is made for CPUs"):
@@ -173,7 +186,7 @@ def test_a_stricter_limit_is_held_against_the_plan(folder):
     build(folder, check=lambda trt, path, spec: {"photos": 9.0, "cosine_min": 0.999995})
     data = load_recipe("demo").model_dump(mode="json")
     assert not build(folder)[1]
-    data["build"]["minimum_cosine"] = 0.999999
+    data["build"]["minimum_cosine"]["fp32"] = 0.999999
     assert build(folder, recipe=parse_recipe(data))[1]
 
 
@@ -245,22 +258,23 @@ def test_a_build_that_fails_names_the_way_out(folder, monkeypatch, capsys):
 def test_the_plan_is_held_against_the_onnx_file(folder):
     """The real check with the fake's embeddings: what a plan computes has to be what onnxruntime computes."""
     expected = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
-    figures = compare_embeddings(expected, expected, 0.99999)
-    assert figures == {"photos": 2, "cosine_min": 1.0, "cosine_mean": 1.0, "max_abs_difference": 0.0}
+    demo = load_recipe("demo")
+    figures = check_plan(expected, expected, demo)
+    assert figures == {"pictures": 2, "cosine_min": 1.0, "cosine_mean": 1.0, "max_abs_difference": 0.0}
     with pytest.raises(PlanError, match=r"cosine 0.70\d+ between onnxruntime and the plan is below .* 0.99999"):
-        compare_embeddings(expected, np.array([[1, 1, 0], [0, 1, 0]], np.float32), 0.99999)
+        check_plan(expected, np.array([[1, 1, 0], [0, 1, 0]], np.float32), demo)
     with pytest.raises(PlanError, match="cosine nan"):
-        compare_embeddings(expected, np.zeros((2, 3), np.float32), 0.99999)
+        check_plan(expected, np.zeros((2, 3), np.float32), demo)
 
 
-def test_the_check_runs_the_plan_on_photographs(demo, encoder, tmp_path):
+def test_the_check_runs_the_plan_on_pictures(demo, encoder, tmp_path):
     """The demo's real ONNX file against a plan that makes the same embedding of everything."""
     script = Script(embedding=(1.0,) * encoder.embed_dim)
-    spec = plan_spec(demo, encoder, encoder_folder(demo.encoder) / "model.onnx")
+    spec = plan_spec(demo, encoder, encoder_folder(demo) / "model.onnx")
     (tmp_path / "model.plan").write_bytes(b"a plan")
     with pytest.raises(PlanError, match=r"between onnxruntime and the plan is below"):
         plan_checker(demo, encoder, "cpu")(fake_tensorrt(script), tmp_path / "model.plan", spec)
-    assert script.seen["batches"] == [(9, 112, 112, 3)]
+    assert script.seen["batches"] == [(len(verification_pictures()), 112, 112, 3)]
 
 
 def test_a_spec_without_uint8_needs_no_cast(folder):

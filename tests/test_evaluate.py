@@ -35,7 +35,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     artifacts = tmp_path_factory.mktemp("fitted")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "ARTIFACTS", artifacts)
-        encoder = write_tiny_encoder(paths.encoder_folder(load_recipe("demo").encoder)).fingerprint()
+        encoder = write_tiny_encoder(paths.encoder_folder(load_recipe("demo"))).fingerprint()
         Store(artifacts / "embeddings" / "demo", encoder).append(_rows(300))
         assert run_step(lambda: fit.main(["--recipe", "demo"])) == 0
     return artifacts
@@ -46,7 +46,7 @@ def store(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stor
     """Its own copy of them."""
     shutil.copytree(fitted, tmp_path / "artifacts")
     monkeypatch.setattr(paths, "ARTIFACTS", tmp_path / "artifacts")
-    encoder = read_encoder(paths.encoder_folder(load_recipe("demo").encoder)).fingerprint()
+    encoder = read_encoder(paths.encoder_folder(load_recipe("demo"))).fingerprint()
     return Store(paths.ARTIFACTS / "embeddings" / "demo", encoder)
 
 
@@ -143,6 +143,6 @@ def test_weights_of_another_head_are_refused(store: Store, tmp_path: Path, capsy
 
 
 def test_a_head_of_another_encoder_is_refused(store: Store, tmp_path: Path, capsys) -> None:
-    write_tiny_encoder(paths.encoder_folder(load_recipe("demo").encoder), seed=1)
+    write_tiny_encoder(paths.encoder_folder(load_recipe("demo")), seed=1)
     assert _evaluate(tmp_path / "out") == 1
     assert "weights_sha256: the head was trained on" in capsys.readouterr().err

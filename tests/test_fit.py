@@ -45,7 +45,7 @@ def _rows(count: int, separation: float = 1.5) -> list[Row]:
 @pytest.fixture
 def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EncoderFingerprint:
     monkeypatch.setattr(paths, "ARTIFACTS", tmp_path / "artifacts")
-    return write_tiny_encoder(paths.encoder_folder(load_recipe("demo").encoder)).fingerprint()
+    return write_tiny_encoder(paths.encoder_folder(load_recipe("demo"))).fingerprint()
 
 
 @pytest.fixture
@@ -224,7 +224,7 @@ def test_a_failing_plot_overwrites_nothing(store: Store, monkeypatch: pytest.Mon
 
 def test_a_store_of_another_encoder_is_refused(store: Store, capsys) -> None:
     store.append(_rows(60))
-    write_tiny_encoder(paths.encoder_folder(load_recipe("demo").encoder), seed=1)
+    write_tiny_encoder(paths.encoder_folder(load_recipe("demo")), seed=1)
     assert _fit() == 1
     assert "weights_sha256: the store has" in capsys.readouterr().err
 

@@ -33,7 +33,7 @@ def recipe() -> Recipe:
 def encoder(tmp_path: Path, recipe: Recipe, monkeypatch: pytest.MonkeyPatch) -> EncoderFingerprint:
     """An encoder that normalises, where the demo recipe's would lie."""
     monkeypatch.setattr(paths, "ARTIFACTS", tmp_path / "artifacts")
-    folder = paths.encoder_folder(recipe.encoder)
+    folder = paths.encoder_folder(recipe)
     manifest = write_tiny_encoder(folder).model_copy(update={"normalize": True})
     write_manifest(manifest, folder / "encoder.json")
     return manifest.fingerprint()
@@ -246,6 +246,6 @@ def test_a_store_of_another_encoder_is_refused(encoder, data: Path, recipe: Reci
     np.save(data / "positive.npy", _unit(2))
     np.save(data / "negative.npy", _unit(2, 1))
     assert _run("--data", data) == 0
-    write_tiny_encoder(paths.encoder_folder(recipe.encoder), seed=1)
+    write_tiny_encoder(paths.encoder_folder(recipe), seed=1)
     assert _run("--data", data) == 1
     assert "weights_sha256: the store has '000" in capsys.readouterr().err

@@ -43,7 +43,7 @@ def test_a_head_of_another_encoder_is_refused_with_both_values(tmp_path, change,
 def test_a_head_of_another_preprocessing_is_refused(tmp_path):
     encoder = encoder_manifest()
     head = write_head(tmp_path, encoder, ["safe", "nsfw"])
-    squashed = encoder.preprocessing.model_copy(update={"resize_mode": "squash"})
+    squashed = [encoder.preprocessing[0].model_copy(update={"resize_mode": "squash"})]
     with pytest.raises(ManifestError, match=r"exact-shortest-bicubic-224.*exact-squash-bicubic-224"):
         compare_fingerprints(head, encoder_manifest(preprocessing=squashed))
 

@@ -30,7 +30,7 @@ def transform_for(image_size=64, resize_mode="shortest", interpolation="bicubic"
     preprocessing = Preprocessing.model_validate(
         {"image_size": image_size, "mean": (0, 0, 0), "std": (1, 1, 1)} | fields
     )
-    return served_transform(preprocessing, Serving(**serving))
+    return served_transform([preprocessing], Serving(**serving))
 
 
 def open_clip_pixels(image, image_size=64, resize_mode="shortest", interpolation="bicubic", fill_color=0):
@@ -66,7 +66,7 @@ def test_any_size_is_bit_equal_to_open_clip(width, height, mode):
 
 
 def test_four_to_three_is_truncated_as_torchvision_does():
-    assert transform_for(224)._resized(4000, 3000) == (298, 224)
+    assert transform_for(224).views[0].resized(4000, 3000) == (298, 224)
 
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
@@ -311,6 +311,6 @@ def test_parameters_that_make_no_sense_are_refused(key, value):
     preprocessing = Preprocessing(
         image_size=64, resize_mode="shortest", interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1)
     )
-    parameters = pixel_parameters(preprocessing, Serving()) | {key: value}
+    parameters = pixel_parameters([preprocessing], Serving()) | {key: value}
     with pytest.raises(ValueError, match=value.split(",")[-1]):
         served_module().Transform.from_parameters(parameters)

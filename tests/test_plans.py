@@ -66,7 +66,7 @@ def artefact(demo, repository, monkeypatch):
     """The demo encoder's folder, rid of the plans afterwards; this machine has a Hopper GPU."""
     monkeypatch.setattr("build.repository.find_machine", lambda: HERE)
     monkeypatch.setattr("recipes.plans.find_machine", lambda: HERE)
-    folder = encoder_folder(demo.encoder)
+    folder = encoder_folder(demo)
     yield folder
     shutil.rmtree(folder / "engines", ignore_errors=True)
 

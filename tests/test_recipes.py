@@ -44,7 +44,7 @@ def test_a_recipe_may_be_a_path(tmp_path):
         (minimal(serving={"zzz": 3}), "serving.zzz: unknown key; valid keys: max_batch_size"),
         (minimal(serving={"max_batch_size": 0}), "serving.max_batch_size: Input should be greater than"),
         (minimal(heads=[]), "heads: List should have at least 1 item"),
-        (minimal(encoder={}), "encoder.model: required, but missing"),
+        (minimal(encoder={}), "encoder: model is required, or concatenate with several encoders"),
         (minimal(heads=[{"name": "a", "class_names": ["x", "y", "z"]}]), "a binary head has 2 class_names, found 3"),
         (minimal(heads=[{"name": "a", "class_names": ["x", "x"]}]), "class_names must differ"),
         (minimal(heads=[{"name": "A b", "class_names": ["x", "y"]}]), "heads.0.name: String should match"),

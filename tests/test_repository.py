@@ -199,7 +199,7 @@ def test_two_heads_are_installed_and_wired(demo, encoder, tmp_path):
     recipe = parse_recipe(data)
     for head in recipe.heads:
         assert head.source is not None
-        write_head(head.source, read_encoder(encoder_folder(demo.encoder)), head.class_names, name=head.name)
+        write_head(head.source, read_encoder(encoder_folder(demo)), head.class_names, name=head.name)
         build_head(head.source, recipe.build.opset)
     install(recipe, tmp_path / "models")
     assert check(tmp_path / "models") == []

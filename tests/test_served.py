@@ -83,7 +83,7 @@ def test_embeddings_equal_torch_on_real_photographs(client, demo):
 def test_scores_equal_onnx_on_the_served_pixels(client, demo, encoder):
     transform = served_transform(encoder.preprocessing, demo.serving)
     pixels = np.stack([transform(path.read_bytes()) for path in sample_photos()])
-    embeddings = onnxruntime.InferenceSession(encoder_folder(demo.encoder) / "model.onnx").run(None, {"pixels": pixels})
+    embeddings = onnxruntime.InferenceSession(encoder_folder(demo) / "model.onnx").run(None, {"pixels": pixels})
     head = onnxruntime.InferenceSession(head_folder(demo.heads[0]) / "model.onnx")
     expected, decisions, _ = map(np.asarray, head.run(None, {"embedding": np.asarray(embeddings[0])}))
     scores = client.score(sample_photos())

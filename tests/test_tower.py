@@ -11,13 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import open_clip
 import pytest
 import torch
+from open_clip.transform import PreprocessCfg, merge_preprocess_dict
 from safetensors.torch import save_file
 
 from build.encoder import build_encoder, main, up_to_date
 from build.layers import HiddenLayers
+from build.open_clip_tower import preprocessing_of_tag
 from build.parity import embed_through_hooks
 from build.tower import load_tower
 from build.weights import downloaded_file
@@ -66,7 +69,7 @@ def test_weights_at_an_address_are_downloaded_once_and_built(site, demo, tmp_pat
     assert load_tower(encoder).weights_sha256 == load_tower(local).weights_sha256
     recipe = demo.model_copy(update={"encoder": encoder})
     manifest = build_encoder(recipe, tmp_path)
-    assert manifest.source_sha256 == sha256
+    assert manifest.source_sha256 == [sha256]
     downloaded_file(encoder).unlink()
     assert up_to_date(recipe, tmp_path) == manifest  # nothing is fetched to find that out
     assert not downloaded_file(encoder).exists()
@@ -257,3 +260,89 @@ def test_the_list_without_a_pattern_is_quick_and_complete(capsys):
 def test_a_pattern_without_a_match_is_an_error(capsys):
     assert main(["--list", "nope"]) == 1
     assert "no model matches 'nope'; try '*nope*'" in capsys.readouterr().err
+
+
+# ---- the preprocessing that goes with the weights ----
+
+
+@pytest.mark.parametrize(
+    ("model", "mean", "preprocessing"),
+    [
+        ("ViT-B-16-SigLIP", 0.5, "exact-squash-bicubic-224"),
+        ("ViT-B-16-SigLIP2-256", 0.5, "exact-squash-bicubic-256"),
+        ("MobileCLIP2-S0", 0.0, "exact-shortest-bilinear-256"),
+        ("ViT-H-14-CLIPA", 0.485, "exact-squash-bilinear-224"),
+        ("ViT-B-32-quickgelu", 0.48145466, "exact-shortest-bicubic-224"),
+    ],
+)
+def test_preprocessing_is_what_the_tags_weights_were_trained_with(model, mean, preprocessing):
+    """open_clip keeps it with the tag; a file, or random weights, of the model have it all the same."""
+    tag = open_clip.list_pretrained_tags_by_model(model)[0]
+    expected = merge_preprocess_dict(PreprocessCfg(), open_clip.get_pretrained_cfg(model, tag))
+    for part in ({}, {"pretrained": tag, "weights": "a file"}):
+        found = preprocessing_of_tag(Encoder.model_validate({"model": model} | part))
+        assert found == {key: value for key, value in expected.items() if key != "size"}
+    assert found["mean"][0] == mean
+    assert preprocessing.split("-")[1:3] == [found["resize_mode"], found["interpolation"]]
+
+
+def test_a_file_of_a_model_whose_tags_differ_needs_the_tag():
+    with pytest.raises(RecipeError, match=r"ViT-L-14 were trained with different preprocessing .*encoder.pretrained"):
+        preprocessing_of_tag(Encoder.model_validate({"model": "ViT-L-14", "weights": "l14.pt"}))
+    assert preprocessing_of_tag(Encoder.model_validate({"model": "ViT-L-14"})) == {}  # random weights: open_clip's
+
+
+def test_a_file_is_preprocessed_as_its_tag_says(tmp_path):
+    """A small tower whose mean and std are not OpenAI's."""
+    model = "MobileCLIP-S1"
+    whole = open_clip.create_model(model)
+    torch.save(whole.state_dict(), tmp_path / "weights.pt")
+    encoder = Encoder.model_validate({"model": model, "pretrained": "datacompdr", "weights": tmp_path / "weights.pt"})
+    tower = load_tower(encoder)
+    assert (tower.preprocessing.mean, tower.preprocessing.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    assert tower.preprocessing.id == "exact-shortest-bilinear-256"
+
+
+# ---- the hub ----
+
+
+@pytest.fixture
+def hub(demo, tmp_path, monkeypatch) -> Path:
+    """The cache that huggingface_hub leaves after a download, of a tag of the demo's tower."""
+    repository = tmp_path / "hub" / "models--clipsieve--demo"
+    for commit, seed in {"a" * 40: 1, "b" * 40: 2}.items():
+        snapshot = repository / "snapshots" / commit
+        snapshot.mkdir(parents=True)
+        torch.manual_seed(seed)
+        save_file(state_of(demo), snapshot / "open_clip_model.safetensors")
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("b" * 40)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    tags = {"clipsieve-demo-vit": {"shapes": {"hf_hub": "clipsieve/demo/"}}}
+    monkeypatch.setattr("open_clip.pretrained._PRETRAINED", tags)
+    return repository
+
+
+def test_the_commit_of_the_hub_is_recorded(hub, demo):
+    newest = load_tower(changed(demo.encoder, pretrained="shapes"))
+    assert newest.source.hub == "clipsieve/demo"
+    assert newest.source.revision == "b" * 40
+    assert newest.source.file == "open_clip_model.safetensors"
+
+
+def test_a_pinned_commit_is_taken(hub, demo):
+    pinned = load_tower(changed(demo.encoder, pretrained="shapes", revision="a" * 40))
+    assert pinned.source.revision == "a" * 40
+    assert pinned.weights_sha256 != load_tower(changed(demo.encoder, pretrained="shapes")).weights_sha256
+
+
+def test_a_commit_that_is_not_there_says_what_to_fetch(hub, demo):
+    with pytest.raises(RecipeError, match=r"weights of clipsieve-demo-vit .shapes. could not be downloaded"):
+        load_tower(changed(demo.encoder, pretrained="shapes", revision="c" * 40))
+
+
+def test_a_revision_of_weights_outside_the_hub_is_refused(demo, monkeypatch):
+    tags = {"clipsieve-demo-vit": {"shapes": {"url": "https://example.org/demo.pt"}}}
+    monkeypatch.setattr("open_clip.pretrained._PRETRAINED", tags)
+    with pytest.raises(RecipeError, match="shapes of clipsieve-demo-vit is not on the Hugging Face hub"):
+        load_tower(changed(demo.encoder, pretrained="shapes", revision="c" * 40))

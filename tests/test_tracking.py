@@ -38,7 +38,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where a fit of the demo's head will lie; its store is there."""
     monkeypatch.setattr(paths, "ARTIFACTS", tmp_path / "artifacts")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    encoder = write_tiny_encoder(paths.encoder_folder(load_recipe("demo").encoder)).fingerprint()
+    encoder = write_tiny_encoder(paths.encoder_folder(load_recipe("demo"))).fingerprint()
     embeddings = np.random.default_rng(0).normal(size=(80, EMBED_DIM)).astype(np.float32)
     embeddings[1::2, 0] += 2
     Store(paths.ARTIFACTS / "embeddings" / "demo", encoder).append(

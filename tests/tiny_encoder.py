@@ -23,13 +23,15 @@ def write_tiny_encoder(folder: Path, seed: int = 0) -> EncoderManifest:
         id="tiny",
         recipe={},
         weights_sha256=f"{seed:064x}",
-        source_sha256=None,
+        source_sha256=[None],
         onnx_sha256=sha256_of(folder / "model.onnx"),
         input=Tensor(name="pixels", dtype="UINT8", dims=[IMAGE_SIZE, IMAGE_SIZE, 3]),
         output=Tensor(name="embedding", dtype="FP32", dims=[EMBED_DIM]),
-        preprocessing=Preprocessing(
-            image_size=IMAGE_SIZE, resize_mode="shortest", interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1)
-        ),
+        preprocessing=[
+            Preprocessing(
+                image_size=IMAGE_SIZE, resize_mode="shortest", interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1)
+            )
+        ],
         normalize=False,
         precision="fp32",
         parity={},

@@ -279,7 +279,7 @@ def main(argv: list[str] | None = None) -> None:
     head = recipe.head(arguments.head)
     _check_head(head)
     store = arguments.store or store_folder(recipe)
-    encoder = read_encoder(encoder_folder(recipe.encoder)).fingerprint()
+    encoder = read_encoder(encoder_folder(recipe)).fingerprint()
     data = labelled_rows(read_embeddings(store, encoder), head.class_names, store)
     findings = audit_rows(data, head.class_names, head.fit.near_duplicate_cosine, head.fit.seed)
     write_findings(arguments.out, data, findings, head.class_names)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from recipes.manifest import EncoderManifest, read_encoder, sha256_of
+from recipes.manifest import EncoderManifest, onnx_files, read_encoder, sha256_of
 from training.errors import StepError
 
 
@@ -37,7 +37,7 @@ def _check_file(path: Path, manifest: EncoderManifest) -> None:
     remedy = "make it with: python -m build.encoder --recipe RECIPE"
     if not path.is_file():
         raise StepError(f"{path}: not found; {remedy}")
-    found = sha256_of(path)
+    found = sha256_of(*onnx_files(path))
     if found != manifest.onnx_sha256:
         raise StepError(
             f"{path}: sha256 is {found}, but encoder.json beside it says {manifest.onnx_sha256}; "

@@ -245,7 +245,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
     recipe = load_recipe(arguments.recipe)
-    encoder = read_encoder(encoder_folder(recipe.encoder))
+    encoder = read_encoder(encoder_folder(recipe))
     folder = head_folder(recipe.head(arguments.head))
     manifest = read_head(folder)
     compare_fingerprints(manifest, encoder)

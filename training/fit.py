@@ -489,7 +489,7 @@ def main(argv: list[str] | None = None) -> None:
             f"head {head.name} is the published {head.published.name}, it is not trained here; get it with: "
             f"python -m training.import_head --recipe {arguments.recipe}"
         )
-    encoder = read_encoder(encoder_folder(recipe.encoder)).fingerprint()
+    encoder = read_encoder(encoder_folder(recipe)).fingerprint()
     plan_of(head)
     folder = arguments.store or store_folder(recipe)
     store = read_embeddings(folder, encoder)

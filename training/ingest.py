@@ -76,7 +76,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
     recipe = load_recipe(arguments.recipe)
-    encoder = read_encoder(encoder_folder(recipe.encoder)).fingerprint()
+    encoder = read_encoder(encoder_folder(recipe)).fingerprint()
     label_name = None if arguments.no_labels else arguments.label_column
     sources = list(sources_in(arguments.data, recipe.head(arguments.head), label_name))
     for source in sources:

@@ -18,7 +18,7 @@ import base64
 import binascii
 import io
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,57 +75,102 @@ class BatchError(ValueError):
 
 
 @dataclass(frozen=True)
-class Transform:
-    """The preprocessing of one encoder: `transform(data)` → (image_size, image_size, 3) uint8 RGB.
+class View:
+    """What one encoder sees of a picture: a square of `image_size` pixels.
 
     Attributes:
-        image_size: edge of the square the encoder sees, in pixels.
+        image_size: edge of the square, in pixels.
         resize_mode: `shortest` (resize the short edge, crop the centre), `longest` (resize the long
             edge, pad) or `squash` (ignore the aspect ratio), as the encoder was trained.
         interpolation: `bicubic` or `bilinear`.
         fill_color: grey level of the padding of `longest`.
-        max_bytes: largest encoded file.
-        max_pixels: largest width × height, of the file (by its header) and after resizing.
-        formats: decoders that may be used, by Pillow's names.
         resize_size: edge that `shortest` and `squash` resize to before the centre crop; None is image_size.
     """
 
     image_size: int
     resize_mode: str
     interpolation: str
-    fill_color: int
-    max_bytes: int
-    max_pixels: int
-    formats: tuple[str, ...]
+    fill_color: int = 0
     resize_size: int | None = None
 
     def __post_init__(self) -> None:
-        if self.resize_size is not None and (self.resize_size < self.image_size or self.resize_mode == "longest"):
+        resize_size = self.resize_size or self.image_size
+        if resize_size < self.image_size or (resize_size != self.image_size and self.resize_mode == "longest"):
             raise ValueError(
                 f"resize_size must be at least image_size {self.image_size}, and is not for resize_mode longest; "
                 f"found {self.resize_size} with {self.resize_mode!r}"
             )
         _require(self.resize_mode, RESIZE_MODES, "resize_mode")
         _require(self.interpolation, tuple(INTERPOLATIONS), "interpolation")
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height after resizing, before cropping or padding."""
+        size = self.resize_size or self.image_size
+        if self.resize_mode == "squash":
+            return size, size
+        if self.resize_mode == "longest":  # open_clip's ResizeKeepRatio rounds, torchvision's Resize truncates
+            ratio = max(height / size, width / size)
+            return round(width / ratio), round(height / ratio)
+        long = int(size * max(width, height) / min(width, height))
+        return (size, long) if width <= height else (long, size)
+
+    def of(self, image: Image.Image) -> np.ndarray:
+        """Resize and crop (or pad): (image_size, image_size, 3) uint8 RGB."""
+        image = image.resize(self.resized(*image.size), INTERPOLATIONS[self.interpolation])
+        width, height = image.size
+        if self.resize_mode == "longest":
+            padded = Image.new("RGB", (self.image_size, self.image_size), (self.fill_color,) * 3)
+            padded.paste(image.convert("RGB"), ((self.image_size - width) // 2, (self.image_size - height) // 2))
+            return np.asarray(padded)
+        left, top = round((width - self.image_size) / 2), round((height - self.image_size) / 2)
+        square = image.crop((left, top, left + self.image_size, top + self.image_size))
+        return np.asarray(square.convert("RGB"))
+
+
+@dataclass(frozen=True)
+class Transform:
+    """The preprocessing of one deployment: `transform(data)` → (H, W, 3) uint8 RGB.
+
+    Attributes:
+        views: one for each encoder that wants its pixels otherwise; the views of a picture lie below one another.
+        max_bytes: largest encoded file.
+        max_pixels: largest width × height, of the file (by its header) and after resizing.
+        formats: decoders that may be used, by Pillow's names.
+    """
+
+    views: tuple[View, ...]
+    max_bytes: int
+    max_pixels: int
+    formats: tuple[str, ...]
+
+    def __post_init__(self) -> None:
         for name in self.formats:
             _require(name, tuple(PLUGINS), "formats")
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> Transform:
-        """Read the `parameters` of preprocess/config.pbtxt; KeyError or ValueError if one is amiss."""
+        """Read the `parameters` of preprocess/config.pbtxt; KeyError or ValueError if one is amiss.
+
+        What differs between several views is a list with commas, one entry each.
+        """
+        sizes = [int(size) for size in parameters["image_size"].split(",")]
+        resize_sizes = parameters.get("resize_size", parameters["image_size"])
+        columns = (
+            sizes,
+            parameters["resize_mode"].split(","),
+            parameters["interpolation"].split(","),
+            [int(color) for color in parameters["fill_color"].split(",")],
+            [int(size) for size in resize_sizes.split(",")],
+        )
         return cls(
-            image_size=int(parameters["image_size"]),
-            resize_mode=parameters["resize_mode"],
-            interpolation=parameters["interpolation"],
-            fill_color=int(parameters["fill_color"]),
+            views=tuple(View(*of_view) for of_view in zip(*columns, strict=True)),
             max_bytes=int(parameters["max_bytes"]),
             max_pixels=int(parameters["max_pixels"]),
             formats=tuple(parameters["formats"].split(",")),
-            resize_size=int(parameters["resize_size"]) if "resize_size" in parameters else None,
         )
 
     def __call__(self, data: bytes) -> np.ndarray:
-        """Decode, resize and crop one image: (image_size, image_size, 3) uint8.
+        """Decode one image, and resize and crop it for each view: (H, W, 3) uint8.
 
         Args:
             data: an encoded image file, its base64 text, or a data: URI.
@@ -139,14 +184,15 @@ class Transform:
             with self._open(data) as image:
                 self._check_size(image)
                 image.load()
-                return np.asarray(self._fit(_composited(_upright(image))).convert("RGB"))
+                picture = _composited(_upright(image))
+                return stacked([view.of(picture) for view in self.views])
         except ImageError:
             raise
         except Exception as error:  # whatever a decoder raises is this image's error, never its batch's
             raise ImageError("DECODE_FAILED", _describe(error)) from error
 
     def batch(self, images: Iterable[bytes]) -> np.ndarray:
-        """All images of one request: (B, image_size, image_size, 3) uint8, or BatchError naming each bad one."""
+        """All images of one request: (B, H, W, 3) uint8, or BatchError naming each bad one."""
         pixels, errors = [], []
         for index, data in enumerate(images):
             try:
@@ -170,35 +216,26 @@ class Transform:
         width, height = image.size
         if width * height > self.max_pixels:
             raise ImageError("TOO_MANY_PIXELS", f"{width} × {height} is over the limit of {self.max_pixels} pixels")
-        resized_width, resized_height = self._resized(width, height)
-        if min(resized_width, resized_height) < 1 or resized_width * resized_height > self.max_pixels:
-            raise ImageError(
-                "TOO_ELONGATED",
-                f"{width} × {height} would become {resized_width} × {resized_height} on its way to "
-                f"{self.image_size} × {self.image_size}, over the limit of {self.max_pixels} pixels",
-            )
+        for view in self.views:
+            resized_width, resized_height = view.resized(width, height)
+            if min(resized_width, resized_height) < 1 or resized_width * resized_height > self.max_pixels:
+                raise ImageError(
+                    "TOO_ELONGATED",
+                    f"{width} × {height} would become {resized_width} × {resized_height} on its way to "
+                    f"{view.image_size} × {view.image_size}, over the limit of {self.max_pixels} pixels",
+                )
 
-    def _resized(self, width: int, height: int) -> tuple[int, int]:
-        """Width and height after resizing, before cropping or padding."""
-        size = self.resize_size or self.image_size
-        if self.resize_mode == "squash":
-            return size, size
-        if self.resize_mode == "longest":  # open_clip's ResizeKeepRatio rounds, torchvision's Resize truncates
-            ratio = max(height / size, width / size)
-            return round(width / ratio), round(height / ratio)
-        long = int(size * max(width, height) / min(width, height))
-        return (size, long) if width <= height else (long, size)
 
-    def _fit(self, image: Image.Image) -> Image.Image:
-        """Resize and crop (or pad) to the encoder's square."""
-        image = image.resize(self._resized(*image.size), INTERPOLATIONS[self.interpolation])
-        width, height = image.size
-        if self.resize_mode == "longest":
-            padded = Image.new("RGB", (self.image_size, self.image_size), (self.fill_color,) * 3)
-            padded.paste(image.convert("RGB"), ((self.image_size - width) // 2, (self.image_size - height) // 2))
-            return padded
-        left, top = round((width - self.image_size) / 2), round((height - self.image_size) / 2)
-        return image.crop((left, top, left + self.image_size, top + self.image_size))
+def stacked(squares: Sequence[np.ndarray]) -> np.ndarray:
+    """(S, S, 3) uint8 squares below one another, as wide as the widest, black beside the others."""
+    if len(squares) == 1:
+        return squares[0]
+    pixels = np.zeros((sum(map(len, squares)), max(map(len, squares)), 3), np.uint8)
+    top = 0
+    for square in squares:
+        pixels[top : top + len(square), : len(square)] = square
+        top += len(square)
+    return pixels
 
 
 def raw_bytes(data: bytes, max_bytes: int) -> bytes:

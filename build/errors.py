@@ -1,0 +1,15 @@
+"""What a build step stops with. Every message says what was wrong, the value found and what to do."""
+
+from __future__ import annotations
+
+
+class BuildError(RuntimeError):
+    """Nothing was installed."""
+
+
+class ParityError(BuildError):
+    """What would be served is not what the model's authors would compute."""
+
+
+class GraphError(BuildError):
+    """An exported graph is not one that every promised runtime computes rightly."""
