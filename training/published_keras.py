@@ -19,11 +19,9 @@ from pathlib import Path, PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
-import torch
 
 from recipes.manifest import Layer, Linear, RankLookup, Relu, Standardize
 from training.errors import StepError
-from training.head import head_from_layers
 from training.progress import console
 from training.published import PublishedHead
 
@@ -251,6 +249,10 @@ def _unit_with(rng: np.random.Generator, values: np.ndarray, arrays: Tensors) ->
 
 
 def _scores(layers: list[Layer], tensors: Tensors, x: np.ndarray) -> np.ndarray:
+    import torch  # only to verify: `make engines` has mostly nothing to import
+
+    from training.head import head_from_layers
+
     with torch.inference_mode():
         logits = head_from_layers(layers, tensors).eval()(torch.from_numpy(x))
     return torch.sigmoid(logits.double()).numpy()[:, 0]

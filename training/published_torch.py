@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from recipes.manifest import Dropout, Layer, Linear, Relu
 from training.errors import StepError
@@ -53,6 +52,8 @@ def expected_shapes(published: PublishedHead) -> dict[str, tuple[int, ...]]:
 
 
 def _state_dict(path: Path) -> dict[str, np.ndarray]:
+    import torch  # takes seconds, and `make engines` has mostly nothing to import
+
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of other pickle protocols; what cannot be read is an error below
