@@ -63,7 +63,7 @@ def make_encoder(recipe: Recipe) -> list[EncoderManifest]:
 
 def build_encoder(recipe: Recipe, folder: Path) -> EncoderManifest:
     """Export, check and install the recipe's encoder in fp32 into `folder`; raises as `make_encoder`."""
-    from build.export import EncoderGraph, export_onnx
+    from build.export import EncoderGraph, export_onnx, release_weights
     from build.parity import check_embeddings, onnx_embeddings, torch_reference
     from build.tower import load_tower
 
@@ -74,9 +74,8 @@ def build_encoder(recipe: Recipe, folder: Path) -> EncoderManifest:
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         path = Path(partial) / "model.onnx"
         graph = EncoderGraph(towers)
-        del towers  # memory for onnxruntime's copy of the weights
         export_onnx(graph, recipe.build.opset, path)
-        del graph
+        release_weights(graph)  # memory for onnxruntime's copy of them
         embeddings = onnx_embeddings(path, reference.pixels)
         parity = check_embeddings(reference, embeddings, recipe, "fp32")
         return _install(manifest, parity, path, folder, torch=reference.embeddings, embeddings=embeddings)

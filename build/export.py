@@ -98,6 +98,14 @@ def export_onnx(graph: EncoderGraph, opset: int, path: Path) -> None:
     onnx.checker.check_model(path)
 
 
+def release_weights(graph: torch.nn.Module) -> None:
+    """Give the memory of a module's weights back, though the exporter's caches still refer to them."""
+    for tensor in (*graph.parameters(), *graph.buffers()):
+        storage = tensor.untyped_storage()
+        if storage.resizable():
+            storage.resize_(0)
+
+
 @contextlib.contextmanager
 def scale_on_the_query() -> Iterator[None]:
     """Attention is exported as its definition, with the whole scale on the query.

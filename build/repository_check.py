@@ -6,13 +6,12 @@ wired: each tensor that a step takes is made before it with the same type and di
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import onnx
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig  # pyright: ignore[reportAttributeAccessIssue] (generated code)
 
-from build.repository_configs import ConfigError, read_config
+from build.repository_configs import ConfigError, head_parameters, read_config
 from recipes.gpu import Machine
 from recipes.manifest import (
     EncoderManifest,
@@ -248,7 +247,7 @@ def _check_head(folder: Path, head: HeadManifest) -> list[str]:
     if served is None or int(served.item()) != head.revision:
         problems.append(f"{folder}/model.onnx: revision is {served}, head.json says {head.revision}; run: make engines")
     parameters = read_config(folder.parent / "config.pbtxt").parameters
-    for key, wanted in {"labels": head.labels, "class_names": head.class_names}.items():
-        if json.loads(parameters[key].string_value or "null") != wanted:
+    for key, wanted in head_parameters(head).items():
+        if parameters[key].string_value != wanted:
             problems.append(f"{head.name}_head: {key} is {parameters[key].string_value}, head.json says {wanted}")
     return problems

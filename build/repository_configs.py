@@ -77,11 +77,23 @@ def _head(head: HeadManifest) -> ModelConfig:
     config.input[0].dims[:] = [head.encoder.embed_dim]
     for output in config.output:
         output.dims[:] = [1 if output.name == "revision" else len(head.labels)]
-    names = {"labels": json.dumps(head.labels), "class_names": json.dumps(head.class_names)}
-    _set_parameters(config, {"task": head.task} | names)
+    _set_parameters(config, head_parameters(head))
     if head.notice:
         _set_parameters(config, {"notice": head.notice})
     return config
+
+
+def head_parameters(head: HeadManifest) -> dict[str, str]:
+    """What clients learn of a head from its config: each value JSON, but for the task."""
+    thresholds = [
+        [{"value": point.value, "operating_point": point.operating_point} for point in row] for row in head.thresholds
+    ]
+    return {
+        "task": head.task,
+        "labels": json.dumps(head.labels),
+        "class_names": json.dumps(head.class_names),
+        "thresholds": json.dumps(thresholds),
+    }
 
 
 def _image_embedding(encoder: EncoderManifest) -> ModelConfig:

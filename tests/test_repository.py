@@ -38,7 +38,14 @@ def default_encoder() -> EncoderManifest:
 
 def default_heads(folder: Path) -> list[HeadManifest]:
     return [
-        write_head(folder / head.name, default_encoder(), head.class_names, name=head.name, task=head.task)
+        write_head(
+            folder / head.name,
+            default_encoder(),
+            head.class_names,
+            name=head.name,
+            task=head.task,
+            thresholds=tuple(head.fixed_thresholds),
+        )
         for head in load_recipe(DEFAULT_RECIPE).heads
     ]
 
