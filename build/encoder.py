@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -85,9 +86,8 @@ def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifes
     """Make, check and install into `folder` the recipe's precision of the fp32 encoder in `source`."""
     import numpy as np
 
-    from build.parity import Reference, check_embeddings, onnx_embeddings
-    from build.precision import to_float16, to_int8
-    from recipes.photos import calibration_pictures, verification_pictures
+    from build.parity import Reference, check_embeddings
+    from recipes.photos import verification_pictures
     from recipes.pixels import served_transform
 
     precision, full = recipe.build.precision, read_encoder(source)
@@ -99,15 +99,35 @@ def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifes
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         path = Path(partial) / "model.onnx"
-        if precision == "fp16":
-            to_float16(source / "model.onnx", path)
-        else:
-            calibration = np.stack([transform(picture.data) for picture in calibration_pictures()])
-            to_int8(source / "model.onnx", path, calibration)
-        embeddings = onnx_embeddings(path, pixels)
+        reduce = _to_float16 if precision == "fp16" else _to_int8
+        embeddings = reduce(source / "model.onnx", path, pixels, transform)
         parity = check_embeddings(reference, embeddings, recipe, precision)
         manifest = full.model_copy(update={"precision": precision, "made_from": full.onnx_sha256})
         return _install(manifest, parity, path, folder, embeddings=embeddings)
+
+
+def _to_float16(source: Path, path: Path, pixels: np.ndarray, transform: object) -> np.ndarray:
+    """Write the fp16 file; its embeddings as a GPU computes them. That the file itself runs is tried as well."""
+    from build.parity import onnx_embeddings
+    from build.precision import to_float16, write_as_gpu
+
+    to_float16(source, path)
+    onnx_embeddings(path, pixels[:4])
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        write_as_gpu(path, Path(folder) / "as_gpu.onnx")
+        return onnx_embeddings(Path(folder) / "as_gpu.onnx", pixels, optimize=False)
+
+
+def _to_int8(source: Path, path: Path, pixels: np.ndarray, transform: Callable[[bytes], np.ndarray]) -> np.ndarray:
+    """Write the int8 file, calibrated on other photographs than those that it is checked with; its embeddings."""
+    import numpy as np
+
+    from build.parity import onnx_embeddings
+    from build.quantize import to_int8
+    from recipes.photos import calibration_pictures
+
+    to_int8(source, path, np.stack([transform(picture.data) for picture in calibration_pictures()]))
+    return onnx_embeddings(path, pixels)
 
 
 def describe(recipe: Recipe, towers: list[Tower], embed_dim: int) -> EncoderManifest:

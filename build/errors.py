@@ -11,5 +11,9 @@ class ParityError(BuildError):
     """What would be served is not what the model's authors would compute."""
 
 
+class PrecisionError(BuildError):
+    """The ONNX file cannot be had in this precision."""
+
+
 class GraphError(BuildError):
     """An exported graph is not one that every promised runtime computes rightly."""

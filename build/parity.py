@@ -84,13 +84,16 @@ def check_embeddings(
     return compare_embeddings(reference.embeddings, embeddings)
 
 
-def onnx_embeddings(onnx_path: Path, pixels: np.ndarray) -> np.ndarray:
-    """(N, H, W, 3) uint8 → (N, embed_dim) float32 with onnxruntime on the CPU.
+def onnx_embeddings(onnx_path: Path, pixels: np.ndarray, *, optimize: bool = True) -> np.ndarray:
+    """(N, H, W, 3) uint8 → (N, embed_dim) float32 with onnxruntime on the CPU, with or without its graph optimisation.
 
     Raises:
         ParityError: an image's embedding depends on the batch it is in.
     """
-    session = onnxruntime.InferenceSession(onnx_path, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    if not optimize:
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = onnxruntime.InferenceSession(onnx_path, options, providers=["CPUExecutionProvider"])
 
     def embed(batch: np.ndarray) -> np.ndarray:
         return np.asarray(session.run(["embedding"], {"pixels": batch})[0])

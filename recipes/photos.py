@@ -31,6 +31,11 @@ _SAMPLES = {
     "sklearn": ("datasets/images", ["china.jpg", "flower.jpg"]),
 }
 
+_FOR_CALIBRATION = (
+    *("brick", "cell", "clock_motion", "coins", "color", "grass", "gravel", "horse", "ihc", "moon"),
+    *("motorcycle_left", "page", "text"),
+)
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -54,6 +59,12 @@ def verification_pictures() -> list[Picture]:
     """The photographs, then the drawn pictures (as PNG); the same every time."""
     photos = [Picture(path.name, path.read_bytes()) for path in sample_photos()]
     return photos + [Picture(f"drawn-{name}.png", _png(pixels)) for name, pixels in _drawn()]
+
+
+def calibration_pictures() -> list[Picture]:
+    """Other pictures of scikit-image's, to choose int8 scales with: photographs, textures, micrographs, pages."""
+    folder = sample_photos()[0].parent
+    return [Picture(f"{name}.png", (folder / f"{name}.png").read_bytes()) for name in _FOR_CALIBRATION]
 
 
 def _drawn() -> Iterator[tuple[str, np.ndarray]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import onnx
@@ -10,11 +11,13 @@ import onnxruntime
 import open_clip
 import pytest
 import torch
+import yaml
 from artefacts import encoder_manifest
 from safetensors.torch import save_file
 
+import build.encoder
 import build.parity
-from build.encoder import build_encoder, main, up_to_date
+from build.encoder import build_encoder, main, make_encoder, up_to_date
 from build.engine import plan_spec
 from build.errors import ParityError
 from build.export import EncoderGraph, export_onnx
@@ -23,8 +26,8 @@ from build.tensorrt_plan import check_uint8_input
 from build.tower import load_tower
 from recipes.manifest import read_encoder
 from recipes.paths import encoder_folder
-from recipes.photos import verification_pictures
-from recipes.schema import Encoder, RecipeError, load_recipe
+from recipes.photos import calibration_pictures, verification_pictures
+from recipes.schema import Encoder, Recipe, RecipeError, load_recipe, parse_recipe
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +201,42 @@ def test_default_recipes_preprocessing_is_what_the_texts_say():
 
 def test_manifest_lies_beside_the_model(demo, encoder):
     assert read_encoder(encoder_folder(demo)) == encoder
+
+
+# ---- other precisions ----
+
+
+def in_precision(demo: Recipe, precision: str, **build: Any) -> Recipe:
+    return parse_recipe(
+        demo.model_dump(mode="json", exclude_defaults=True) | {"build": {"precision": precision, **build}}
+    )
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_a_precision_is_made_from_the_fp32_file_and_found_again(demo, encoder, precision, monkeypatch):
+    recipe = in_precision(demo, precision)
+    full, reduced = make_encoder(recipe)
+    assert full == encoder
+    assert (reduced.precision, reduced.made_from) == (precision, full.onnx_sha256)
+    assert reduced.fingerprint() == full.fingerprint()  # a head fits both
+    assert getattr(recipe.build.minimum_cosine, precision) <= reduced.parity["cosine_min"] < 1 - 1e-9
+    folder = encoder_folder(recipe)
+    assert folder.name.endswith(f"-{precision}")
+    assert (folder / "model.onnx").stat().st_size < 0.65 * (encoder_folder(demo) / "model.onnx").stat().st_size
+    monkeypatch.setattr(build.encoder, "reduce_encoder", None)  # nothing is made again
+    assert make_encoder(recipe) == [full, reduced]
+
+
+def test_a_precision_below_its_limit_is_not_installed(demo, encoder, capsys, tmp_path):
+    strict = in_precision(demo, "int8", minimum_cosine={"int8": 1.0})
+    (tmp_path / "strict.yaml").write_text(yaml.safe_dump(strict.model_dump(mode="json", exclude_defaults=True)))
+    before = sorted(encoder_folder(strict).glob("**/*"))
+    assert main(["--recipe", str(tmp_path / "strict.yaml")]) == 1
+    assert "between torch and int8 ONNX is below build.minimum_cosine.int8 1.0" in capsys.readouterr().err
+    assert sorted(encoder_folder(strict).glob("**/*")) == before
+
+
+def test_calibration_and_verification_share_no_picture():
+    verified = {picture.data for picture in verification_pictures()}
+    assert len(verified) == len(verification_pictures())
+    assert not verified.intersection(picture.data for picture in calibration_pictures())

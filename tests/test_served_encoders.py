@@ -1,4 +1,4 @@
-"""Recipes whose embedding is put together, served: hidden layers of one encoder, and two encoders side by side."""
+"""Recipes with an encoder out of the ordinary, served: hidden layers, two encoders side by side, int8."""
 
 from __future__ import annotations
 
@@ -34,18 +34,21 @@ def encoder_section(demo: Recipe, kind: str) -> dict:
     first = demo.encoder.model_dump(mode="json", exclude_defaults=True)
     if kind == "layers":
         return first | {"layers": [0, 1, 3]}
+    if kind == "int8":
+        return first
     second = {"model": "clipsieve-test-small", "open_clip_config": SMALL, "seed": 3}
     return {"concatenate": [first, second]}
 
 
-@pytest.fixture(scope="module", params=["layers", "two-encoders"])
+@pytest.fixture(scope="module", params=["layers", "two-encoders", "int8"])
 def served(request, demo, tmp_path_factory) -> Iterator[tuple[Recipe, EncoderManifest, EmbeddedServer]]:
     folder = tmp_path_factory.mktemp(request.param)
     data = demo.model_dump(mode="json", exclude_defaults=True) | {"name": request.param}
     data["encoder"] = encoder_section(demo, request.param)
     data["heads"] = [{"name": "demo", "class_names": ["angular", "round"], "source": str(folder / "head")}]
+    data["build"] = {"precision": "int8" if request.param == "int8" else "fp32"}
     recipe = parse_recipe(data)
-    (encoder,) = make_encoder(recipe)
+    encoder = make_encoder(recipe)[-1]
     write_head(folder / "head", encoder, recipe.heads[0].class_names)
     build_head(folder / "head", recipe.build.opset)
     install(recipe, folder / "models")
@@ -68,10 +71,12 @@ def infer(server: EmbeddedServer, model: str, output: str, images: list[bytes]) 
 
 def test_served_embeddings_are_those_the_build_checked(served):
     recipe, encoder, server = served
-    assert encoder.embed_dim == {"layers": 128 + 192 + 192, "two-encoders": 128 + 32}[recipe.name]
+    assert encoder.embed_dim == {"layers": 128 + 192 + 192, "two-encoders": 128 + 32, "int8": 128}[recipe.name]
     photos = [path.read_bytes() for path in sample_photos()]
     embeddings = infer(server, "image_embedding", "embedding", photos)
-    checked = find_stages(recipe)[0].embeddings[: len(photos)]  # the verification's pictures begin with the photographs
+    checked = find_stages(recipe)[-1].embeddings[
+        : len(photos)
+    ]  # the verification's pictures begin with the photographs
     np.testing.assert_allclose(embeddings, checked, atol=1e-5)
 
 
@@ -90,7 +95,9 @@ def test_scores_are_the_heads_on_those_embeddings(served):
 
 def test_the_chain_is_verified(served):
     recipe, _, _ = served
-    (comparison,) = verify(recipe)
-    assert comparison.passed
-    assert comparison.heads[0].decisions_changed == 0
-    assert comparison.heads[0].score_max_abs_difference < 1e-5
+    full, *reduced = verify(recipe)
+    assert full.passed
+    assert full.heads[0].decisions_changed == 0
+    assert full.heads[0].score_max_abs_difference < 1e-5
+    assert [stage.stage for stage in reduced] == (["ONNX int8"] if recipe.build.precision == "int8" else [])
+    assert all(stage.passed for stage in reduced)

@@ -1,0 +1,298 @@
+"""fp32 encoder ONNX → the same function in fp16, for GPUs: TensorRT's strongly typed networks and onnxruntime's CUDA.
+
+Input `pixels` UINT8 [B, H, W, 3] and output `embedding` FP32 [B, D] stay as they are, and the weights take half the
+bytes. Matrix products, convolutions and what lies between them are fp16. In fp32, with explicit Casts, are: the scale
+and offset of the pixels; LayerNormalization, Softmax and every reduction; the L2 normalisation; whatever feeds
+nothing else, which is also the residual stream, where trained transformers keep their largest values; and an
+elementwise node whose constant does not fit fp16.
+
+GELU and QuickGELU are fp16: x·σ(1.702x) and x·½(1 + erf(x/√2)) overflow for no finite x, because the second factor lies
+between 0 and 1. fp32 would cost two Casts over the widest tensor of every block and gain little: on ViT-B/32 (random
+weights, every fp16 tensor rounded) 1 - cosine is 2.1e-7 at most with QuickGELU in fp16, 2.0e-7 with it in fp32.
+"""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
+
+from build.errors import PrecisionError
+
+MAX_FILE_BYTES = 2_000_000_000
+"""Weights above this are written beside the model; protobuf reads no message of 2 GiB."""
+
+MAX_ROUNDING = 1e-3
+"""Of a weight in fp16, relative to its length; 0.0002 is usual, more means that its values are too small for fp16."""
+
+MATRIX_OPS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
+# fmt: off
+_MOVES = frozenset({
+    "Concat", "Expand", "Flatten", "Gather", "Identity", "MaxPool", "Pad", "Reshape", "Slice", "Split", "Squeeze",
+    "Tile", "Transpose", "Unsqueeze",
+})
+_ELEMENTWISE = frozenset({
+    "Add", "Clip", "Div", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "Max", "Min", "Mul", "Neg", "Relu",
+    "Sigmoid", "Sub", "Tanh", "Where",
+})
+# fmt: on
+FLOAT16_OPS = MATRIX_OPS | _MOVES | _ELEMENTWISE
+"""What may be fp16. Anything else stays fp32, a kind of node that nobody thought of included."""
+
+_SMALL_BYTES = 1024
+
+
+def to_float16(source: Path, target: Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
+    """Write the fp16 form of an fp32 encoder.
+
+    Args:
+        source: .onnx file; its weights may lie in external data beside it.
+        target: .onnx file. Weights above `max_file_bytes` go into `<target name>.data`.
+
+    Raises:
+        PrecisionError: a weight does not fit fp16 (with its name and value), or the graph has subgraphs or
+            functions. Nothing is written then.
+    """
+    model = read_model(source)
+    rewriter = _Float16Rewriter(model, source.parent)
+    for node, is_float32 in zip(model.graph.node, rewriter.float32_nodes(), strict=True):
+        rewriter.add(node, TensorProto.FLOAT if is_float32 else TensorProto.FLOAT16)
+    write_model(with_nodes(model, rewriter.nodes, rewriter.constants), source.parent, target, max_file_bytes)
+
+
+def write_as_gpu(float16: Path, path: Path) -> None:
+    """The fp16 file in fp32 arithmetic, with what each fp16 node puts out rounded to fp16, in `path` and `path`.data.
+
+    For checks without a GPU: onnxruntime's CPU computes between the Casts in fp32 and is nearer to fp32 than a GPU is.
+    It is to be run without graph optimisation, which may take the rounding out again.
+    """
+    model = onnx.load(float16)
+    types = element_types(model)
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        nodes.append(node)
+        if node.op_type == "Cast" and types[node.output[0]] == TensorProto.FLOAT16:
+            node.attribute[0].i = TensorProto.FLOAT
+        for position, name in enumerate(node.output):
+            if types.get(name) == TensorProto.FLOAT16:
+                node.output[position] = f"{name}.exact"
+                nodes.append(helper.make_node("Cast", [f"{name}.exact"], [f"{name}.float16"], to=TensorProto.FLOAT16))
+                nodes.append(helper.make_node("Cast", [f"{name}.float16"], [name], to=TensorProto.FLOAT))
+    for tensor in model.graph.initializer:
+        if tensor.data_type == TensorProto.FLOAT16:
+            array = numpy_helper.to_array(tensor).astype(np.float32)
+            tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    del model.graph.node[:], model.graph.value_info[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
+
+
+class _Float16Rewriter:
+    """The nodes and new constants of the fp16 graph, with at most one Cast or one fp16 copy of a tensor."""
+
+    def __init__(self, model: onnx.ModelProto, folder: Path) -> None:
+        self.graph = model.graph
+        self.folder = folder
+        self.weights = {tensor.name: tensor for tensor in model.graph.initializer}
+        self.floats = {name for name, kind in element_types(model).items() if kind == TensorProto.FLOAT}
+        self.nodes: list[onnx.NodeProto] = []
+        self.constants: dict[str, np.ndarray] = {}
+        self.computed: dict[str, int] = {}  # float tensor → the type it now has
+        self.copies: dict[tuple[str, int], str] = {}
+
+    def float32_nodes(self) -> list[bool]:
+        """For each node whether it stays fp32: by its kind, before the first matrix product, or feeding such only."""
+        graph = self.graph
+        late = downstream_of(graph, MATRIX_OPS)
+        stays = [node.op_type not in FLOAT16_OPS or not late[index] for index, node in enumerate(graph.node)]
+        float16_readers: set[str] = set()
+        for index in reversed(range(len(graph.node))):
+            node = graph.node[index]
+            is_matrix = node.op_type in MATRIX_OPS
+            feeds_float16 = not float16_readers.isdisjoint(node.output)
+            stays[index] = not is_matrix and (stays[index] or not feeds_float16 or not self._fits(node))
+            if not stays[index]:
+                float16_readers.update(node.input)
+        halves = {name for node, stay in zip(graph.node, stays, strict=True) if not stay for name in node.output}
+        for index, node in enumerate(graph.node):
+            if node.op_type in _MOVES and halves.isdisjoint(node.input):
+                stays[index] = True
+                halves.difference_update(node.output)
+        return stays
+
+    def add(self, node: onnx.NodeProto, kind: int) -> None:
+        """Append the node, with its float inputs and outputs of this element type."""
+        new = onnx.NodeProto()
+        new.CopyFrom(node)
+        if node.op_type not in {"Shape", "Size"}:  # they take any type
+            new.input[:] = [self._as(name, kind) if name in self.floats else name for name in node.input]
+        self.nodes.append(new)
+        outputs = {output.name for output in self.graph.output}
+        for position, name in enumerate(node.output):
+            if name not in self.floats:
+                continue
+            self.computed[name] = kind
+            if name in outputs and kind == TensorProto.FLOAT16:
+                new.output[position] = f"{name}_float16"
+                self._cast(new.output[position], name, TensorProto.FLOAT)
+
+    def _as(self, name: str, kind: int) -> str:
+        """The name under which the tensor is to be had in this element type."""
+        if self.computed.get(name, TensorProto.FLOAT) == kind:
+            return name
+        if (name, kind) not in self.copies:
+            self.copies[name, kind] = f"{name}_float{16 if kind == TensorProto.FLOAT16 else 32}"
+            if name in self.weights:
+                array = numpy_helper.to_array(self.weights[name], str(self.folder))
+                self.constants[self.copies[name, kind]] = float16_array(name, array)
+            else:
+                self._cast(name, self.copies[name, kind], kind)
+        return self.copies[name, kind]
+
+    def _cast(self, name: str, output: str, kind: int) -> None:
+        self.nodes.append(helper.make_node("Cast", [name], [output], name=f"cast_{output}", to=kind))
+
+    def _fits(self, node: onnx.NodeProto) -> bool:
+        """Whether the node's float constants survive fp16."""
+        try:
+            for name in self.floats.intersection(node.input) & self.weights.keys():
+                float16_array(name, numpy_helper.to_array(self.weights[name], str(self.folder)))
+        except PrecisionError:
+            return False
+        return True
+
+
+def float16_array(name: str, array: np.ndarray) -> np.ndarray:
+    """The array as float16; infinities, as in a mask, stay infinities.
+
+    Raises:
+        PrecisionError: a finite value overflows, a value is NaN, or the values are so small that rounding them
+            loses more than MAX_ROUNDING.
+    """
+    with np.errstate(over="ignore", under="ignore"):
+        rounded = array.astype(np.float16)
+    finite = np.isfinite(array)
+    if np.isnan(array).any():
+        raise PrecisionError(f"{name} holds NaN; the weights are damaged, fetch or export them again")
+    if (overflow := finite & ~np.isfinite(rounded)).any():
+        raise PrecisionError(
+            f"{name} holds {array[overflow][0]:g}, beyond fp16's largest value 65504; build this encoder in fp32"
+        )
+    values = array[finite]
+    loss, length = np.linalg.norm(values - rounded[finite].astype(np.float32)), np.linalg.norm(values)
+    if loss > MAX_ROUNDING * length:
+        raise PrecisionError(
+            f"{name} loses {loss / length:.2g} of itself in fp16 (limit {MAX_ROUNDING:g}): its largest value is "
+            f"{np.abs(values).max():g}, and fp16 is exact to 0.05 % only above 6e-05; build this encoder in fp32"
+        )
+    return rounded
+
+
+def downstream_of(graph: onnx.GraphProto, kinds: Iterable[str]) -> list[bool]:
+    """For each node whether it is of these kinds, or computes from what one of them put out."""
+    reached: set[str] = set()
+    found = []
+    for node in graph.node:
+        found.append(node.op_type in kinds or not reached.isdisjoint(node.input))
+        if found[-1]:
+            reached.update(node.output)
+    return found
+
+
+def read_model(path: Path) -> onnx.ModelProto:
+    """The model, with large external data left on disk, its Constant nodes made initializers, without stored shapes.
+
+    Raises:
+        PrecisionError: it has subgraphs or functions of its own.
+    """
+    model = onnx.load(path, load_external_data=False)
+    graph = model.graph
+    nested = [node.name for node in graph.node if any(a.type == a.GRAPH for a in node.attribute)]
+    if nested or model.functions:
+        raise PrecisionError(f"{path}: subgraphs and functions are not converted, found {nested or 'functions'}")
+    for node in [node for node in graph.node if node.op_type == "Constant" and node.attribute[0].name == "value"]:
+        tensor = graph.initializer.add()
+        tensor.CopyFrom(node.attribute[0].t)
+        tensor.name = node.output[0]
+        graph.node.remove(node)
+    for tensor in filter(uses_external_data, graph.initializer):
+        if 8 * math.prod(tensor.dims) <= _SMALL_BYTES:  # shapes and axes, which shape inference reads
+            _load(tensor, path.parent)
+    del graph.value_info[:]
+    return model
+
+
+def with_nodes(
+    model: onnx.ModelProto, nodes: list[onnx.NodeProto], constants: dict[str, np.ndarray]
+) -> onnx.ModelProto:
+    """The model with these nodes, and those initializers that they read, of its own and `constants` (emptied)."""
+    new = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    new.producer_name, new.producer_version = model.producer_name, model.producer_version
+    new.graph.name = model.graph.name
+    new.graph.node.extend(nodes)
+    new.graph.input.extend(model.graph.input)
+    new.graph.output.extend(model.graph.output)
+    used = {name for node in nodes for name in node.input}
+    new.graph.initializer.extend(tensor for tensor in model.graph.initializer if tensor.name in used)
+    for name in list(constants):
+        array = constants.pop(name)  # two copies of one weight at a time, not of all
+        if name in used:
+            new.graph.initializer.append(numpy_helper.from_array(array, name))
+    return new
+
+
+def element_types(model: onnx.ModelProto) -> dict[str, int]:
+    """Tensor name → element type, of every tensor."""
+    graph = onnx.shape_inference.infer_shapes(_without_weights(model)).graph
+    types = {value.name: value.type.tensor_type.elem_type for value in (*graph.input, *graph.output, *graph.value_info)}
+    return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
+
+
+def write_model(model: onnx.ModelProto, folder: Path, target: Path, max_file_bytes: int) -> None:
+    """Check the model and write it, as one file or with `<target name>.data`; whole or not at all.
+
+    Args:
+        model: what external data it refers to lies in `folder`.
+    """
+    onnx.checker.check_model(_without_weights(model), full_check=True)
+    for tensor in filter(uses_external_data, model.graph.initializer):
+        _load(tensor, folder)
+    data = target.with_name(f"{target.name}.data")
+    is_large = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > max_file_bytes
+    beside = {"save_as_external_data": True, "location": data.name, "size_threshold": _SMALL_BYTES} if is_large else {}
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as partial:
+        written = Path(partial) / target.name
+        onnx.save_model(model, written, **beside)
+        target.unlink(missing_ok=True)  # never a model beside another's weights
+        data.unlink(missing_ok=True)
+        for path in (written.with_name(data.name), written) if is_large else (written,):
+            path.replace(target.with_name(path.name))
+
+
+def _load(tensor: onnx.TensorProto, folder: Path) -> None:
+    """Bring a tensor's external data into it."""
+    load_external_data_for_tensor(tensor, str(folder))
+    tensor.data_location = TensorProto.DEFAULT
+    del tensor.external_data[:]
+
+
+def _without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The model with its large initializers as inputs, small enough for the checker and for shape inference."""
+    light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
+    graph = model.graph
+    light.graph.name = graph.name
+    light.graph.node.extend(graph.node)
+    light.graph.input.extend(graph.input)
+    light.graph.output.extend(graph.output)
+    for tensor in graph.initializer:
+        if uses_external_data(tensor) or len(tensor.raw_data) > _SMALL_BYTES:
+            light.graph.input.append(helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims)))
+        else:
+            light.graph.initializer.append(tensor)
+    return light
