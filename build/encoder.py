@@ -157,7 +157,7 @@ def _install(
     """Move a checked file, with its weights and its embeddings, into `folder`; the manifest is written last."""
     import numpy as np
 
-    np.savez(path.with_name(VERIFICATION), **arrays)
+    np.savez(path.with_name(VERIFICATION), allow_pickle=False, **arrays)
     files = onnx_files(path)
     manifest = manifest.model_copy(update={"parity": parity, "onnx_sha256": sha256_of(*files)})
     (folder / "encoder.json").unlink(missing_ok=True)  # never a manifest beside another file's weights

@@ -207,9 +207,8 @@ def test_manifest_lies_beside_the_model(demo, encoder):
 
 
 def in_precision(demo: Recipe, precision: str, **build: Any) -> Recipe:
-    return parse_recipe(
-        demo.model_dump(mode="json", exclude_defaults=True) | {"build": {"precision": precision, **build}}
-    )
+    data = demo.model_dump(mode="json", exclude_defaults=True)
+    return parse_recipe(data | {"build": {"precision": precision, **build}})
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])

@@ -45,7 +45,7 @@ def test_attention_is_torchs(scale):
 
 def test_attention_with_a_mask_is_torchs():
     generator = torch.Generator().manual_seed(0)
-    query, key, value = torch.randn(3, 2, 4, 9, 16, generator=generator)
+    query, key, value = torch.randn(3, 2, 4, 9, 16, generator=generator).unbind()
     mask = torch.randn(9, 9, generator=generator)
     expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask)
     torch.testing.assert_close(attention(query, key, value, mask), expected)
@@ -54,7 +54,8 @@ def test_attention_with_a_mask_is_torchs():
 def test_torchs_attention_is_its_own_again_after_an_export():
     before = torch.nn.functional.scaled_dot_product_attention
     with pytest.raises(NotImplementedError), scale_on_the_query():
-        torch.nn.functional.scaled_dot_product_attention(*torch.zeros(3, 1, 1, 2, 4), is_causal=True)
+        zeros = torch.zeros(1, 1, 2, 4)
+        torch.nn.functional.scaled_dot_product_attention(zeros, zeros, zeros, is_causal=True)
     assert torch.nn.functional.scaled_dot_product_attention is before
 
 

@@ -74,9 +74,7 @@ def test_served_embeddings_are_those_the_build_checked(served):
     assert encoder.embed_dim == {"layers": 128 + 192 + 192, "two-encoders": 128 + 32, "int8": 128}[recipe.name]
     photos = [path.read_bytes() for path in sample_photos()]
     embeddings = infer(server, "image_embedding", "embedding", photos)
-    checked = find_stages(recipe)[-1].embeddings[
-        : len(photos)
-    ]  # the verification's pictures begin with the photographs
+    checked = find_stages(recipe)[-1].embeddings[: len(photos)]  # its pictures begin with these
     np.testing.assert_allclose(embeddings, checked, atol=1e-5)
 
 
