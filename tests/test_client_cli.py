@@ -21,6 +21,9 @@ from typer.testing import CliRunner
 from clipsieve.cli import app
 from tests.fakes import EMBED_DIM, REVISION, SERVE, FakeModel, demo_parameters, fake_embedding, fake_score
 
+THRESHOLDS = json.dumps(
+    [[{"value": 0.25, "operating_point": "high recall"}, {"value": 0.75, "operating_point": "low fpr"}]]
+)
 VERSION = f"demo-{REVISION:016x}"
 
 
@@ -169,12 +172,17 @@ def test_usage_errors_come_before_any_request(url, model, photos, tmp_path):
         ((photos, "--timeout", "nan"), "--timeout"),
         ((photos, "--concurrency", "0"), "--concurrency"),
         ((photos, "--protocol", "ftp"), "ftp"),
-        ((photos, "--url", "http://gpu:1"), "grpc://"),
+        ((photos, "--protocol", "grpc", "--url", "http://gpu:1"), "is for http"),
+        ((photos, "--sort", "beauty"), "cannot sort by 'beauty'"),
+        ((photos, "--header", "x"), "NAME:VALUE"),
         ((photos, "--out", tmp_path / "a.xlsx"), ".xlsx"),
         ((photos, "--out", tmp_path / "no" / "a.csv"), "does not exist"),
         ((photos, "--out", tmp_path / "there.csv"), "--overwrite"),
         ((tmp_path / "empty",), "nothing to do"),
         ((photos, "--pattern", "*.xyz"), "*.xyz"),
+        ((photos / "*.xyz",), "no file matches"),
+        ((tmp_path / "no.csv",), "cannot be read"),
+        ((photos, "a.tar"), "two runs"),
         ((), "PATH"),
     ]:
         result = _run("score", "--url", url, *arguments)
@@ -191,20 +199,105 @@ def test_overwrite_replaces(url, photos, tmp_path):
     assert len(_rows(out.read_text())) == 5
 
 
-def test_several_heads_must_be_named(url, model, photos):
+def test_several_heads_make_a_wide_table(url, model, photos):
+    model.heads = {
+        "demo": demo_parameters(thresholds=THRESHOLDS),
+        "taste": {"labels": '["taste"]', "task": "regression"},
+    }
+    result = _run("score", photos, "--url", url)
+    assert result.exit_code == 0
+    rows = _rows(result.stdout)
+    assert list(rows[0]) == [
+        "image_path", "demo_score", "demo_decision", "demo_class_name", "taste_score", "error", "model_version",
+    ]  # fmt: skip
+    for number, row in enumerate(rows):
+        score = fake_score(f"image {number}".encode())
+        assert np.float32(row["demo_score"]) == np.float32(row["taste_score"]) == score
+        assert row["demo_decision"] == ["allow", "review", "block"][int(score >= 0.25) + int(score >= 0.75)]
+    assert rows[0]["model_version"] == f"{VERSION} taste-{REVISION:016x}"
+
+
+def test_heads_are_named_one_by_one(url, model, photos):
+    model.heads = {"demo": demo_parameters(), "other": demo_parameters(), "third": demo_parameters()}
+    rows = _rows(_run("score", photos, "--url", url, "--head", "third", "--head", "demo").stdout)
+    assert [name for name in rows[0] if name.endswith("_score")] == ["third_score", "demo_score"]
+    rows = _rows(_run("score", photos, "--url", url, "--head", "other").stdout)
+    assert {row["model_version"] for row in rows} == {f"other-{REVISION:016x}"}
+    assert "probability" in rows[0]
+    result = _run("score", photos, "--url", url, "--head", "fourth")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "no head 'fourth'; this server has: demo, other, third" in result.stderr
+
+
+def test_operating_point_decides(url, model, photos):
+    model.heads = {"demo": demo_parameters(thresholds=THRESHOLDS)}
+    for name, threshold in [("high recall", 0.25), ("low fpr", 0.75)]:
+        rows = _rows(_run("score", photos, "--url", url, "--operating-point", name).stdout)
+        assert [row["prediction"] for row in rows] == [str(int(float(row["probability"]) >= threshold)) for row in rows]
+    result = _run("score", photos, "--url", url, "--operating-point", "f1")
+    assert result.exit_code == 2
+    assert "no operating point 'f1' for 'ring'; it has: high recall, low fpr" in result.stderr
+
+
+def test_operating_point_of_a_server_that_does_not_say(url, photos):
+    result = _run("score", photos, "--url", url, "--operating-point", "f1")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "does not say which operating points head 'demo' has" in result.stderr
+
+
+def test_threshold_of_several_heads_is_refused(url, model, photos):
     model.heads = {"demo": demo_parameters(), "other": demo_parameters()}
-    result = _run("score", photos, "--url", url)
-    assert result.exit_code == 2
-    assert "demo, other" in result.stderr
-    result = _run("score", photos, "--url", url, "--head", "other")
-    assert {row["model_version"] for row in _rows(result.stdout)} == {f"other-{REVISION:016x}"}
+    result = _run("score", photos, "--url", url, "--threshold", "0.5")
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "a threshold is for one binary head, these are demo (binary), other (binary)" in result.stderr
 
 
-def test_head_with_several_labels_does_not_fit_the_table(url, model, photos):
-    model.heads = {"many": {"labels": json.dumps(["a", "b"])}}
-    result = _run("score", photos, "--url", url)
-    assert result.exit_code == 2
-    assert "2 labels" in result.stderr
+def test_top_and_sort(url, photos, tmp_path):
+    (photos / "2.jpg").write_bytes(b"BAD")
+    by_score = sorted((fake_score(f"image {number}".encode()), number) for number in (0, 1, 3, 4))[::-1]
+    expected = [f"{photos}/{number}.jpg" for _, number in by_score]
+    rows = _rows(_run("score", photos, "--url", url, "--sort", "score").stdout)
+    assert [row["image_path"] for row in rows] == [*expected, f"{photos}/2.jpg"]
+    rows = _rows(_run("score", photos, "--url", url, "--top", "2").stdout)
+    assert [row["image_path"] for row in rows] == expected[:2]
+    _run("score", photos / "4.jpg", photos / "1.jpg", "--url", url, "--sort", "path", "--out", tmp_path / "a.parquet")
+    assert pq.read_table(tmp_path / "a.parquet")["image_path"].to_pylist() == [f"{photos}/{n}.jpg" for n in (1, 4)]
+
+
+def test_formats_on_stdout(url, photos):
+    lines = _run("score", photos, "--url", url, "--format", "jsonl").stdout.splitlines()
+    assert [json.loads(line)["image_path"] for line in lines] == [f"{photos}/{number}.jpg" for number in range(5)]
+    assert json.loads(_run("score", photos, "--url", url, "--format", "json").stdout)[4]["model_version"] == VERSION
+    table = _run("score", photos, "--url", url, "--format", "table", "--top", "1").stdout
+    assert "class_name" in table
+    assert "error" not in table
+
+
+def test_json_log(url, model, photos):
+    model.heads = {"demo": demo_parameters(notice="A demo.")}
+    (photos / "2.jpg").write_bytes(b"BAD")
+    result = _run("score", photos, "--url", url, "--json-log")
+    notice, end = (json.loads(line) for line in result.stderr.splitlines())
+    assert (notice["event"], notice["message"]) == ("notice", "notice: A demo.")
+    assert (end["event"], end["done"], end["failed"], end["failures"]) == ("end", 5, 1, {"NOT_AN_IMAGE": 1})
+
+
+def test_table_of_scores_is_a_list_of_images(url, photos, tmp_path):
+    for suffix in (".csv", ".parquet", ".jsonl"):
+        out, again = tmp_path / f"out{suffix}", tmp_path / f"again{suffix}"
+        _run("score", photos, "--url", url, "--out", out)
+        assert _run("score", out, "--url", url, "--out", again).exit_code == 0
+        assert again.read_bytes() == out.read_bytes()
+
+
+def test_bench(url, model, photos):
+    result = _run("bench", photos, "--url", url, "--images", "40", "--concurrency", "2,8", "--json")
+    assert result.exit_code == 0
+    figures = json.loads(result.stdout)
+    assert [(each["concurrency"], each["images"], each["failed"]) for each in figures] == [(2, 40, 0), (8, 40, 0)]
+    assert all(0 < each["p50_ms"] <= each["p99_ms"] for each in figures)
+    assert model.most_at_once <= 8
+    assert _run("bench", photos, "--url", url, "--concurrency", "2,x").exit_code == 2
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
@@ -216,21 +309,24 @@ def test_no_server(photos, tmp_path, protocol):
     assert not (tmp_path / "a.csv").exists()
 
 
-def test_server_that_goes_away_leaves_a_row_for_each_image(url, model, tmp_path):
+def test_server_that_goes_away_leaves_rows_to_go_on_with(url, model, tmp_path):
     files = [tmp_path / f"{number:03}.jpg" for number in range(60)]
     for file in files:
         file.write_bytes(file.name.encode())
     model.dead_after = 20
-    out = tmp_path / "out.csv"
-    result = _run("score", *files, "--url", url, "--out", out, "--concurrency", "4")
+    arguments = ["score", *files, "--url", url, "--out", tmp_path / "out.csv", "--concurrency", "4", "--wait", "0"]
+    result = _run(*arguments)
     assert result.exit_code == 5
-    rows = _rows(out.read_text())
-    assert [row["image_path"] for row in rows] == [str(file) for file in files]
-    scored = sum(not row["error"] for row in rows)
-    assert 10 <= scored <= 20
-    assert all(row["error"].startswith("SERVER_UNAVAILABLE: ") for row in rows[scored:])
-    assert f"{scored} scored, {60 - scored} failed (SERVER_UNAVAILABLE {60 - scored})" in result.stderr
-    assert "the server went away" in result.stderr
+    assert "server unavailable: no answer from" in result.stderr
+    assert "rows are kept in" in result.stderr
+    assert not (tmp_path / "out.csv").exists()
+    model.dead_after = None
+    model.seen.clear()
+    result = _run(*arguments)
+    assert result.exit_code == 0
+    assert "going on after" in result.stderr
+    assert 40 <= len(model.seen) < 60
+    assert [row["image_path"] for row in _rows((tmp_path / "out.csv").read_text())] == [str(file) for file in files]
 
 
 def test_dead_stub_fails_each_image(url, model, photos):
@@ -254,9 +350,9 @@ def test_interrupt_keeps_the_rows_so_far(url, model, tmp_path):
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=20)
     assert process.returncode not in (0, 3)
-    (partial,) = tmp_path.glob(".out.*.partial.csv")
-    assert f"the rows so far are in {partial}" in stderr
-    assert 1 <= len(_rows(partial.read_text())) < 200
+    assert f"rows are kept in {tmp_path / 'out.csv.partial'}" in stderr
+    (part,) = (tmp_path / "out.csv.partial").glob("rows-*.parquet")
+    assert 1 <= len(pq.read_table(part)) < 200
     assert not (tmp_path / "out.csv").exists()
 
 
@@ -292,9 +388,11 @@ def test_health_without_a_server():
 
 def test_heads_as_json(url, model):
     model.heads = {"demo": demo_parameters(notice="A demo.")}
-    assert json.loads(_run("heads", "--url", url, "--json").stdout) == [
-        {"name": "demo", "labels": ["ring"], "class_names": ["disc", "ring"], "notice": "A demo."}
-    ]
+    (head,) = json.loads(_run("heads", "--url", url, "--json").stdout)
+    assert head["thresholds"] is None
+    assert {key: head[key] for key in ("name", "task", "labels", "class_names", "notice")} == {
+        "name": "demo", "task": "binary", "labels": ["ring"], "class_names": ["disc", "ring"], "notice": "A demo.",
+    }  # fmt: skip
 
 
 def test_heads_as_a_table(url):

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from clipsieve import ImageRejected, inputs, path_from_text, text_from_path
-from clipsieve.inputs import find_images, paths_from_list, read_image
+from clipsieve import ImageRejected, images, path_from_text, text_from_path
+from clipsieve.images import read_image
+from clipsieve.inputs import Inputs, paths_from_list
+from clipsieve.lists import InputRefused
 
 
 def _make(folder: Path, *names: str) -> str:
@@ -19,6 +24,10 @@ def _make(folder: Path, *names: str) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(name.encode())
     return str(folder)
+
+
+def find_images(paths: list[str], pattern: str | None = None, column: str | None = None) -> list[str]:
+    return list(Inputs(tuple(map(str, paths)), pattern, column))
 
 
 def _below(folder: Path, found: list[str]) -> list[str]:
@@ -88,7 +97,120 @@ def test_folder_that_cannot_be_listed_becomes_a_path_of_its_own(tmp_path, monkey
     ],
 )
 def test_list_of_paths(data, expected):
-    assert paths_from_list(data) == expected
+    assert list(paths_from_list(io.BytesIO(data))) == expected
+
+
+def test_list_of_paths_is_read_as_it_comes():
+    reader, writer = os.pipe()
+    with open(reader, "rb", buffering=0) as file:
+        paths = paths_from_list(file)
+        os.write(writer, b"a.jpg\n")
+        assert next(paths) == "a.jpg"
+        os.write(writer, b"b.")
+        os.write(writer, b"jpg\n")
+        os.close(writer)
+        assert list(paths) == ["b.jpg"]
+
+
+@given(st.lists(st.binary(min_size=1, max_size=300).filter(lambda name: b"\0" not in name), min_size=2, max_size=100))
+def test_any_names_separated_by_nul(names):
+    names = [name.replace(b"\n", b"n") if index < 1 else name for index, name in enumerate(names)]
+    data = b"".join(name + b"\0" for name in names)
+    assert list(paths_from_list(io.BytesIO(data))) == [os.fsdecode(name) for name in names]
+
+
+def test_list_that_mixes_its_separators_is_refused():
+    data = b"some/name.jpg\n" * 1000 + b"other.jpg\0"
+    with pytest.raises(InputRefused, match="lines and then a NUL"):
+        list(paths_from_list(io.BytesIO(data)))
+
+
+@pytest.mark.parametrize(
+    ("pattern", "expected"),
+    [
+        ("*.jpg", ["a.jpg", "b.jpg"]),
+        ("s*/*.jpg", ["sub/c.jpg"]),
+        ("**/*.jpg", ["a.jpg", "b.jpg", "sub/c.jpg", "sub/deep/d.jpg"]),
+        ("**", ["a.jpg", "b.jpg", "[x].jpg.txt", "sub/c.jpg", "sub/deep/d.jpg"]),
+        ("sub/**/d.*", ["sub/deep/d.jpg"]),
+        ("s?b", ["sub/c.jpg", "sub/deep/d.jpg"]),
+        ("[[]x*", ["[x].jpg.txt"]),
+        ("[x].jpg.txt", ["[x].jpg.txt"]),
+    ],
+)
+def test_patterns(tmp_path, pattern, expected):
+    folder = _make(tmp_path, "b.jpg", "a.jpg", "sub/c.jpg", "sub/deep/d.jpg", "[x].jpg.txt")
+    assert sorted(_below(tmp_path, find_images([f"{folder}/{pattern}"]))) == sorted(expected)
+
+
+def test_pattern_that_matches_nothing_is_refused(tmp_path):
+    with pytest.raises(InputRefused, match=r"no file matches '.*\*.jpg'"):
+        find_images([f"{tmp_path}/*.jpg"])
+
+
+def test_patterns_work_from_the_current_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(_make(tmp_path, "a.jpg", "sub/b.jpg"))
+    assert find_images(["*.jpg"]) == ["a.jpg"]
+    assert find_images(["**/*.jpg"]) == ["a.jpg", "sub/b.jpg"]
+
+
+LISTS = {
+    "a.csv": 'path,score\nx.jpg,1\n"a,b\n.jpg",2\n',
+    "b.jsonl": '{"path": "x.jpg", "n": 1}\n\n{"n": 2, "path": "a,b\\n.jpg"}\n',
+    "c.jsonl": '"x.jpg"\n"a,b\\n.jpg"\n',
+    "d.csv": '\ufeffanything\r\nx.jpg\r\n"a,b\n.jpg"\r\n',
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists(tmp_path, name):
+    (tmp_path / name).write_text(LISTS[name], newline="")
+    assert find_images([tmp_path / name]) == ["x.jpg", "a,b\n.jpg"]
+
+
+def test_parquet_list_and_its_column(tmp_path):
+    table = pa.table({"n": [1, 2], "photo": ["x.jpg", "\\udcff.jpg"]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    assert find_images([tmp_path / "a.parquet"], column="photo") == ["x.jpg", "\udcff.jpg"]
+    with pytest.raises(InputRefused, match="none of the columns is known to hold paths; name one with --column: n, ph"):
+        find_images([tmp_path / "a.parquet"])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", 'path\n"x', "cannot be read: unexpected end of data"),
+        ("a.csv", "path,b\n,1", "row 1 has no path but ''"),
+        ("a.csv", "", "it is empty"),
+        ("a.jsonl", '{"path": "x"}\n{', "cannot be read: Expecting"),
+        ("a.jsonl", '{"path": 3}', "row 1 has no path but 3"),
+        ("a.jsonl", "[1]", "found .1. where an object"),
+        ("a.parquet", "no table", "cannot be read"),
+        ("missing.csv", None, "No such file"),
+    ],
+)
+def test_lists_that_are_none(tmp_path, name, text, message):
+    if text is not None:
+        (tmp_path / name).write_text(text)
+    with pytest.raises(InputRefused, match=message):
+        find_images([tmp_path / name])
+
+
+def test_folders_are_walked_lazily(tmp_path, monkeypatch):
+    folder = _make(tmp_path, "a/1.jpg", "b/2.jpg")
+    listed = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: listed.append(path) or scandir(path))
+    files = iter(Inputs((folder,)))
+    assert next(files) == f"{folder}/a/1.jpg"
+    assert f"{folder}/b" not in listed
+
+
+def test_many_names_of_any_bytes_are_sorted(tmp_path):
+    names = [f"{number}.jpg".encode() for number in range(5000)] + [b"\xff.jpg", "ä.jpg".encode()]
+    for name in names:
+        open(os.path.join(os.fsencode(tmp_path), name), "wb").close()
+    assert [os.fsencode(os.path.basename(path)) for path in find_images([str(tmp_path)])] == sorted(names)
 
 
 def test_reading_gives_the_bytes(tmp_path):
@@ -117,7 +239,7 @@ def test_forbidden_file_is_rejected(tmp_path):
 
 
 def test_file_too_large_to_send_is_not_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(inputs, "MAX_IMAGE_BYTES", 4)
+    monkeypatch.setattr(images, "MAX_IMAGE_BYTES", 4)
     (tmp_path / "a.jpg").write_bytes(b"12345")
     with pytest.raises(ImageRejected, match="TOO_MANY_BYTES: 5 bytes; at most 4 are sent"):
         read_image(tmp_path / "a.jpg")

@@ -94,6 +94,13 @@ def test_what_is_no_image_source_is_a_type_error(client):
         client.score([3])
 
 
+@pytest.mark.parametrize("one", ["a.jpg", b"image"])
+def test_one_image_where_many_should_be_is_a_type_error(client, one):
+    for method in (client.score, client.embed):
+        with pytest.raises(TypeError, match="expected many of them, such as a list, found one"):
+            method(one)
+
+
 def test_many_images_keep_their_order_and_the_limit(client, model):
     model.delay_s = 0.002
     images = [str(number).encode() for number in range(200)]
@@ -113,7 +120,7 @@ def test_stream_draws_images_as_it_goes(client, model):
     stream = client.score_stream(images())
     assert next(stream).ok
     stream.close()
-    assert drawn <= 8 * 4 + 1
+    assert drawn <= 8 * 4 + 8 + 3
 
 
 def test_stub_that_dies_is_an_error_of_each_image(client, model):
@@ -204,7 +211,7 @@ def test_large_image_passes(client):
 
 
 def test_image_too_large_is_not_sent(client, model, monkeypatch):
-    monkeypatch.setattr("clipsieve.client.MAX_IMAGE_BYTES", 4)
+    monkeypatch.setattr("clipsieve.images.MAX_IMAGE_BYTES", 4)
     assert _code(client.score([b"12345"])[0]) == "TOO_MANY_BYTES"
     assert model.seen == []
 
@@ -216,13 +223,60 @@ def test_heads_come_from_the_server(client, model):
     assert (other.name, other.labels, other.class_names, other.notice) == ("other", ("a", "b"), (), None)
 
 
-def test_head_must_be_named_when_there_are_several(client, model):
+def test_all_heads_score_in_one_request(client, model):
     model.heads = {"demo": demo_parameters(), "other": demo_parameters()}
-    with pytest.raises(UnknownHead, match="not exactly one; this server has: demo, other"):
-        client.score([b"one"])
+    (score,) = client.score([b"one"])
+    assert list(score.heads) == ["demo", "other"]
+    assert score.model_version == f"demo-{REVISION:016x} other-{REVISION:016x}"
+    assert score.heads["other"].scores == fake_score(b"one")
+    assert score.heads["other"].class_name == ("ring" if fake_score(b"one") >= 0.25 else "disc")
+    assert model.seen == [b"one"]
+    with pytest.raises(ValueError, match="scored by demo, other: take one of them from `heads`"):
+        _ = score.scores
+
+
+def test_heads_are_chosen_by_name(client, model):
+    model.heads = {"demo": demo_parameters(), "other": demo_parameters()}
+    assert list(client.score([b"one"], heads="other")[0].heads) == ["other"]
+    assert list(client.score([b"one"], heads=["other", "demo", "other"])[0].heads) == ["other", "demo"]
     with pytest.raises(UnknownHead, match="no head 'third'; this server has: demo, other"):
-        client.score([b"one"], head="third")
-    assert client.score([b"one"], head="other")[0].model_version.startswith("other-")
+        client.score([b"one"], heads=["demo", "third"])
+
+
+def test_server_that_comes_back_is_waited_for(url, protocol, model, caplog):
+    model.fail_next = [STOPPING] * 12
+    with Client(url, protocol, wait_s=20, retry=Retry(attempts=1), concurrency=4) as client:
+        scores = client.score([str(number).encode() for number in range(50)])
+    assert [score.scores[0] for score in scores] == [fake_score(str(number).encode()) for number in range(50)]
+    assert [record.message for record in caplog.records if "waiting for the server up to 20 s" in record.message]
+    assert "the server is back after" in caplog.text
+
+
+def test_server_that_is_busy_for_long_is_waited_for(url, protocol, model):
+    model.fail_next = [BUSY] * 12
+    with Client(url, protocol, wait_s=30, retry=Retry(attempts=1), concurrency=4) as client:
+        assert all(score.ok for score in client.score([b"one"] * 8))
+
+
+def test_server_that_stays_away_is_not_waited_for_any_longer(url, protocol, model, caplog):
+    model.dead_after = 3
+    started = time.perf_counter()
+    with (
+        Client(url, protocol, wait_s=1, retry=Retry(attempts=1)) as client,
+        pytest.raises(ServerUnavailable, match="Server is stopping"),
+    ):
+        client.score([b"one"] * 20)
+    assert 1 <= time.perf_counter() - started < 6
+
+
+def test_embeddings_of_another_length_are_refused(client):
+    for array, message in [
+        (np.zeros((2, 3), np.float32), r"must be \(N, 8\), found \(2, 3\)"),
+        (np.zeros(8, np.float32), r"found \(8,\)"),
+        (np.full((2, EMBED_DIM), np.nan, np.float32), "2 of the embeddings are not finite, the first is row 0"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            client.score_embeddings("demo", array)
 
 
 def test_embeds(client):
@@ -307,22 +361,39 @@ def test_stream_may_outlive_its_client(url, protocol):
 @pytest.mark.parametrize(
     ("protocol", "url", "expected"),
     [
-        ("grpc", None, ("localhost:8001", False)),
-        ("http", None, ("localhost:8000", False)),
-        ("grpc", "gpu:1", ("gpu:1", False)),
-        ("grpc", "grpcs://gpu:443", ("gpu:443", True)),
-        ("http", "http://gpu:1/", ("gpu:1", False)),
-        ("http", "https://gpu/triton", ("gpu/triton", True)),
+        (None, None, ("grpc", "localhost:8001", False)),
+        ("http", None, ("http", "localhost:8000", False)),
+        ("grpc", "gpu:1", ("grpc", "gpu:1", False)),
+        (None, "grpcs://gpu:443", ("grpc", "gpu:443", True)),
+        (None, "http://gpu:1/", ("http", "gpu:1", False)),
+        ("http", "https://gpu/triton", ("http", "gpu/triton", True)),
     ],
 )
 def test_url_forms(protocol, url, expected):
-    assert parse_url(protocol, url) == expected
+    assert parse_url(url, protocol) == expected
 
 
 @pytest.mark.parametrize(
     ("protocol", "url", "message"),
-    [("grpc", "http://gpu:1", "grpc://"), ("http", "ftp://gpu", "https://"), ("tcp", None, "grpc or http")],
+    [
+        ("grpc", "http://gpu:1", "is for http, but the protocol asked for is grpc"),
+        (None, "ftp://gpu", "https://"),
+        ("tcp", None, "grpc or http"),
+        (None, "grpc://", "names no server"),
+    ],
 )
 def test_url_that_does_not_fit_is_refused(protocol, url, message):
     with pytest.raises(ValueError, match=message):
         Client(url, protocol)
+
+
+@pytest.mark.parametrize("wrong", [{"timeout_s": 0}, {"concurrency": 0}, {"wait_s": -1}, {"ca_file": "no.pem"}])
+def test_settings_that_cannot_be_are_refused(wrong):
+    with pytest.raises(ValueError, match=r"found|no certificate"):
+        Client(**wrong)
+
+
+def test_token_is_not_shown():
+    with Client(token="secret", headers={"x-key": "hidden"}) as client:
+        assert "secret" not in repr(client)
+        assert "hidden" not in repr(client)

@@ -2,7 +2,10 @@
 
 ClipsieveError
 ├── ServerUnavailable   nothing answered at the address, also after retries: raised
-├── UnknownHead         the server has no such head, or several and none was named: raised
+├── AccessDenied        the server wants another token: raised
+├── UnknownHead         the server has no such head: raised
+├── UnknownThreshold    a head has no such operating point, or cannot be cut at one threshold: raised
+├── VersionChanged      another head answers than the rows before came from: raised
 └── ImageFailed         one image has no score; carried in its result as `error`, never raised by `score`
     ├── ImageRejected   because of the image: sending it again fails again
     └── InferenceFailed because of the server or the time limit: sending it again may succeed
@@ -23,6 +26,18 @@ class ServerUnavailable(ClipsieveError):
 
 class UnknownHead(ClipsieveError):
     """The head asked for is not served; the message lists those that are."""
+
+
+class AccessDenied(ClipsieveError):
+    """The server, or a proxy before it, refuses this client: the same for every image, so it ends the run."""
+
+
+class UnknownThreshold(ClipsieveError):
+    """The threshold or operating point asked for does not fit the heads; the message lists what does."""
+
+
+class VersionChanged(ClipsieveError):
+    """The rows before came from another version of a head."""
 
 
 class ImageFailed(ClipsieveError):
@@ -77,6 +92,8 @@ def failure_from_status(code: str, message: str, url: str) -> ClipsieveError:
         if "maximum queue size" in message:
             return InferenceFailed("SERVER_BUSY", message)
         return ServerUnavailable(f"no answer from {url}: {message}")
+    if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
+        return AccessDenied(f"{url} refuses access ({code}): {message}")
     if code == "INVALID_ARGUMENT":
         rejections = rejections_from_message(message)
         if rejections:

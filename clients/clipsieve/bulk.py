@@ -1,86 +1,58 @@
-"""A run over many images: write each result as it comes, count, and lose nothing when the server goes away."""
+"""A run over many images: rows are committed as they come, and what is committed stays."""
 
 from __future__ import annotations
 
-import sys
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing, contextmanager
-from typing import TypeVar
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing
 
-from clipsieve._exceptions import InferenceFailed, ServerUnavailable
-from clipsieve.client import Embedding, Score
+from clipsieve.partial import PartialRun
+from clipsieve.progress import Tally
+from clipsieve.scoring import Row
 
-_Result = TypeVar("_Result", Score, Embedding)
-
-
-class Tally:
-    """What became of the images of a run."""
-
-    def __init__(self) -> None:
-        self.done = 0
-        self.failures: Counter[str] = Counter()
-        """Images without a result, by error code."""
-        self.unavailable: ServerUnavailable | None = None
-        """Set when the server went away during the run."""
-        self._started = time.perf_counter()
-
-    @property
-    def failed(self) -> int:
-        return self.failures.total()
-
-    def count(self, result: Score | Embedding) -> None:
-        self.done += 1
-        if result.error is not None:
-            self.failures[result.error.code] += 1
-
-    def summary(self, verb: str) -> str:
-        """`98 scored, 2 failed (UNREADABLE 2) in 0.5 s: 196 images/s`"""
-        seconds = time.perf_counter() - self._started
-        codes = ", ".join(f"{code} {count}" for code, count in self.failures.most_common())
-        failed = f"{self.failed} failed ({codes})" if self.failed else "0 failed"
-        good = self.done - self.failed
-        return f"{good} {verb}, {failed} in {seconds:.1f} s: {good / seconds:.0f} images/s"
+COMMIT_EVERY_S = 2.0
+"""A run that is killed does what came after its last commit again."""
+COMMIT_ROWS = 8192
 
 
-async def write_results(
-    results: AsyncGenerator[_Result, None],
-    paths: Sequence[str],
-    result_type: type[_Result],
-    write: Callable[[_Result], None],
+async def commit_rows(
+    rows: AsyncGenerator[Row, None],
+    run: PartialRun,
     tally: Tally,
+    advance: Callable[[], None],
+    limit: int | None = None,
 ) -> None:
-    """Write one result per path, in order.
+    """Commit rows in parts, also those that came before an error or an interrupt.
 
-    When the server goes away, the images that have no result yet get the error SERVER_UNAVAILABLE
-    without being sent, so that the table still has a row for each.
+    Args:
+        advance: called after each row was counted.
+        limit: the most rows in memory; by default COMMIT_ROWS.
     """
-
-    def finish(result: _Result) -> None:
-        write(result)
-        tally.count(result)
-
+    limit = limit or COMMIT_ROWS
+    error_place = run.schema.names.index("error")
+    waiting: list[Row] = []
+    committed_at = time.monotonic()
     try:
-        async with aclosing(results):
-            async for result in results:
-                finish(result)
-    except ServerUnavailable as error:
-        tally.unavailable = error
-        for path in paths[tally.done :]:
-            finish(result_type(path, error=InferenceFailed("SERVER_UNAVAILABLE", str(error))))
+        async with aclosing(rows):
+            async for row in rows:
+                waiting.append(row)
+                tally.count(row[error_place])
+                advance()
+                if len(waiting) >= limit or time.monotonic() - committed_at > COMMIT_EVERY_S:
+                    full, waiting = waiting, []
+                    run.commit(full)
+                    committed_at = time.monotonic()
+    finally:
+        if waiting:
+            run.commit(waiting)
 
 
-@contextmanager
-def progress_bar(total: int, shown: bool) -> Iterator[Callable[[], None]]:
-    """A progress bar on stderr; yields the function that advances it by one image."""
-    if not shown:
-        yield lambda: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+def failed_rows(run: PartialRun) -> int:
+    """How many of the committed rows have an error."""
+    return sum(len(table) - table["error"].null_count for table in run.tables(["error"]))
 
-    columns = (TextColumn("images"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(file=sys.stderr), transient=True) as progress:
-        task = progress.add_task("images", total=total)
-        yield lambda: progress.advance(task)
+
+def names_in(run: PartialRun) -> Iterator[str]:
+    """The first column of the committed rows, in their order."""
+    for table in run.tables([run.schema.names[0]]):
+        yield from table.column(0).to_pylist()

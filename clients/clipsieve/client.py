@@ -1,129 +1,53 @@
-"""Score and embed images with a clipsieve server.
-
-There is one implementation, `AsyncClient`. `Client` runs it on an event loop in a background thread.
-"""
+"""Score and embed images with a clipsieve server, from one event loop. `blocking.Client` is for code without one."""
 
 from __future__ import annotations
 
 import asyncio
 import io
-import json
-import os
-import threading
+import random
 import time
-from collections.abc import AsyncGenerator, Coroutine, Generator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field
-from typing import Any, Literal, TypeVar
 
 import numpy as np
 
-from clipsieve._exceptions import ClipsieveError, ImageRejected, InferenceFailed, UnknownHead
-from clipsieve.inputs import MAX_IMAGE_BYTES, read_image
+from clipsieve._exceptions import (
+    ClipsieveError,
+    ImageRejected,
+    InferenceFailed,
+    ServerUnavailable,
+    UnknownHead,
+    VersionChanged,
+)
+from clipsieve.images import ImageSource, encoded, path_of
+from clipsieve.outage import Outage
 from clipsieve.pump import pump
-from clipsieve.transport import ModelConfig, ProtocolName, Retry, Transport, open_transport, parse_url
-
-ImageSource = str | os.PathLike[str] | bytes | bytearray | memoryview
-"""A path, or the bytes of an encoded file."""
+from clipsieve.results import Embedding, EmbeddingScores, Head, HeadScore, Health, Score
+from clipsieve.settings import Settings
+from clipsieve.transport import ModelConfig, Tensor, Transport, embedding_tensor, image_tensor, open_transport
 
 SCORE_MODEL = "image_score"
 EMBEDDING_MODEL = "image_embedding"
 
 _FILE_READERS = 4
+_READY_TIMEOUT_S = 5.0
+"""For asking whether a server that gave no answer in time is still there."""
 
-_T = TypeVar("_T")
+_BUSY_PAUSE_S = (0.2, 1.0)
+"""Before an image is sent again to a server whose queue stayed full; between these, so that not all come at once."""
 
-
-@dataclass(frozen=True)
-class Head:
-    """A classifier the server offers."""
-
-    name: str
-    labels: tuple[str, ...]
-    """One per column of `Score.scores`."""
-    class_names: tuple[str, ...]
-    """For a binary head its negative and positive class, in that order."""
-    notice: str | None = None
-    """What anyone who sees the scores should know, e.g. that this is a demonstration."""
+HeadNames = str | Iterable[str] | None
+"""One head, several, or None for all that the server has."""
 
 
-@dataclass(frozen=True, eq=False)
-class Score:
-    """What a head says about one image. Arrays are empty when there is an error: no score is ever made up."""
+class AsyncClient(Settings):
+    """A connection to one server, used from one event loop; an async context manager. Arguments: see `Settings`."""
 
-    path: str | None
-    """The path that was given; None for bytes."""
-    scores: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
-    """(L,) float32, one per label."""
-    decisions: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
-    """(L,) int32: how many of its thresholds each score passed; 0 is allow."""
-    model_version: str = ""
-    """`<head>-<revision>`: changes whenever the head on the server does."""
-    error: ImageRejected | InferenceFailed | None = None
-
-    @property
-    def ok(self) -> bool:
-        return self.error is None
-
-
-@dataclass(frozen=True, eq=False)
-class Embedding:
-    """One image's embedding; the vector is empty when there is an error."""
-
-    path: str | None
-    vector: np.ndarray = field(default_factory=lambda: np.empty(0, np.float32))
-    """(D,) float32."""
-    error: ImageRejected | InferenceFailed | None = None
-
-    @property
-    def ok(self) -> bool:
-        return self.error is None
-
-
-@dataclass(frozen=True)
-class Health:
-    """What a health check found.
-
-    `unavailable`: nothing answers. `not_ready`: a server answers and is still loading, or has a model
-    that failed to load. `failing`: it calls itself ready, but cannot score an image.
-    """
-
-    status: Literal["ok", "unavailable", "not_ready", "failing"]
-    message: str
-
-    @property
-    def ok(self) -> bool:
-        return self.status == "ok"
-
-
-class AsyncClient:
-    """A connection to one server, used from one event loop.
-
-    Args:
-        url: `host:port`; by default localhost:8001 for gRPC, localhost:8000 for HTTP. TLS with
-            grpcs:// or https://. Proxies of the environment are not used.
-        protocol: `grpc` or `http`.
-        timeout_s: deadline of one inference, its retries included.
-        concurrency: requests in flight in one call. Each holds one image; the server makes the batches.
-        retry: how an inference is repeated when the server is unavailable or too busy.
-    """
-
-    def __init__(
-        self,
-        url: str | None = None,
-        protocol: ProtocolName = "grpc",
-        timeout_s: float = 30.0,
-        concurrency: int = 32,
-        retry: Retry | None = None,
-    ) -> None:
-        parse_url(protocol, url)
-        if timeout_s <= 0 or concurrency < 1:
-            raise ValueError(f"timeout_s must be > 0 and concurrency >= 1, found {timeout_s} and {concurrency}")
-        self._url, self._protocol, self._retry = url, protocol, retry
-        self._timeout_s = timeout_s
-        self._concurrency = concurrency
+    def __post_init__(self) -> None:
+        super().__post_init__()
         self._readers = ThreadPoolExecutor(_FILE_READERS, thread_name_prefix="clipsieve-read")
+        self._outage = Outage(self.wait_s, self._is_ready)
         self._transport: Transport | None = None
         self._known_heads: list[Head] = []
 
@@ -135,6 +59,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         self._readers.shutdown(wait=False)
+        self._outage.close()
         transport, self._transport = self._transport, None
         if transport is not None:
             await transport.close()
@@ -147,49 +72,57 @@ class AsyncClient:
             InferenceFailed: what answers has no image_score model.
         """
         transport = self._connected()
-        names = _head_names(await transport.model_config(SCORE_MODEL, self._timeout_s))
-        configs = await asyncio.gather(*(transport.model_config(f"{name}_head", self._timeout_s) for name in names))
-        self._known_heads = [_head_from_config(name, config) for name, config in zip(names, configs, strict=True)]
+        names = _head_names(await transport.model_config(SCORE_MODEL, self.timeout_s))
+        configs = await asyncio.gather(*(transport.model_config(f"{name}_head", self.timeout_s) for name in names))
+        self._known_heads = [
+            Head.from_parameters(name, config.parameters) for name, config in zip(names, configs, strict=True)
+        ]
         return self._known_heads
 
-    async def head(self, name: str | None = None) -> Head:
-        """The head of that name, or the only one when no name is given.
+    async def chosen_heads(self, names: HeadNames = None) -> list[Head]:
+        """The heads of these names, each once, in the order they are named.
 
         Raises:
-            UnknownHead: there is no such head, or several and no name.
+            UnknownHead: there is none of a name, or none at all.
         """
-        heads = self._known_heads or await self.heads()
-        found = [head for head in heads if name in (head.name, None)]
-        if len(found) != 1:
-            names = ", ".join(head.name for head in heads) or "none"
-            problem = f"no head {name!r}" if name else "no head was named, and there is not exactly one"
-            raise UnknownHead(f"{problem}; this server has: {names}")
-        return found[0]
+        known = {head.name: head for head in self._known_heads or await self.heads()}
+        wanted = list(known) if names is None else dict.fromkeys([names] if isinstance(names, str) else names)
+        unknown = [name for name in wanted if name not in known]
+        if unknown or not wanted:
+            problem = f"no head {unknown[0]!r}" if unknown else "no head to score with"
+            raise UnknownHead(f"{problem}; this server has: {', '.join(known) or 'none'}")
+        return [known[name] for name in wanted]
 
     async def embed_dim(self) -> int:
         """Length of an embedding."""
-        config = await self._connected().model_config(EMBEDDING_MODEL, self._timeout_s)
+        config = await self._connected().model_config(EMBEDDING_MODEL, self.timeout_s)
         return config.output_dims["embedding"][0]
 
-    async def score(self, images: Iterable[ImageSource], head: str | None = None) -> list[Score]:
+    async def score(self, images: Iterable[ImageSource], heads: HeadNames = None) -> list[Score]:
         """One result per image, in order. See `score_stream`."""
-        return [score async for score in self.score_stream(images, head)]
+        return [score async for score in self.score_stream(images, heads)]
 
-    async def score_stream(self, images: Iterable[ImageSource], head: str | None = None) -> AsyncGenerator[Score, None]:
+    async def score_stream(self, images: Iterable[ImageSource], heads: HeadNames = None) -> AsyncGenerator[Score, None]:
         """Yield one result per image, in order, as they come; images are drawn as they are needed.
 
-        An image that cannot be scored is a result with an `error`.
+        All heads score an image in one request, which encodes it once. An image that cannot be scored
+        is a result with an `error`.
 
         Raises:
-            ServerUnavailable: the server is gone, also after retries. Results so far have been yielded.
-            UnknownHead: see `head`.
+            ServerUnavailable: the server is gone, also after retries and `wait_s`. Results so far have been yielded.
+            UnknownHead: see `chosen_heads`.
         """
-        chosen = await self.head(head)
+        chosen = await self.chosen_heads(heads)
+        outputs = [f"{head.name}{suffix}" for head in chosen for suffix in ("", "_decision", "_revision")]
 
         async def score_one(image: ImageSource) -> Score:
-            return await self._score_one(image, chosen.name)
+            try:
+                tensors = await self._infer_image(SCORE_MODEL, image, outputs)
+                return Score(path_of(image), {head.name: _head_score(head, tensors) for head in chosen})
+            except (ImageRejected, InferenceFailed) as error:
+                return Score(path_of(image), error=error)
 
-        async with aclosing(pump(score_one, images, self._concurrency)) as scores:
+        async with aclosing(pump(score_one, images, self.concurrency)) as scores:
             async for score in scores:
                 yield score
 
@@ -199,9 +132,34 @@ class AsyncClient:
 
     async def embed_stream(self, images: Iterable[ImageSource]) -> AsyncGenerator[Embedding, None]:
         """Yield one embedding per image, in order, as they come; errors as in `score_stream`."""
-        async with aclosing(pump(self._embed_one, images, self._concurrency)) as results:
+        async with aclosing(pump(self._embed_one, images, self.concurrency)) as results:
             async for embedding in results:
                 yield embedding
+
+    async def score_embeddings(self, head: str, embeddings: np.ndarray) -> EmbeddingScores:
+        """Score stored embeddings with the head that scores images.
+
+        Args:
+            head: its name.
+            embeddings: (N, D) float32, as `embed` gave them.
+
+        Raises:
+            ValueError: another shape, or a value that is not finite.
+            InferenceFailed: the server refuses or fails; there are no partial results here.
+            VersionChanged: the head was replaced in between.
+        """
+        (chosen,) = await self.chosen_heads(head)
+        config = await self._connected().model_config(f"{head}_head", self.timeout_s)
+        _check_embeddings(embeddings, await self.embed_dim())
+        size = max(1, config.max_batch_size)
+        batches = [embeddings[start : start + size] for start in range(0, len(embeddings), size)]
+        outputs = ("score", "decision", "revision")
+
+        async def score_batch(batch: np.ndarray) -> dict[str, np.ndarray]:
+            return await self._infer(f"{head}_head", embedding_tensor(batch), outputs)
+
+        async with aclosing(pump(score_batch, batches, self.concurrency)) as answers:
+            return _joined(chosen, [answer async for answer in answers])
 
     async def health(self, deep: bool = True, timeout_s: float = 5.0) -> Health:
         """Whether the server can score an image.
@@ -226,148 +184,59 @@ class AsyncClient:
         started = time.perf_counter()
         try:
             names = _head_names(await transport.model_config(SCORE_MODEL, timeout_s))
-            await transport.infer_image(SCORE_MODEL, _probe_image(), names, timeout_s)
+            await transport.infer(SCORE_MODEL, image_tensor(_probe_image()), names, timeout_s)
         except ClipsieveError as error:
             return Health("failing", f"the server says that it is ready, but cannot score an image: {error}")
         elapsed_ms = (time.perf_counter() - started) * 1000
         return Health("ok", f"scored an image with {', '.join(names)} in {elapsed_ms:.0f} ms")
 
-    async def _score_one(self, image: ImageSource, head: str) -> Score:
-        path = _path_of(image)
-        outputs = (head, f"{head}_decision", f"{head}_revision")
-        try:
-            tensors = await self._infer(SCORE_MODEL, image, outputs)
-            scores, decisions, revision = (tensors[name][0] for name in outputs)
-            _check_finite(scores)
-        except (ImageRejected, InferenceFailed) as error:
-            return Score(path, error=error)
-        return Score(path, scores, decisions, f"{head}-{int(revision[0]):016x}")
-
     async def _embed_one(self, image: ImageSource) -> Embedding:
-        path = _path_of(image)
         try:
-            tensors = await self._infer(EMBEDDING_MODEL, image, ("embedding",))
-            vector = tensors["embedding"][0]
-            _check_finite(vector)
+            tensors = await self._infer_image(EMBEDDING_MODEL, image, ("embedding",))
+            return Embedding(path_of(image), _finite(tensors["embedding"])[0])
         except (ImageRejected, InferenceFailed) as error:
-            return Embedding(path, error=error)
-        return Embedding(path, vector)
+            return Embedding(path_of(image), error=error)
 
-    async def _infer(self, model: str, image: ImageSource, outputs: Sequence[str]) -> dict[str, np.ndarray]:
-        data = await self._bytes_of(image)
-        return await self._connected().infer_image(model, data, outputs, self._timeout_s)
+    async def _infer_image(self, model: str, image: ImageSource, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        if isinstance(image, bytes):
+            data = encoded(image)
+        else:  # in a thread: a slow disk or network folder must not hold up the requests in flight
+            data = await asyncio.get_running_loop().run_in_executor(self._readers, encoded, image)
+        return await self._infer(model, image_tensor(data), outputs)
 
-    async def _bytes_of(self, image: ImageSource) -> bytes:
-        if isinstance(image, (str, os.PathLike)):
-            # In a thread: a slow disk or network folder must not hold up the requests in flight.
-            return await asyncio.get_running_loop().run_in_executor(self._readers, read_image, image)
-        if not isinstance(image, (bytes, bytearray, memoryview)):
-            raise TypeError(f"an image is a path or the bytes of a file, found {type(image).__name__}")
-        data = bytes(image)
-        if len(data) > MAX_IMAGE_BYTES:
-            raise ImageRejected("TOO_MANY_BYTES", f"{len(data)} bytes; at most {MAX_IMAGE_BYTES} are sent")
-        return data
+    async def _infer(self, model: str, tensor: Tensor, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        """One answer; waits for a server that went away, or is too busy, as long as `wait_s` says."""
+        give_up_at = time.monotonic() + self.wait_s
+        while True:
+            try:
+                answer = await self._infer_once(model, tensor, outputs)
+            except ServerUnavailable as error:
+                await self._outage.wait(error)
+            except InferenceFailed as error:
+                if error.code != "SERVER_BUSY" or time.monotonic() >= give_up_at:
+                    raise
+                await asyncio.sleep(random.uniform(*_BUSY_PAUSE_S))
+            else:
+                self._outage.over()
+                return answer
+
+    async def _infer_once(self, model: str, tensor: Tensor, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+        try:
+            return await self._connected().infer(model, tensor, outputs, self.timeout_s)
+        except InferenceFailed as error:
+            if error.code == "NOT_FOUND":  # a server that stops unloads its models and still answers
+                raise ServerUnavailable(f"the server no longer has the model {model}: {error.message}") from None
+            if error.code == "DEADLINE_EXCEEDED" and self.wait_s:
+                await self._is_ready()  # raises when it is not the image that is slow: the machine is gone
+            raise
+
+    async def _is_ready(self) -> bool:
+        return await self._connected().is_ready(_READY_TIMEOUT_S)
 
     def _connected(self) -> Transport:
         if self._transport is None:
-            self._transport = open_transport(self._protocol, self._url, self._retry)
+            self._transport = open_transport(self.endpoint(), self.retry)
         return self._transport
-
-
-class Client:
-    """`AsyncClient` for code without an event loop; safe to share between threads. Same arguments.
-
-    with Client() as client:
-        for score in client.score(["a.jpg", "b.jpg"]):
-            print(score.path, score.scores, score.error)
-    """
-
-    def __init__(
-        self,
-        url: str | None = None,
-        protocol: ProtocolName = "grpc",
-        timeout_s: float = 30.0,
-        concurrency: int = 32,
-        retry: Retry | None = None,
-    ) -> None:
-        self._client = AsyncClient(url, protocol, timeout_s, concurrency, retry)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, name="clipsieve-client", daemon=True)
-        self._thread.start()
-
-    def __enter__(self) -> Client:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        if self._loop.is_closed():
-            return
-        self._wait(self._finish())
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
-        self._loop.close()
-
-    def heads(self) -> list[Head]:
-        return self._wait(self._client.heads())
-
-    def head(self, name: str | None = None) -> Head:
-        return self._wait(self._client.head(name))
-
-    def score(self, images: Iterable[ImageSource], head: str | None = None) -> list[Score]:
-        return self._wait(self._client.score(images, head))
-
-    def score_stream(self, images: Iterable[ImageSource], head: str | None = None) -> Generator[Score, None, None]:
-        return self._iterate(self._client.score_stream(images, head))
-
-    def embed(self, images: Iterable[ImageSource]) -> list[Embedding]:
-        return self._wait(self._client.embed(images))
-
-    def embed_stream(self, images: Iterable[ImageSource]) -> Generator[Embedding, None, None]:
-        return self._iterate(self._client.embed_stream(images))
-
-    def health(self, deep: bool = True, timeout_s: float = 5.0) -> Health:
-        return self._wait(self._client.health(deep, timeout_s))
-
-    async def _finish(self) -> None:
-        """Cancel what streams that were not read to their end have left in flight, then disconnect."""
-        left = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in left:
-            task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
-        await self._loop.shutdown_asyncgens()
-        await self._client.close()
-
-    def _wait(self, coroutine: Coroutine[Any, Any, _T]) -> _T:
-        if self._loop.is_closed():
-            coroutine.close()
-            raise RuntimeError("this client is closed")
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._loop)
-        try:
-            return future.result()
-        except BaseException:
-            future.cancel()
-            raise
-
-    def _iterate(self, results: AsyncGenerator[_T, None]) -> Generator[_T, None, None]:
-        """Drive an async generator from this thread; closing the iterator cancels what is in flight."""
-
-        async def take() -> list[_T]:
-            async for result in results:
-                return [result]
-            return []
-
-        try:
-            while taken := self._wait(take()):
-                yield taken[0]
-        finally:
-            if not self._loop.is_closed():
-                self._wait(_aclose(results))
-
-
-async def _aclose(results: AsyncGenerator[Any, None]) -> None:
-    await results.aclose()
 
 
 def _head_names(config: ModelConfig) -> list[str]:
@@ -375,20 +244,39 @@ def _head_names(config: ModelConfig) -> list[str]:
     return [name for name in config.output_dims if f"{name}_revision" in config.output_dims]
 
 
-def _head_from_config(name: str, config: ModelConfig) -> Head:
-    def names(key: str) -> tuple[str, ...]:
-        return tuple(json.loads(config.parameters.get(key) or "[]"))
-
-    return Head(name, names("labels"), names("class_names"), config.parameters.get("notice") or None)
-
-
-def _path_of(image: ImageSource) -> str | None:
-    return os.fsdecode(image) if isinstance(image, (str, os.PathLike)) else None
+def _head_score(head: Head, tensors: dict[str, np.ndarray]) -> HeadScore:
+    scores = _finite(tensors[head.name])[0]
+    decisions = tensors[f"{head.name}_decision"][0]
+    revision = tensors[f"{head.name}_revision"][0]
+    return HeadScore(scores, decisions, head.class_of(scores, decisions), _version(head, revision))
 
 
-def _check_finite(values: np.ndarray) -> None:
+def _version(head: Head, revision: np.ndarray) -> str:
+    return f"{head.name}-{int(revision[0]):016x}"
+
+
+def _joined(head: Head, answers: list[dict[str, np.ndarray]]) -> EmbeddingScores:
+    versions = sorted({_version(head, row) for answer in answers for row in answer["revision"]})
+    if len(versions) > 1:
+        raise VersionChanged(f"the head {head.name} was replaced while it scored: {' and '.join(versions)}")
+    columns = len(head.labels)
+    empty = {"score": np.empty((0, columns), np.float32), "decision": np.empty((0, columns), np.int32)}
+    scores, decisions = (np.concatenate([each[name] for each in [empty, *answers]]) for name in empty)
+    return EmbeddingScores(_finite(scores), decisions, versions[0] if versions else "")
+
+
+def _check_embeddings(embeddings: np.ndarray, dim: int) -> None:
+    if embeddings.ndim != 2 or embeddings.shape[1] != dim:
+        raise ValueError(f"embeddings must be (N, {dim}), found {embeddings.shape}")
+    bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
+    if len(bad):
+        raise ValueError(f"{len(bad)} of the embeddings are not finite, the first is row {bad[0]}")
+
+
+def _finite(values: np.ndarray) -> np.ndarray:
     if not np.isfinite(values).all():
         raise InferenceFailed("NOT_FINITE", "the server returned a NaN or an infinity")
+    return values
 
 
 def _probe_image() -> bytes:

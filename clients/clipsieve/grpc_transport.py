@@ -1,4 +1,8 @@
-"""The transport over gRPC: tritonclient.grpc.aio with deadlines, gRPC's own retries and no message limit."""
+"""The transport over gRPC: deadlines, gRPC's own retries and no message limit.
+
+The messages are Triton's (tritonclient carries them); its client class is not used, which costs as much again
+for each request as sending it.
+"""
 
 from __future__ import annotations
 
@@ -6,66 +10,94 @@ import json
 from collections.abc import Awaitable, Sequence
 from typing import Any, TypeVar
 
+import grpc
+import grpc.aio
 import numpy as np
-from tritonclient.grpc import InferInput, InferRequestedOutput
-from tritonclient.grpc.aio import InferenceServerClient
-from tritonclient.utils import InferenceServerException
+from tritonclient.grpc import service_pb2 as _service_pb2
+from tritonclient.grpc import service_pb2_grpc
 
 from clipsieve._exceptions import ClipsieveError, InferenceFailed, ServerUnavailable, failure_from_status
-from clipsieve.transport import ModelConfig, Retry, arrays_from_result, tensor_from_image
+from clipsieve.transport import Endpoint, ModelConfig, Retry, Tensor, array_from_wire, check_complete
 
 _Answer = TypeVar("_Answer")
+
+service_pb2: Any = _service_pb2  # its messages are made at import, which pyright cannot see
 
 _RETRY_BUFFER_BYTES = 1 << 30
 
 
 class GrpcTransport:
-    def __init__(self, address: str, tls: bool, retry: Retry) -> None:
-        self._url = address
-        self._client = InferenceServerClient(address, ssl=tls, channel_args=_channel_args(retry))
+    def __init__(self, endpoint: Endpoint, retry: Retry) -> None:
+        self._url = endpoint.address
+        self._metadata = tuple((name.lower(), value) for name, value in endpoint.headers.items())
+        self._channel = _open_channel(endpoint, retry)
+        self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def is_ready(self, timeout_s: float) -> bool:
-        return bool(await self._control(self._client.is_server_ready(client_timeout=timeout_s)))
+        call = self._stub.ServerReady(service_pb2.ServerReadyRequest(), timeout=timeout_s, metadata=self._metadata)
+        return bool((await self._control(call)).ready)
 
     async def model_config(self, model: str, timeout_s: float) -> ModelConfig:
-        response: Any = await self._control(self._client.get_model_config(model, client_timeout=timeout_s))
-        config = response.config
+        request = service_pb2.ModelConfigRequest(name=model)
+        call = self._stub.ModelConfig(request, timeout=timeout_s, metadata=self._metadata)
+        config = (await self._control(call)).config
         return ModelConfig(
             max_batch_size=config.max_batch_size,
             output_dims={output.name: tuple(output.dims) for output in config.output},
             parameters={key: value.string_value for key, value in config.parameters.items()},
         )
 
-    async def infer_image(
-        self, model: str, image: bytes, outputs: Sequence[str], timeout_s: float
+    async def infer(
+        self, model: str, tensor: Tensor, outputs: Sequence[str], timeout_s: float
     ) -> dict[str, np.ndarray]:
-        tensor = InferInput("image", [1, 1], "BYTES").set_data_from_numpy(tensor_from_image(image))
-        requested = [InferRequestedOutput(name) for name in outputs]
         try:
-            result = await self._client.infer(model, [tensor], outputs=requested, client_timeout=timeout_s)
-        except InferenceServerException as error:
+            answer = await self._stub.ModelInfer(
+                _request(model, tensor, outputs), timeout=timeout_s, metadata=self._metadata
+            )
+        except grpc.aio.AioRpcError as error:
             raise self._failure(error) from None
-        return arrays_from_result(result, outputs)
+        arrays = {
+            output.name: array_from_wire(output.datatype, output.shape, data)
+            for output, data in zip(answer.outputs, answer.raw_output_contents, strict=False)
+        }
+        check_complete(arrays, outputs)
+        return arrays
 
     async def close(self) -> None:
-        await self._client.close()
+        await self._channel.close()
 
     async def _control(self, call: Awaitable[_Answer]) -> _Answer:
         """Await a small call that any live server answers at once: silence means that there is none."""
         try:
             return await call
-        except InferenceServerException as error:
+        except grpc.aio.AioRpcError as error:
             failure = self._failure(error)
             if isinstance(failure, InferenceFailed) and failure.code == "DEADLINE_EXCEEDED":
                 raise ServerUnavailable(f"no answer from {self._url} in time") from None
             raise failure from None
 
-    def _failure(self, error: InferenceServerException) -> ClipsieveError:
-        code = (error.status() or "UNKNOWN").removeprefix("StatusCode.")
-        return failure_from_status(code, error.message() or code, self._url)
+    def _failure(self, error: grpc.aio.AioRpcError) -> ClipsieveError:
+        code = error.code().name
+        return failure_from_status(code, error.details() or code, self._url)
 
 
-def _channel_args(retry: Retry) -> list[tuple[str, Any]]:
+def _request(model: str, tensor: Tensor, outputs: Sequence[str]) -> Any:
+    request = service_pb2.ModelInferRequest(model_name=model, raw_input_contents=[tensor.data])
+    request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+    for name in outputs:
+        request.outputs.add(name=name)
+    return request
+
+
+def _open_channel(endpoint: Endpoint, retry: Retry) -> grpc.aio.Channel:
+    options = _channel_options(retry)
+    if not endpoint.tls:
+        return grpc.aio.insecure_channel(endpoint.address, options)
+    certificates = endpoint.ca_file.read_bytes() if endpoint.ca_file else None
+    return grpc.aio.secure_channel(endpoint.address, grpc.ssl_channel_credentials(certificates), options)
+
+
+def _channel_options(retry: Retry) -> list[tuple[str, Any]]:
     return [
         ("grpc.max_send_message_length", -1),
         ("grpc.max_receive_message_length", -1),

@@ -1,4 +1,4 @@
-"""The transport over HTTP: tritonclient's encoding on an aiohttp session, with deadlines and a bounded retry."""
+"""The transport over HTTP: KServe's binary tensors on an aiohttp session, with deadlines and a bounded retry."""
 
 from __future__ import annotations
 
@@ -6,16 +6,15 @@ import asyncio
 import io
 import json
 import random
-from collections.abc import Coroutine, Sequence
+import ssl
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import aiohttp
 import numpy as np
-from tritonclient.http import InferInput, InferRequestedOutput
-from tritonclient.http.aio import InferenceServerClient
 
 from clipsieve._exceptions import ClipsieveError, InferenceFailed, ServerUnavailable, failure_from_status
-from clipsieve.transport import ModelConfig, Retry, arrays_from_result, tensor_from_image
+from clipsieve.transport import Endpoint, ModelConfig, Retry, Tensor, array_from_wire, check_complete
 
 _Answer = TypeVar("_Answer")
 
@@ -25,6 +24,8 @@ _SEND_WHOLE_BYTES = 1 << 20
 
 _CODES = {
     400: "INVALID_ARGUMENT",
+    401: "UNAUTHENTICATED",
+    403: "PERMISSION_DENIED",
     404: "NOT_FOUND",
     499: "CANCELLED",
     500: "INTERNAL",
@@ -34,14 +35,14 @@ _CODES = {
 
 
 class HttpTransport:
-    def __init__(self, address: str, tls: bool, retry: Retry) -> None:
-        self._url = address
-        self._base = f"{'https' if tls else 'http'}://{address}/v2"
+    def __init__(self, endpoint: Endpoint, retry: Retry) -> None:
+        self._url = endpoint.address
+        self._base = f"{'https' if endpoint.tls else 'http'}://{endpoint.address}/v2"
         self._retry = retry
         # Deadlines are set per call and the caller bounds what is in flight, so neither is limited here.
-        self._session = aiohttp.ClientSession(
-            connector=aiohttp.TCPConnector(limit=0), timeout=aiohttp.ClientTimeout(total=None)
-        )
+        connector = aiohttp.TCPConnector(limit=0, ssl=_trusted(endpoint) if endpoint.tls else True)
+        timeout = aiohttp.ClientTimeout(total=None)
+        self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=dict(endpoint.headers))
 
     async def is_ready(self, timeout_s: float) -> bool:
         status, _, _ = await self._control(self._call("GET", "health/ready"), timeout_s)
@@ -55,22 +56,22 @@ class HttpTransport:
             parameters={key: value["string_value"] for key, value in config.get("parameters", {}).items()},
         )
 
-    async def infer_image(
-        self, model: str, image: bytes, outputs: Sequence[str], timeout_s: float
+    async def infer(
+        self, model: str, tensor: Tensor, outputs: Sequence[str], timeout_s: float
     ) -> dict[str, np.ndarray]:
-        tensor = InferInput("image", [1, 1], "BYTES").set_data_from_numpy(tensor_from_image(image))
-        requested = [InferRequestedOutput(name, binary_data=True) for name in outputs]
-        body, header_length = InferenceServerClient.generate_request_body([tensor], outputs=requested)
+        header = _request_header(tensor, outputs)
+        body = header + tensor.data
         try:
-            result = await asyncio.wait_for(self._infer_with_retries(model, body, header_length), timeout_s)
+            arrays = await asyncio.wait_for(self._infer_with_retries(model, body, len(header)), timeout_s)
         except asyncio.TimeoutError:
             raise InferenceFailed("DEADLINE_EXCEEDED", f"no answer within {timeout_s:g} s") from None
-        return arrays_from_result(result, outputs)
+        check_complete(arrays, outputs)
+        return arrays
 
     async def close(self) -> None:
         await self._session.close()
 
-    async def _infer_with_retries(self, model: str, body: bytes, header_length: int | None) -> Any:
+    async def _infer_with_retries(self, model: str, body: bytes, header_length: int) -> dict[str, np.ndarray]:
         backoff_s = self._retry.initial_backoff_s
         for _ in range(self._retry.attempts - 1):
             try:
@@ -82,7 +83,7 @@ class HttpTransport:
             backoff_s = min(backoff_s * self._retry.multiplier, self._retry.max_backoff_s)
         return await self._infer(model, body, header_length)
 
-    async def _infer(self, model: str, body: bytes, header_length: int | None) -> Any:
+    async def _infer(self, model: str, body: bytes, header_length: int) -> dict[str, np.ndarray]:
         data = body if len(body) < _SEND_WHOLE_BYTES else io.BytesIO(body)
         status, headers, content = await self._call(
             "POST", f"models/{model}/infer", data=data, headers={_HEADER_LENGTH: str(header_length)}
@@ -90,7 +91,7 @@ class HttpTransport:
         if status != 200:
             raise self._failure(status, content)
         try:
-            return InferenceServerClient.parse_response_body(content, header_length=headers.get(_HEADER_LENGTH))
+            return _arrays_from_body(headers, content)
         except (ValueError, KeyError, TypeError) as error:
             raise self._not_triton(error) from None
 
@@ -125,6 +126,32 @@ class HttpTransport:
 
     def _not_triton(self, error: Exception) -> InferenceFailed:
         return InferenceFailed("BAD_RESPONSE", f"{self._url} does not answer as Triton does: {error}")
+
+
+def _trusted(endpoint: Endpoint) -> ssl.SSLContext:
+    return ssl.create_default_context(cafile=endpoint.ca_file)
+
+
+def _request_header(tensor: Tensor, outputs: Sequence[str]) -> bytes:
+    sent = {
+        "name": tensor.name,
+        "datatype": tensor.datatype,
+        "shape": tensor.shape,
+        "parameters": {"binary_data_size": len(tensor.data)},
+    }
+    wanted = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
+    return json.dumps({"inputs": [sent], "outputs": wanted}).encode()
+
+
+def _arrays_from_body(headers: Mapping[str, str], content: bytes) -> dict[str, np.ndarray]:
+    """The outputs follow the JSON in its order."""
+    start = int(headers[_HEADER_LENGTH])
+    arrays = {}
+    for output in json.loads(content[:start])["outputs"]:
+        end = start + output["parameters"]["binary_data_size"]
+        arrays[output["name"]] = array_from_wire(output["datatype"], output["shape"], content[start:end])
+        start = end
+    return arrays
 
 
 def _message_from_body(content: bytes) -> str:

@@ -1,80 +1,217 @@
-"""From what the user named to files, and from a file to its bytes."""
+"""From what the user named to the paths of images, one after the other: nothing is ever held as one list.
+
+A folder's names are sorted, so it is listed before its first image is sent; they are kept as a compact array.
+"""
 
 from __future__ import annotations
 
 import fnmatch
 import os
-import stat
+import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
 
-from clipsieve._exceptions import ImageRejected
+import numpy as np
+
+from clipsieve.images import MAX_IMAGE_BYTES as MAX_IMAGE_BYTES
+from clipsieve.lists import InputRefused, is_list, paths_from_table
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"})
 
-MAX_IMAGE_BYTES = 64 * 2**20
-"""A larger file is not read: it keeps memory bounded when a disk image lies between the photos."""
+_PIECE = 4096  # names, or bytes of a list on stdin
+_LONGEST_PATH = 4096
 
 
-def find_images(paths: Iterable[str], pattern: str | None = None) -> list[str]:
-    """Files to score: each path itself, or if it is a folder the images below it.
+@dataclass(frozen=True)
+class Inputs:
+    """What the user named.
 
     Args:
-        paths: files are taken whatever their suffix, also when they do not exist (reading them then
-            makes an error row); folders are walked in sorted order, without following linked folders.
+        paths: image files, folders, patterns such as `photos/**/*.png`, lists (.csv, .parquet, .jsonl) or `-`.
         pattern: take the files of a folder that match it instead of those with an image suffix. It is
             matched against the file's name or, if it has a slash, against the path inside the folder.
-
-    Folders that cannot be listed are returned themselves, so that they end up as a row with an error.
+        column: of a list, the column with the paths.
     """
-    return [file for path in paths for file in (_walk(path, pattern) if os.path.isdir(path) else [path])]
+
+    paths: tuple[str, ...]
+    pattern: str | None = None
+    column: str | None = None
+
+    def __iter__(self) -> Iterator[str]:
+        """Paths of images, in the order given.
+
+        Named files are taken whatever their suffix, also when they do not exist: reading them then makes an error
+        row. So is a folder that cannot be listed. Folders are walked in sorted order; linked ones are not followed.
+
+        Raises:
+            InputRefused: a list cannot be read, or a pattern matches nothing.
+        """
+        for path in self.paths:
+            if path == "-":
+                yield from (file for named in paths_from_stdin() for file in self._expanded(named))
+            elif is_list(path):
+                yield from paths_from_table(path, self.column)
+            elif _is_pattern(path):
+                yield from self._matching(path)
+            else:
+                yield from self._expanded(path)
+
+    def _expanded(self, path: str) -> Iterator[str]:
+        return _walk(path, self.pattern) if os.path.isdir(path) else iter((path,))
+
+    def _matching(self, pattern: str) -> Iterator[str]:
+        parts = pattern.split("/")
+        found = None
+        for found in _glob("", parts):
+            if "**" not in parts or not os.path.isdir(found):  # folders within ** are reached anyway
+                yield from self._expanded(found)
+        if found is None:
+            raise InputRefused(f"no file matches {pattern!r}")
 
 
-def paths_from_list(data: bytes) -> list[str]:
-    """Paths in a list as `find` or `find -print0` writes it; NUL-separated if there is a NUL in it."""
-    if b"\0" in data:
-        return [os.fsdecode(entry) for entry in data.split(b"\0") if entry]
-    lines = (line.removesuffix(b"\r") for line in data.split(b"\n"))
-    return [os.fsdecode(line) for line in lines if line]
+def paths_from_stdin() -> Iterator[str]:
+    try:
+        # Not sys.stdin.buffer: a thread that waits in it would hold its lock when the interpreter ends.
+        with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as raw:
+            yield from paths_from_list(raw)
+    except OSError:  # what stands for stdin in a notebook or a test has no descriptor
+        yield from paths_from_list(sys.stdin.buffer)
 
 
-def read_image(path: str | os.PathLike[str]) -> bytes:
-    """The file's bytes.
+def paths_from_list(file: BinaryIO) -> Iterator[str]:
+    """Paths in a list as `find` or `find -print0` writes it, as they come.
+
+    It is NUL-separated if there is a NUL in its first part, which is longer than any path.
 
     Raises:
-        ImageRejected: UNREADABLE (missing, forbidden, a folder, a pipe) or TOO_MANY_BYTES.
+        InputRefused: a NUL comes later, in a list that has lines.
     """
-    try:
-        with open(path, "rb", buffering=0, opener=_open_without_waiting) as file:
-            _check_readable(os.fstat(file.fileno()))
-            return file.readall()
-    except (OSError, ValueError) as error:
-        raise ImageRejected("UNREADABLE", getattr(error, "strerror", None) or str(error)) from None
+    data = _first_part(file)
+    separator = b"\0" if b"\0" in data else b"\n"
+    while data:
+        *entries, rest = data.split(separator)
+        yield from _paths(entries, separator)
+        piece = file.read(_PIECE)
+        if not piece:
+            yield from _paths([rest], separator)
+        data = rest + piece if piece else b""
 
 
-def _open_without_waiting(path: str, flags: int) -> int:
-    """A named pipe is then opened at once, and refused, instead of waited for."""
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+def _first_part(file: BinaryIO) -> bytes:
+    """Up to the first NUL, or a whole line when the list is slow to come, or more than any path."""
+    data = b""
+    while b"\0" not in data and not data.endswith(b"\n") and len(data) <= 2 * _LONGEST_PATH:
+        piece = file.read(_PIECE)
+        if not piece:
+            break
+        data += piece
+    return data
 
 
-def _check_readable(status: os.stat_result) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise ImageRejected("UNREADABLE", "not a regular file")
-    if status.st_size > MAX_IMAGE_BYTES:
-        raise ImageRejected("TOO_MANY_BYTES", f"{status.st_size} bytes; at most {MAX_IMAGE_BYTES} are sent")
+def _paths(entries: Iterable[bytes], separator: bytes) -> Iterator[str]:
+    for entry in entries:
+        if separator == b"\n":
+            entry = entry.removesuffix(b"\r")
+            if b"\0" in entry:
+                raise InputRefused("the list on stdin has lines and then a NUL; separate the paths by one of the two")
+        if entry:
+            yield os.fsdecode(entry)
 
 
 def _walk(folder: str, pattern: str | None) -> Iterator[str]:
-    unlisted: list[str] = []
-    for parent, folders, names in os.walk(folder, onerror=lambda error: unlisted.append(error.filename)):
-        folders.sort()
-        for name in sorted(names):
-            path = os.path.join(parent, name)
-            if _matches(os.path.relpath(path, folder) if pattern and "/" in pattern else name, pattern):
-                yield path
-    yield from unlisted
+    left = [folder]
+    while left:
+        parent = left.pop()
+        try:
+            names, folders = _listed(parent, pattern, folder)
+        except OSError:
+            yield parent
+            continue
+        for name in names:
+            yield os.path.join(parent, os.fsdecode(name))
+        left += [os.path.join(parent, os.fsdecode(name)) for name in folders[::-1]]
 
 
-def _matches(name: str, pattern: str | None) -> bool:
+def _listed(parent: str, pattern: str | None, top: str) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted names, as bytes, of the files wanted and of the folders to walk."""
+    files, folders = _Names(), _Names()
+    inside = os.path.relpath(parent, top) if pattern and "/" in pattern else ""
+    with os.scandir(parent) as entries:
+        for entry in entries:
+            if _is_folder(entry):
+                if not entry.is_symlink():
+                    folders.add(entry.name)
+            elif _is_wanted(entry.name, pattern, inside):
+                files.add(entry.name)
+    return files.sorted(), folders.sorted()
+
+
+class _Names:
+    """Many names in little memory."""
+
+    def __init__(self) -> None:
+        self._pieces: list[np.ndarray] = []
+        self._names: list[bytes] = []
+
+    def add(self, name: str) -> None:
+        self._names.append(os.fsencode(name))
+        if len(self._names) == _PIECE:
+            self._pieces.append(np.array(self._names))
+            self._names = []
+
+    def sorted(self) -> np.ndarray:
+        names = np.concatenate([*self._pieces, np.array(self._names, dtype=np.bytes_)])
+        names.sort()
+        return names
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
+def _is_wanted(name: str, pattern: str | None, inside: str) -> bool:
     if pattern is None:
         return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
-    return fnmatch.fnmatchcase(name, pattern)
+    return fnmatch.fnmatchcase(os.path.normpath(os.path.join(inside, name)) if "/" in pattern else name, pattern)
+
+
+def _is_pattern(path: str) -> bool:
+    """A name that is there is that file, also when it has brackets."""
+    return any(character in path for character in "*?[") and not os.path.lexists(path)
+
+
+def _glob(base: str, parts: list[str]) -> Iterator[str]:
+    """Sorted; `**` stands for any number of folders."""
+    if not parts:
+        yield base
+        return
+    part, *rest = parts
+    if part == "**":
+        yield from _glob(base, rest or ["*"])
+        for name in _names_in(base, folders_only=True):
+            yield from _glob(os.path.join(base, name), parts)
+    elif any(character in part for character in "*?["):
+        for name in _names_in(base, folders_only=bool(rest)):
+            if fnmatch.fnmatchcase(name, part):
+                yield from _glob(os.path.join(base, name), rest)
+    else:
+        path = os.path.join(base, part) if base or part else "/"
+        if os.path.lexists(path):
+            yield from _glob(path, rest)
+
+
+def _names_in(folder: str, folders_only: bool) -> Iterator[str]:
+    names = _Names()
+    try:
+        with os.scandir(folder or ".") as entries:
+            for entry in entries:
+                if not folders_only or (_is_folder(entry) and not entry.is_symlink()):
+                    names.add(entry.name)
+    except OSError:
+        return
+    for name in names.sorted():
+        yield os.fsdecode(name)

@@ -1,68 +1,41 @@
-"""Rows of the result table, and the files they are written to: CSV, JSON, JSON lines or Parquet.
+"""Result tables as files: CSV, JSON, JSON lines or Parquet, and embeddings as NumPy or Parquet.
 
-Rows are written as they come; only Parquet keeps some thousands in memory at a time. In CSV a missing
-value is an empty cell and a path is written as it is, so that reading it back gives the same path: a
-spreadsheet may take one that starts with `=`, `+`, `-` or `@` for a formula.
+Everything is written from Arrow tables of some thousand rows, so a table of any length needs little memory. In
+CSV a missing value is an empty cell, and a path that a spreadsheet would take for a formula, because it starts
+with `=`, `+`, `-`, `@` or a tab, is written with `./` before it: the same file by another name.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from itertools import chain
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 
-from clipsieve.client import Embedding, Head, Score
-from clipsieve.paths import text_from_path
+from clipsieve.scoring import Row, shortest
 
-_PARQUET_ROWS = 8192
+if TYPE_CHECKING:
+    import pyarrow as pa
 
-
-@dataclass(frozen=True)
-class Row:
-    """One line of the table; the field names are the columns."""
-
-    image_path: str
-    """Escaped by `paths.text_from_path`."""
-    probability: float | None = None
-    prediction: int | None = None
-    class_name: str | None = None
-    error: str | None = None
-    model_version: str | None = None
-
-
-COLUMNS = tuple(field.name for field in fields(Row))
-
-
-def row_from_score(score: Score, head: Head, threshold: float | None) -> Row:
-    """The row of a head with one label.
-
-    Args:
-        threshold: predict 1 at or above it; None leaves it to the head's first threshold.
-    """
-    path = text_from_path(score.path or "")
-    if score.error is not None:
-        return Row(path, error=str(score.error))
-    probability = float(str(score.scores[0]))  # the shortest digits that are this float32: 0.1, not 0.10000000149
-    prediction = int(score.decisions[0] >= 1) if threshold is None else int(probability >= threshold)
-    class_name = head.class_names[prediction] if prediction < len(head.class_names) else None
-    return Row(path, probability, prediction, class_name, model_version=score.model_version)
+_ROW_GROUP, _ROW_GROUP_BYTES = 8192, 8 << 20
+_FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
+_PATH_COLUMN = "image_path"
 
 
 class OutputRefused(ValueError):
     """The output file cannot be written as asked."""
 
 
-def check_output(path: Path, suffixes: tuple[str, ...], overwrite: bool) -> None:
+def check_place(path: Path, suffixes: Iterable[str]) -> None:
     """Refuse what would only fail after the work.
 
     Raises:
-        OutputRefused: unknown suffix, missing or read-only folder, or a file that is already there.
+        OutputRefused: unknown suffix, or a missing or read-only folder.
     """
     if path.suffix.lower() not in suffixes:
         raise OutputRefused(f"{path}: unknown suffix {path.suffix!r}; use one of {', '.join(suffixes)}")
@@ -72,6 +45,15 @@ def check_output(path: Path, suffixes: tuple[str, ...], overwrite: bool) -> None
         raise OutputRefused(f"{path}: the folder {path.parent} cannot be written to")
     if path.is_dir():
         raise OutputRefused(f"{path} is a folder")
+
+
+def check_output(path: Path, suffixes: Iterable[str], overwrite: bool) -> None:
+    """`check_place`, for an output that is written in one go.
+
+    Raises:
+        OutputRefused: also when the file is already there.
+    """
+    check_place(path, suffixes)
     if path.exists() and not overwrite:
         raise OutputRefused(f"{path} already exists; give --overwrite to replace it")
 
@@ -96,7 +78,7 @@ def replacing(path: Path, tell_partial: Callable[[Path], None]) -> Iterator[Bina
 class RowWriter(Protocol):
     """Writes rows to a binary file, which stays open; `close` writes what belongs at the end."""
 
-    def write(self, row: Row) -> None: ...
+    def write(self, rows: Iterable[Row]) -> None: ...
 
     def close(self) -> None: ...
 
@@ -104,13 +86,17 @@ class RowWriter(Protocol):
 class CsvWriter:
     """RFC 4180 quoting, UTF-8, `\\n` line ends, a header line."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, names: Sequence[str]) -> None:
         self._file = file
-        self._write_cells(COLUMNS)
+        self._path = names.index(_PATH_COLUMN) if _PATH_COLUMN in names else -1
+        self._write_cells(names)
 
-    def write(self, row: Row) -> None:
-        values = (getattr(row, name) for name in COLUMNS)
-        self._write_cells("" if value is None else str(value) for value in values)
+    def write(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            cells = ["" if value is None else str(value) for value in row]
+            if self._path >= 0 and cells[self._path].startswith(_FORMULA_STARTS):
+                cells[self._path] = f"./{cells[self._path]}"
+            self._write_cells(cells)
 
     def close(self) -> None:
         pass
@@ -122,11 +108,13 @@ class CsvWriter:
 class JsonLinesWriter:
     """One object a line, UTF-8, null for a missing value."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, names: Sequence[str]) -> None:
         self._file = file
+        self._names = names
 
-    def write(self, row: Row) -> None:
-        self._file.write(_json_object(row) + b"\n")
+    def write(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self._file.write(_json_object(self._names, row) + b"\n")
 
     def close(self) -> None:
         pass
@@ -135,121 +123,110 @@ class JsonLinesWriter:
 class JsonWriter:
     """An array of objects, one a line."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, names: Sequence[str]) -> None:
         self._file = file
+        self._names = names
         self._before = b"[\n"
 
-    def write(self, row: Row) -> None:
-        self._file.write(self._before + _json_object(row))
-        self._before = b",\n"
+    def write(self, rows: Iterable[Row]) -> None:
+        for row in rows:
+            self._file.write(self._before + _json_object(self._names, row))
+            self._before = b",\n"
 
     def close(self) -> None:
         self._file.write(b"\n]\n" if self._before == b",\n" else b"[]\n")
 
 
-class ParquetWriter:
-    """Strings, float32 and int32, null for a missing value."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        import pyarrow as pa
-
-        types = {"probability": pa.float32(), "prediction": pa.int32()}
-        self._table = _ParquetTable(file, pa.schema([(name, types.get(name, pa.string())) for name in COLUMNS]))
-
-    def write(self, row: Row) -> None:
-        self._table.append([getattr(row, name) for name in COLUMNS])
-
-    def close(self) -> None:
-        self._table.close()
-
-
-ROW_WRITERS: dict[str, Callable[[BinaryIO], RowWriter]] = {
+ROW_WRITERS: dict[str, Callable[[BinaryIO, Sequence[str]], RowWriter]] = {
     ".csv": CsvWriter,
     ".json": JsonWriter,
     ".jsonl": JsonLinesWriter,
-    ".parquet": ParquetWriter,
 }
-
-
-class EmbeddingWriter(Protocol):
-    def write(self, embedding: Embedding) -> None: ...
-
-    def close(self) -> None: ...
-
-
-class NpyEmbeddingWriter:
-    """A NumPy file (N, D) float32 in the order of the inputs; an image without embedding is a row of NaN."""
-
-    def __init__(self, file: BinaryIO, count: int, dim: int) -> None:
-        self._file = file
-        self._left = count
-        self._missing = np.full(dim, np.nan, dtype="<f4").tobytes()
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (count, dim)})
-
-    def write(self, embedding: Embedding) -> None:
-        self._file.write(embedding.vector.astype("<f4").tobytes() if embedding.ok else self._missing)
-        self._left -= 1
-
-    def close(self) -> None:
-        for _ in range(self._left):
-            self._file.write(self._missing)
-
-
-class ParquetEmbeddingWriter:
-    """Columns image_path, embedding (a list of D float32, or null) and error."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        import pyarrow as pa
-
-        # Not a fixed-size list: one with nulls did not survive a round trip with pyarrow 25.
-        columns = [("image_path", pa.string()), ("embedding", pa.list_(pa.float32())), ("error", pa.string())]
-        self._table = _ParquetTable(file, pa.schema(columns))
-
-    def write(self, embedding: Embedding) -> None:
-        vector = embedding.vector if embedding.ok else None
-        error = str(embedding.error) if embedding.error else None
-        self._table.append([text_from_path(embedding.path or ""), vector, error])
-
-    def close(self) -> None:
-        self._table.close()
-
-
+TABLE_SUFFIXES = (*ROW_WRITERS, ".parquet")
 EMBEDDING_SUFFIXES = (".npy", ".parquet")
 
 
-def embedding_writer(suffix: str, file: BinaryIO, count: int, dim: int) -> EmbeddingWriter:
-    if suffix == ".npy":
-        return NpyEmbeddingWriter(file, count, dim)
-    return ParquetEmbeddingWriter(file)
+def table_from_rows(rows: Sequence[Row], schema: pa.Schema) -> pa.Table:
+    import pyarrow as pa
+
+    columns = zip(*rows, strict=True) if rows else ([] for _ in schema)
+    arrays = [pa.array(list(values), type=field.type) for field, values in zip(schema, columns, strict=True)]
+    return pa.Table.from_arrays(arrays, schema=schema)
 
 
-class _ParquetTable:
-    """Appends rows to a Parquet file, some thousands at a time."""
+def rows_from_table(table: pa.Table) -> Iterator[Row]:
+    import pyarrow as pa
 
-    def __init__(self, file: BinaryIO, schema: Any) -> None:
-        import pyarrow.parquet as pq
+    columns = []
+    for field, column in zip(table.schema, table.columns, strict=True):
+        values = column.to_pylist()
+        if field.type == pa.float32():
+            values = [None if value is None else shortest(value) for value in values]
+        columns.append(values)
+    return zip(*columns, strict=True)
 
-        self._schema = schema
-        self._parquet = pq.ParquetWriter(file, schema)
-        self._rows: list[list[Any]] = []
 
-    def append(self, row: list[Any]) -> None:
-        self._rows.append(row)
-        if len(self._rows) >= _PARQUET_ROWS:
-            self._write_rows()
+def write_table(file: BinaryIO, suffix: str, tables: Iterable[pa.Table], schema: pa.Schema, count: int) -> None:
+    """Write tables of one schema, one after the other, as one file.
 
-    def close(self) -> None:
-        if self._rows:
-            self._write_rows()
-        self._parquet.close()
+    Args:
+        suffix: of TABLE_SUFFIXES or EMBEDDING_SUFFIXES.
+        count: rows of all the tables; a NumPy file begins with it.
+    """
+    if suffix == ".parquet":
+        _write_parquet(file, tables, schema)
+    elif suffix == ".npy":
+        _write_npy(file, tables, count)
+    else:
+        writer = ROW_WRITERS[suffix](file, schema.names)
+        for table in tables:
+            writer.write(rows_from_table(table))
+        writer.close()
 
-    def _write_rows(self) -> None:
-        import pyarrow as pa
 
-        columns = zip(self._schema, zip(*self._rows, strict=True), strict=True)
-        arrays = [pa.array(list(values), type=field.type) for field, values in columns]
-        self._parquet.write_table(pa.Table.from_arrays(arrays, schema=self._schema))
-        self._rows.clear()
+def _write_parquet(file: BinaryIO, tables: Iterable[pa.Table], schema: pa.Schema) -> None:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetWriter(file, schema) as writer:
+        for group in _grouped(tables):
+            writer.write_table(group.cast(schema) if group.schema != schema else group)
+
+
+def _grouped(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """Some thousand rows together, however small the parts they were committed in."""
+    import pyarrow as pa
+
+    waiting: list[pa.Table] = []
+    for table in tables:
+        waiting.append(table)
+        if sum(map(len, waiting)) >= _ROW_GROUP or sum(each.nbytes for each in waiting) >= _ROW_GROUP_BYTES:
+            yield pa.concat_tables(waiting)
+            waiting = []
+    if waiting:
+        yield pa.concat_tables(waiting)
+
+
+def _write_npy(file: BinaryIO, tables: Iterable[pa.Table], count: int) -> None:
+    """(N, D) float32 in the order of the inputs; an image without embedding is a row of NaN."""
+    parts = (_vectors(table) for table in tables)
+    before: list[list[Any]] = []  # parts before the first embedding, whose length is not known yet
+    dim = 0
+    for part in parts:
+        before.append(part)
+        dim = next((len(vector) for vector in part if vector is not None), 0)
+        if dim:
+            break
+    header = {"descr": "<f4", "fortran_order": False, "shape": (count, dim)}
+    np.lib.format.write_array_header_1_0(file, header)
+    missing = np.full(dim, np.nan, dtype="<f4")
+    for part in chain(before, parts):
+        for vector in part:
+            file.write((missing if vector is None else vector).tobytes())
+
+
+def _vectors(table: pa.Table) -> list[Any]:
+    """For each row its (D,) float32, or None."""
+    return [None if not each.is_valid else each.values.to_numpy().astype("<f4") for each in table["embedding"]]
 
 
 def _csv_cell(text: str) -> str:
@@ -259,5 +236,5 @@ def _csv_cell(text: str) -> str:
     return text
 
 
-def _json_object(row: Row) -> bytes:
-    return json.dumps(asdict(row), ensure_ascii=False, allow_nan=False).encode()
+def _json_object(names: Sequence[str], row: Row) -> bytes:
+    return json.dumps(dict(zip(names, row, strict=True)), ensure_ascii=False, allow_nan=False).encode()

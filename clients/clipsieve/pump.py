@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
-from typing import TypeVar
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
+from typing import Generic, TypeVar
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -19,22 +21,119 @@ async def pump(
 ) -> AsyncGenerator[_Result, None]:
     """Yield `await function(item)` for each item, in order, with at most `in_flight` calls running.
 
-    Items are drawn only when a call may start. An exception is raised at its item's turn; calls that
-    are still running then, or when the caller stops early, are cancelled.
+    Items that are no list are drawn in a thread of their own, so that a slow disk or pipe holds nothing up;
+    at most `in_flight` are kept before their call starts. An exception, of a call or of `items`, is raised
+    after the results before it; calls that are still running then, or when the caller stops early, are cancelled.
     """
-    slots = asyncio.Semaphore(in_flight)
-    pending: deque[asyncio.Future[_Result]] = deque()
+    if isinstance(items, (str, bytes, bytearray, memoryview)):
+        raise TypeError(f"expected many of them, such as a list, found one {type(items).__name__}")
+    window = asyncio.Semaphore(in_flight * _WINDOW)
+    calls: asyncio.Queue[asyncio.Future[_Result] | None] = asyncio.Queue()
+    running: set[asyncio.Future[_Result]] = set()
+    starter = asyncio.ensure_future(_start_calls(function, items, in_flight, window, calls, running))
     try:
-        for item in items:
-            await slots.acquire()
-            task = asyncio.ensure_future(function(item))
-            task.add_done_callback(lambda _: slots.release())
-            pending.append(task)
-            while pending and (pending[0].done() or len(pending) >= in_flight * _WINDOW):
-                yield await pending.popleft()
-        while pending:
-            yield await pending.popleft()
+        while (call := await calls.get()) is not None:
+            yield await call
+            window.release()
+        await starter
     finally:
-        for task in pending:
+        left = [starter, *running]
+        for task in left:
             task.cancel()
-        await asyncio.gather(*pending, return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
+
+
+async def _start_calls(
+    function: Callable[[_Item], Awaitable[_Result]],
+    items: Iterable[_Item],
+    in_flight: int,
+    window: asyncio.Semaphore,
+    calls: asyncio.Queue[asyncio.Future[_Result] | None],
+    running: set[asyncio.Future[_Result]],
+) -> None:
+    """Put each item's call into `calls` when it may start, and None at the end."""
+    slots = asyncio.Semaphore(in_flight)
+
+    def finished(call: asyncio.Future[_Result]) -> None:
+        running.discard(call)
+        slots.release()
+        if not call.cancelled():
+            call.exception()  # looked at, also when nobody waits for this call any more
+
+    try:
+        async with aclosing(_drawn(items, in_flight)) as source:
+            async for item in source:
+                await window.acquire()
+                await slots.acquire()
+                call = asyncio.ensure_future(function(item))
+                running.add(call)
+                call.add_done_callback(finished)
+                calls.put_nowait(call)
+    finally:
+        calls.put_nowait(None)
+
+
+async def _drawn(items: Iterable[_Item], ahead: int) -> AsyncGenerator[_Item, None]:
+    if isinstance(items, Sequence):
+        for item in items:
+            yield item
+        return
+    drawer = _Drawer(items, ahead)
+    try:
+        async for item in drawer:
+            yield item
+    finally:
+        drawer.stop()
+
+
+class _Drawer(Generic[_Item], AsyncIterator[_Item]):
+    """Draws items in a thread, at most `ahead` before they are taken."""
+
+    def __init__(self, items: Iterable[_Item], ahead: int) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._room = threading.Semaphore(ahead)
+        self._items: deque[_Item] = deque()
+        self._arrived = asyncio.Event()
+        self._ended = self._stopped = False
+        self._failure: BaseException | None = None
+        threading.Thread(target=self._draw, args=(items,), name="clipsieve-inputs", daemon=True).start()
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._room.release()
+
+    async def __anext__(self) -> _Item:
+        while not self._items:
+            self._arrived.clear()
+            ended = self._ended  # looked at first: what is drawn before the end is there then
+            if self._items:
+                break
+            if ended:
+                if self._failure:
+                    raise self._failure
+                raise StopAsyncIteration
+            await self._arrived.wait()
+        item = self._items.popleft()
+        self._room.release()
+        return item
+
+    def _draw(self, items: Iterable[_Item]) -> None:
+        try:
+            for item in items:
+                self._room.acquire()
+                if self._stopped:
+                    return
+                self._items.append(item)
+                if len(self._items) == 1:  # otherwise the reader is not waiting
+                    self._wake()
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._ended = True
+            self._wake()
+
+    def _wake(self) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._arrived.set)
+        except RuntimeError:
+            self._stopped = True  # the loop is closed: nobody reads any more

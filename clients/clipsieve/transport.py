@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, Protocol
 
 import numpy as np
 
@@ -15,13 +16,19 @@ from clipsieve._exceptions import InferenceFailed
 
 ProtocolName = Literal["grpc", "http"]
 
-DEFAULT_URLS: dict[str, str] = {"grpc": "localhost:8001", "http": "localhost:8000"}
-_SCHEMES = {"grpc": {"grpc": False, "grpcs": True}, "http": {"http": False, "https": True}}
+DEFAULT_ADDRESSES: dict[ProtocolName, str] = {"grpc": "localhost:8001", "http": "localhost:8000"}
+_SCHEMES: dict[str, tuple[ProtocolName, bool]] = {
+    "grpc": ("grpc", False),
+    "grpcs": ("grpc", True),
+    "http": ("http", False),
+    "https": ("http", True),
+}
+_DTYPES = {"FP32": "<f4", "INT32": "<i4", "INT64": "<i8"}
 
 
 @dataclass(frozen=True)
 class Retry:
-    """When an inference meets a server that is unavailable, for both protocols.
+    """When an inference meets a server that is unavailable or too busy, for both protocols.
 
     The deadline of the inference covers all attempts.
     """
@@ -34,6 +41,20 @@ class Retry:
 
 
 @dataclass(frozen=True)
+class Endpoint:
+    """Where a server is and how to enter."""
+
+    protocol: ProtocolName
+    address: str
+    """`host:port`; over HTTP also `host/prefix`."""
+    tls: bool = False
+    ca_file: Path | None = None
+    """PEM certificates to trust instead of the system's."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """Sent with every request; gRPC calls them metadata."""
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """The part of a model's config.pbtxt that a client needs."""
 
@@ -41,6 +62,16 @@ class ModelConfig:
     output_dims: Mapping[str, tuple[int, ...]]
     """Without the batch dimension, in the order of the config."""
     parameters: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input of a request, as it goes over the wire."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    data: bytes
 
 
 class Transport(Protocol):
@@ -52,55 +83,66 @@ class Transport(Protocol):
 
     async def model_config(self, model: str, timeout_s: float) -> ModelConfig: ...
 
-    async def infer_image(
-        self, model: str, image: bytes, outputs: Sequence[str], timeout_s: float
+    async def infer(
+        self, model: str, tensor: Tensor, outputs: Sequence[str], timeout_s: float
     ) -> dict[str, np.ndarray]:
-        """Send one encoded image; each output comes back with a batch dimension of 1."""
+        """The named outputs, each (B, …) with the batch size of the input."""
         ...
 
     async def close(self) -> None: ...
 
 
-def open_transport(protocol: str, url: str | None, retry: Retry | None = None) -> Transport:
+def open_transport(endpoint: Endpoint, retry: Retry) -> Transport:
     """Connect lazily: nothing is sent before the first call. Needs a running event loop."""
-    address, tls = parse_url(protocol, url)
-    if protocol == "grpc":
+    if endpoint.protocol == "grpc":
         from clipsieve.grpc_transport import GrpcTransport
 
-        return GrpcTransport(address, tls, retry or Retry())
+        return GrpcTransport(endpoint, retry)
     from clipsieve.http_transport import HttpTransport
 
-    return HttpTransport(address, tls, retry or Retry())
+    return HttpTransport(endpoint, retry)
 
 
-def parse_url(protocol: str, url: str | None) -> tuple[str, bool]:
-    """`host:port` and whether to use TLS, from `host:port`, `grpc(s)://host:port` or `http(s)://host:port`.
+def parse_url(url: str | None, protocol: ProtocolName | None = None) -> tuple[ProtocolName, str, bool]:
+    """Protocol, `host:port` and whether to use TLS, from `host:port` or `grpc(s)://…` or `http(s)://…`.
+
+    Without a scheme and a protocol it is gRPC.
 
     Raises:
-        ValueError: unknown protocol, or a scheme that belongs to the other one.
+        ValueError: unknown protocol or scheme, or a scheme that belongs to the other protocol.
     """
-    if protocol not in _SCHEMES:
+    if protocol not in (None, *DEFAULT_ADDRESSES):
         raise ValueError(f"protocol must be grpc or http, found {protocol!r}")
-    scheme, separator, address = (url or DEFAULT_URLS[protocol]).rpartition("://")
-    if separator and scheme not in _SCHEMES[protocol]:
-        known = " or ".join(f"{name}://" for name in _SCHEMES[protocol])
-        raise ValueError(f"url {url!r} does not fit protocol {protocol!r}: leave out the scheme or use {known}")
+    scheme, separator, address = (url or DEFAULT_ADDRESSES[protocol or "grpc"]).rpartition("://")
+    if separator and scheme not in _SCHEMES:
+        raise ValueError(f"url {url!r}: unknown scheme; use {', '.join(f'{name}://' for name in _SCHEMES)}")
+    meant, tls = _SCHEMES[scheme] if separator else (protocol or "grpc", False)
+    if protocol not in (None, meant):
+        raise ValueError(f"url {url!r} is for {meant}, but the protocol asked for is {protocol}: leave one of them out")
     if not address.strip("/"):
         raise ValueError(f"url {url!r} names no server: give host:port")
-    return address.rstrip("/"), bool(separator) and _SCHEMES[protocol][scheme]
+    return meant, address.rstrip("/"), tls
 
 
-def tensor_from_image(image: bytes) -> np.ndarray:
-    """(1, 1) object array: a batch of one encoded file."""
-    tensor = np.empty((1, 1), dtype=np.object_)
-    tensor[0, 0] = image
-    return tensor
+def image_tensor(image: bytes) -> Tensor:
+    """A batch of one encoded file: a BYTES element is its length in 4 bytes, then the bytes."""
+    return Tensor("image", "BYTES", (1, 1), len(image).to_bytes(4, "little") + image)
 
 
-def arrays_from_result(result: Any, outputs: Sequence[str]) -> dict[str, np.ndarray]:
-    """The named outputs of a tritonclient result (gRPC's and HTTP's have the same method)."""
-    arrays = {name: result.as_numpy(name) for name in outputs}
-    missing = [name for name, array in arrays.items() if array is None]
+def embedding_tensor(embeddings: np.ndarray) -> Tensor:
+    """(B, D) float32"""
+    return Tensor("embedding", "FP32", embeddings.shape, np.ascontiguousarray(embeddings, "<f4").tobytes())
+
+
+def array_from_wire(datatype: str, shape: Sequence[int], data: bytes) -> np.ndarray:
+    """Raises InferenceFailed when the answer contradicts itself."""
+    try:
+        return np.frombuffer(data, _DTYPES[datatype]).reshape(tuple(shape))
+    except (KeyError, ValueError) as error:
+        raise InferenceFailed("BAD_RESPONSE", f"an output {datatype} {list(shape)} of {len(data)} bytes") from error
+
+
+def check_complete(arrays: Mapping[str, np.ndarray], outputs: Sequence[str]) -> None:
+    missing = [name for name in outputs if name not in arrays]
     if missing:
         raise InferenceFailed("BAD_RESPONSE", f"the server's answer lacks {', '.join(missing)}")
-    return arrays

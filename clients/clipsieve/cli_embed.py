@@ -1,0 +1,59 @@
+"""`clipsieve embed`"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from clipsieve.cli_options import InputOptions, Paths, RunOptions, ServerOptions, exits
+from clipsieve.cli_run import Work, identity_of, run_over_inputs, started
+from clipsieve.client import AsyncClient
+from clipsieve.inputs import Inputs
+from clipsieve.options import grouped, option
+from clipsieve.outputs import EMBEDDING_SUFFIXES, check_place
+from clipsieve.partial import PartialRun, check_free
+from clipsieve.progress import Reporter
+from clipsieve.scoring import Item, Row, embedding_schema, stream_embeddings
+
+_COMMIT_ROWS = 1024
+
+
+@dataclass
+class EmbeddingOutput:
+    out: Annotated[
+        Path,
+        option(
+            "--out/-o",
+            "File to write: .npy (one row per image in the order given, NaN where it failed) or .parquet "
+            "(image_path, embedding, error). A run that is killed goes on when it is started again.",
+            group="Output",
+            metavar="FILE",
+        ),
+    ]
+
+
+@grouped
+def embed(paths: Paths, output: EmbeddingOutput, inputs: InputOptions, server: ServerOptions, run: RunOptions) -> None:
+    """Compute the images' embeddings."""
+    reporter = run.reporter(to_file=True)
+    with exits(reporter):
+        client = server.client(run.concurrency, run.wait)
+        check_place(output.out, EMBEDDING_SUFFIXES)
+        check_free(output.out, run.overwrite)
+        asyncio.run(_embed(client, inputs.inputs(paths), output.out, run.overwrite, reporter))
+
+
+async def _embed(client: AsyncClient, inputs: Inputs, out: Path, overwrite: bool, reporter: Reporter) -> None:
+    paths = started(inputs)
+
+    def rows(items: Iterator[Item], run: PartialRun) -> AsyncGenerator[Row, None]:
+        return stream_embeddings(client, items)
+
+    work = Work("embedded", rows, limit=_COMMIT_ROWS)
+    async with client:
+        identity = identity_of(inputs, embed_dim=await client.embed_dim())
+        with PartialRun(out, identity, embedding_schema(), overwrite) as run:
+            await run_over_inputs(run, paths, work, reporter)

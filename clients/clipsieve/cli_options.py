@@ -1,0 +1,228 @@
+"""The options that commands share, and what they are made into."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from clipsieve._exceptions import ClipsieveError, ServerUnavailable, UnknownHead, UnknownThreshold
+from clipsieve.client import AsyncClient
+from clipsieve.inputs import Inputs
+from clipsieve.lists import InputRefused
+from clipsieve.options import option
+from clipsieve.outputs import OutputRefused
+from clipsieve.progress import Reporter
+
+FAILURE, USAGE, SOME_FAILED, UNAVAILABLE = 1, 2, 3, 5
+
+_SERVER, _INPUTS, _RUN = "Server", "Inputs", "Run"
+
+
+class Protocol(str, Enum):
+    grpc = "grpc"
+    http = "http"
+
+
+class Format(str, Enum):
+    table = "table"
+    csv = "csv"
+    json = "json"
+    jsonl = "jsonl"
+
+
+def finite(value: float | None) -> float | None:
+    if value is not None and not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is not a finite number")
+    return value
+
+
+Paths = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATH",
+        help="Image files; folders, searched recursively; patterns such as 'photos/**/*.png'; lists of paths "
+        "(.csv, .parquet, .jsonl); - for a list on stdin, one path a line or separated by NUL; or only "
+        "WebDataset shards (.tar, .tar.gz).",
+        show_default=False,
+    ),
+]
+
+
+Timeout = Annotated[
+    float,
+    option(
+        "--timeout",
+        "Longest time to wait for one answer, retries included.",
+        group=_SERVER,
+        metavar="SECONDS",
+        min=0.01,
+        max=86400,
+        callback=finite,
+        show_default=True,
+    ),
+]
+
+
+@dataclass
+class ServerOptions:
+    """How to reach the server."""
+
+    url: Annotated[
+        str | None,
+        option(
+            "--url",
+            "Address of the server, also with grpc://, grpcs://, http:// or https:// before it; by default "
+            "localhost:8001, or localhost:8000 with http.",
+            group=_SERVER,
+            metavar="HOST:PORT",
+        ),
+    ] = None
+    protocol: Annotated[
+        Protocol | None,
+        option("--protocol", "How to talk to it; by default what the address says, or grpc.", group=_SERVER),
+    ] = None
+    timeout: Timeout = 30.0
+    tls: Annotated[bool, option("--tls", "Encrypt the connection; grpcs:// and https:// do too.", group=_SERVER)] = (
+        False
+    )
+    ca_file: Annotated[
+        Path | None,
+        option("--ca-file", "PEM certificates to trust instead of the system's.", group=_SERVER, metavar="FILE"),
+    ] = None
+    token: Annotated[
+        str | None,
+        option(
+            "--token",
+            "Sent as 'authorization: Bearer TOKEN'. The variable is safer: other users can read arguments.",
+            group=_SERVER,
+            metavar="TOKEN",
+        ),
+    ] = None
+    header: Annotated[
+        list[str] | None,
+        option("--header", "Sent with every request; may be repeated.", group=_SERVER, metavar="NAME:VALUE"),
+    ] = None
+
+    def client(self, concurrency: int = 1, wait_s: float = 0.0) -> AsyncClient:
+        try:
+            return AsyncClient(
+                self.url,
+                self.protocol.value if self.protocol else None,
+                self.timeout,
+                concurrency,
+                wait_s=wait_s,
+                tls=self.tls,
+                ca_file=self.ca_file,
+                token=self.token,
+                headers=dict(_header(each) for each in self.header or ()),
+            )
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--url") from None
+
+
+@dataclass
+class InputOptions:
+    """Which of what was named is taken."""
+
+    pattern: Annotated[
+        str | None,
+        option(
+            "--pattern",
+            "Take the files in folders whose name matches, instead of those with an image suffix. With a slash it "
+            "is matched against the path inside the folder.",
+            group=_INPUTS,
+            metavar="GLOB",
+        ),
+    ] = None
+    column: Annotated[
+        str | None,
+        option(
+            "--column",
+            "Of lists, the column with the paths; by default image_path, path, file or filename.",
+            group=_INPUTS,
+            metavar="NAME",
+        ),
+    ] = None
+
+    def inputs(self, paths: list[str]) -> Inputs:
+        return Inputs(tuple(paths), self.pattern, self.column)
+
+
+@dataclass
+class RunOptions:
+    """How a run over many images goes on and what it tells."""
+
+    concurrency: Annotated[
+        int,
+        option(
+            "--concurrency",
+            "Images in flight at once; the server makes batches of them.",
+            group=_RUN,
+            metavar="N",
+            min=1,
+            max=4096,
+            show_default=True,
+        ),
+    ] = 32
+    wait: Annotated[
+        float,
+        option(
+            "--wait",
+            "How long to wait for a server that goes away during the run, or is too busy.",
+            group=_RUN,
+            metavar="SECONDS",
+            min=0,
+            callback=finite,
+            show_default=True,
+        ),
+    ] = 60.0
+    overwrite: Annotated[
+        bool,
+        option("--overwrite", "Start anew: replace the output, and drop the rows of an unfinished run.", group=_RUN),
+    ] = False
+    quiet: Annotated[bool, option("--quiet/-q", "No progress and no summary.", group=_RUN)] = False
+    json_log: Annotated[bool, option("--json-log", "Messages and progress on stderr as JSON lines.", group=_RUN)] = (
+        False
+    )
+
+    def reporter(self, to_file: bool) -> Reporter:
+        """With a bar where it would not mix with rows on the same terminal."""
+        bar = sys.stderr.isatty() and (to_file or not sys.stdout.isatty())
+        return Reporter(self.quiet, self.json_log, bar)
+
+
+def _header(text: str) -> tuple[str, str]:
+    name, colon, value = text.partition(":")
+    if not colon or not name.strip():
+        raise ValueError(f"a header is NAME:VALUE, found {text!r}")
+    return name.strip(), value.strip()
+
+
+@contextmanager
+def exits(reporter: Reporter) -> Iterator[None]:
+    """Exit status and one line on stderr for the errors that are nobody's bug."""
+    try:
+        yield
+    except (InputRefused, OutputRefused, UnknownHead, UnknownThreshold) as error:
+        fail(reporter, str(error), USAGE)
+    except ServerUnavailable as error:
+        fail(reporter, f"server unavailable: {error}", UNAVAILABLE)
+    except ClipsieveError as error:
+        fail(reporter, str(error), FAILURE)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        fail(reporter, str(error), FAILURE)
+
+
+def fail(reporter: Reporter, message: str, status: int) -> NoReturn:
+    reporter.say(f"clipsieve: {message}", "error", status=status)
+    raise typer.Exit(status)

@@ -1,0 +1,251 @@
+"""`clipsieve score`"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Iterator
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from clipsieve.cli_options import (
+    SOME_FAILED,
+    Format,
+    InputOptions,
+    Paths,
+    RunOptions,
+    ServerOptions,
+    exits,
+    finite,
+)
+from clipsieve.cli_run import Work, identity_of, run_over_inputs, started
+from clipsieve.cli_shards import ShardJob, are_shards, score_shards, shards_in
+from clipsieve.client import AsyncClient
+from clipsieve.inputs import Inputs
+from clipsieve.options import grouped, option
+from clipsieve.outputs import TABLE_SUFFIXES, check_place, rows_from_table, table_from_rows
+from clipsieve.partial import PartialRun, check_free
+from clipsieve.printing import printer
+from clipsieve.progress import Reporter, Tally
+from clipsieve.scoring import Columns, Item, Row, Versions, stream_rows
+from clipsieve.sorting import arranged, sort_column
+
+_HEADS, _OUTPUT = "Heads and decisions", "Output"
+_TABLE_ROWS = 8192
+
+
+@dataclass
+class HeadOptions:
+    """Which heads score, and where they decide."""
+
+    head: Annotated[
+        list[str] | None,
+        option(
+            "--head",
+            "A classifier to score with; may be repeated. By default all that the server has, see `clipsieve heads`.",
+            group=_HEADS,
+            metavar="NAME",
+        ),
+    ] = None
+    threshold: Annotated[
+        float | None,
+        option(
+            "--threshold",
+            "For one binary head: predict its class at or above this score, instead of at the head's own threshold.",
+            group=_HEADS,
+            min=0,
+            max=1,
+            callback=finite,
+        ),
+    ] = None
+    operating_point: Annotated[
+        str | None,
+        option(
+            "--operating-point",
+            "Decide by this one of each head's thresholds, such as 'recall>=0.99'; see `clipsieve heads`.",
+            group=_HEADS,
+            metavar="NAME",
+        ),
+    ] = None
+
+
+@dataclass
+class OutputOptions:
+    """Where rows go, and in which order."""
+
+    out: Annotated[
+        Path | None,
+        option(
+            "--out/-o",
+            "Table to write: .csv, .json, .jsonl or .parquet. A run that is killed goes on when it is started "
+            "again. For shards, the folder for their tables. By default rows go to stdout.",
+            group=_OUTPUT,
+            metavar="FILE",
+        ),
+    ] = None
+    format: Annotated[
+        Format,
+        option("--format", "Of the rows on stdout; a file's suffix says its own.", group=_OUTPUT, show_default=True),
+    ] = Format.csv
+    sort: Annotated[
+        str | None,
+        option(
+            "--sort",
+            "Order of the rows: score (highest first; of several the first column), path, or a column's name. "
+            "By default that of the inputs.",
+            group=_OUTPUT,
+            metavar="COLUMN",
+        ),
+    ] = None
+    top: Annotated[
+        int | None,
+        option("--top", "Only so many rows; the highest scores unless --sort says else.", group=_OUTPUT, min=1),
+    ] = None
+    allow_version_change: Annotated[
+        bool,
+        option(
+            "--allow-version-change",
+            "Go on when another version of a head answers than before; each row has its own in model_version.",
+            group=_OUTPUT,
+        ),
+    ] = False
+
+    def order(self, columns: Columns) -> tuple[str, int | None] | None:
+        """The column to sort by and the number of rows; None to leave them as they are."""
+        if self.sort is None and self.top is None:
+            return None
+        try:
+            return sort_column(columns.names, columns.score_names, self.sort or "score"), self.top
+        except ValueError as error:
+            raise typer.BadParameter(str(error), param_hint="--sort") from None
+
+
+@grouped
+def score(
+    paths: Paths, inputs: InputOptions, heads: HeadOptions, output: OutputOptions, server: ServerOptions,
+    run: RunOptions,
+) -> None:  # fmt: skip
+    """Score images: one row for each, in the order given. An image that cannot be scored is a row with an error.
+
+    With one binary head the columns are image_path, probability, prediction, class_name, error, model_version.
+    Otherwise each head has columns that begin with its name.
+    """
+    reporter = run.reporter(output.out is not None)
+    job = _Job(inputs.inputs(paths), heads, output, run, reporter)
+    with exits(reporter):
+        client = server.client(run.concurrency, run.wait)
+        if are_shards(job.inputs):
+            asyncio.run(job.score_shards(client))
+        elif output.out is None:
+            asyncio.run(job.score_to_stdout(client))
+        else:
+            asyncio.run(job.score_to_file(client, output.out))
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One call of the command."""
+
+    inputs: Inputs
+    heads: HeadOptions
+    output: OutputOptions
+    run: RunOptions
+    reporter: Reporter
+
+    async def score_to_file(self, client: AsyncClient, out: Path) -> None:
+        check_place(out, TABLE_SUFFIXES)
+        check_free(out, self.run.overwrite)
+        paths = started(self.inputs)
+        async with client:
+            columns = await self._columns(client)
+            work = self._work(client, columns, self._versions())
+            with PartialRun(out, self._identity(), columns.schema(), self.run.overwrite) as run:
+                await run_over_inputs(run, paths, work, self.reporter)
+
+    async def score_to_stdout(self, client: AsyncClient) -> None:
+        paths = started(self.inputs)
+        tally = Tally()
+        async with client:
+            columns = await self._columns(client)
+            rows = stream_rows(client, ((path, path) for path in paths), columns, self._versions())
+            with self.reporter.watching(tally) as advance:
+                await self._print(self._counted(rows, tally, advance, columns.names.index("error")), columns)
+        self.reporter.tell(tally.summary("scored"), "end", **tally.figures())
+        if tally.failed:
+            raise typer.Exit(SOME_FAILED)
+
+    async def score_shards(self, client: AsyncClient) -> None:
+        shards = shards_in(self.inputs)
+        async with client:
+            columns = await self._columns(client, key="key")
+            versions = self._versions()
+            job = ShardJob(
+                columns, asdict(self.heads), versions, self._work(client, columns, versions), self.run.overwrite,
+                self.reporter,
+            )  # fmt: skip
+            await score_shards(shards, self.output.out, job)
+
+    async def _columns(self, client: AsyncClient, key: str = "image_path") -> Columns:
+        heads = await client.chosen_heads(self.heads.head or None)
+        for head in heads:
+            if head.notice:  # the table cannot carry it
+                self.reporter.say(f"notice: {head.notice}")
+        return Columns(tuple(heads), self.heads.threshold, self.heads.operating_point, key)
+
+    def _identity(self) -> dict[str, object]:
+        return identity_of(self.inputs, **asdict(self.heads))
+
+    def _versions(self) -> Versions:
+        return Versions(None, self.output.allow_version_change)
+
+    def _work(self, client: AsyncClient, columns: Columns, versions: Versions) -> Work:
+        order = self.output.order(columns)
+
+        def rows(items: Iterator[Item], run: PartialRun) -> AsyncGenerator[Row, None]:
+            versions.check(run.last("model_version") or "")
+            return stream_rows(client, items, columns, versions)
+
+        return Work("scored", rows, (lambda tables: arranged(tables, *order)) if order else iter)
+
+    async def _counted(
+        self, rows: AsyncGenerator[Row, None], tally: Tally, advance: Any, error_place: int
+    ) -> AsyncGenerator[Row, None]:
+        async with aclosing(rows):
+            async for row in rows:
+                tally.count(row[error_place])
+                yield row
+                advance()
+
+    async def _print(self, rows: AsyncGenerator[Row, None], columns: Columns) -> None:
+        """Rows as they come; those that have an order, or are a table to look at, when all are there."""
+        order = self.output.order(columns)
+        if order is None and self.output.format is not Format.table:
+            with printer(columns.names, self.output.format.value) as write:
+                async with aclosing(rows):
+                    async for row in rows:
+                        write([row])
+            return
+        tables = [table async for table in _tables(rows, columns, order)]
+        with printer(columns.names, self.output.format.value) as write:
+            for table in arranged(tables, *order) if order else tables:
+                write(rows_from_table(table))
+
+
+async def _tables(
+    rows: AsyncGenerator[Row, None], columns: Columns, order: tuple[str, int | None] | None
+) -> AsyncGenerator[Any, None]:
+    """Rows in Arrow tables; when only the first of an order are wanted, no more of them than that."""
+    schema, waiting = columns.schema(), []
+    best: list[Any] = []
+    async with aclosing(rows):
+        async for row in rows:
+            waiting.append(row)
+            if len(waiting) >= _TABLE_ROWS:
+                best.append(table_from_rows(waiting, schema))
+                waiting = []
+                best = list(arranged(best, *order)) if order and order[1] else best
+    for table in [*best, table_from_rows(waiting, schema)]:
+        yield table

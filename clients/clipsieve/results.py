@@ -1,0 +1,177 @@
+"""What a server has and what it answers, as plain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import numpy as np
+
+from clipsieve._exceptions import ImageRejected, InferenceFailed
+
+Task = Literal["binary", "multiclass", "multilabel", "regression"]
+
+
+def _no_scores() -> np.ndarray:
+    return np.empty(0, np.float32)
+
+
+def _no_decisions() -> np.ndarray:
+    return np.empty(0, np.int32)
+
+
+@dataclass(frozen=True)
+class Threshold:
+    """A score at or above `value` passes it."""
+
+    value: float
+    operating_point: str
+    """What the value was chosen for, e.g. `recall>=0.99`."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A classifier the server offers."""
+
+    name: str
+    labels: tuple[str, ...]
+    """One per column of its scores. A binary head has one: its positive class."""
+    class_names: tuple[str, ...]
+    """For a binary head its negative and positive class, in that order."""
+    notice: str | None = None
+    """What anyone who sees the scores should know, e.g. that this is a demonstration."""
+    task: Task = "binary"
+    thresholds: tuple[tuple[Threshold, ...], ...] | None = None
+    """For each label its thresholds, ascending; None when the server does not say."""
+
+    @classmethod
+    def from_parameters(cls, name: str, parameters: Mapping[str, str]) -> Head:
+        """From the parameters of a head's config.pbtxt."""
+
+        def listed(key: str) -> list[Any]:
+            return json.loads(parameters.get(key) or "[]")
+
+        labels = tuple(listed("labels"))
+        task = parameters.get("task") or ("binary" if len(labels) == 1 else "multilabel")
+        thresholds = tuple(
+            tuple(Threshold(float(point["value"]), point["operating_point"]) for point in row)
+            for row in listed("thresholds")
+        )
+        return cls(
+            name, labels, tuple(listed("class_names")), parameters.get("notice") or None, cast(Task, task),
+            thresholds if "thresholds" in parameters else None,
+        )  # fmt: skip
+
+    def class_of(self, scores: np.ndarray, decisions: np.ndarray) -> str | None:
+        """The name of the class, for a binary or multiclass head.
+
+        Args:
+            scores: (L,) float32.
+            decisions: (L,) int32, how many thresholds each score passed.
+        """
+        if self.task not in ("binary", "multiclass"):
+            return None
+        index = int(decisions[0] >= 1) if self.task == "binary" else int(scores.argmax())
+        return self.class_names[index] if index < len(self.class_names) else None
+
+
+@dataclass(frozen=True, eq=False)
+class HeadScore:
+    """What one head says about one image."""
+
+    scores: np.ndarray
+    """(L,) float32, one per label."""
+    decisions: np.ndarray
+    """(L,) int32: how many of its thresholds each score passed; 0 is allow."""
+    class_name: str | None
+    """For a binary head by its first threshold, for a multiclass head the highest score; otherwise None."""
+    version: str
+    """`<head>-<revision>`: changes whenever the head on the server does."""
+
+
+@dataclass(frozen=True, eq=False)
+class Score:
+    """What the heads say about one image. Without heads when there is an error: no score is ever made up.
+
+    `scores`, `decisions` and `class_name` are for the usual case of one head.
+    """
+
+    path: str | None
+    """The path that was given; None for what is not a path."""
+    heads: Mapping[str, HeadScore] = field(default_factory=dict)
+    """By name, in the order they were asked for."""
+    error: ImageRejected | InferenceFailed | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None
+
+    @property
+    def scores(self) -> np.ndarray:
+        """(L,) float32 of the only head; (0,) when there is an error."""
+        return self._only.scores if self.heads else _no_scores()
+
+    @property
+    def decisions(self) -> np.ndarray:
+        """(L,) int32 of the only head; (0,) when there is an error."""
+        return self._only.decisions if self.heads else _no_decisions()
+
+    @property
+    def class_name(self) -> str | None:
+        """Of the only head."""
+        return self._only.class_name if self.heads else None
+
+    @property
+    def model_version(self) -> str:
+        """The versions of all heads, a space between them."""
+        return " ".join(head.version for head in self.heads.values())
+
+    @property
+    def _only(self) -> HeadScore:
+        if len(self.heads) != 1:
+            raise ValueError(f"this image was scored by {', '.join(self.heads)}: take one of them from `heads`")
+        return next(iter(self.heads.values()))
+
+
+@dataclass(frozen=True, eq=False)
+class Embedding:
+    """One image's embedding; the vector is empty when there is an error."""
+
+    path: str | None
+    vector: np.ndarray = field(default_factory=_no_scores)
+    """(D,) float32."""
+    error: ImageRejected | InferenceFailed | None = None
+
+    @property
+    def ok(self) -> bool:
+        return self.error is None
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingScores:
+    """What one head says about N stored embeddings."""
+
+    scores: np.ndarray
+    """(N, L) float32."""
+    decisions: np.ndarray
+    """(N, L) int32."""
+    version: str
+    """`<head>-<revision>`; empty when N is 0."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """What a health check found.
+
+    `unavailable`: nothing answers. `not_ready`: a server answers and is still loading, or has a model
+    that failed to load. `failing`: it calls itself ready, but cannot score an image.
+    """
+
+    status: Literal["ok", "unavailable", "not_ready", "failing"]
+    message: str
+
+    @property
+    def ok(self) -> bool:
+        return self.status == "ok"

@@ -1,0 +1,150 @@
+"""Tokens, headers and TLS."""
+
+from __future__ import annotations
+
+import shutil
+import ssl
+import subprocess
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import grpc
+import pytest
+from tritonclient.grpc import service_pb2_grpc
+from typer.testing import CliRunner
+
+from clipsieve import AccessDenied, Client, ServerUnavailable
+from clipsieve.cli import app
+from tests.fakes import FakeModel, _GrpcService, _HttpHandler, _HttpServer, fake_score
+
+TOKEN = "a.b.c"
+
+
+class _Guard(grpc.ServerInterceptor):
+    """Refuses calls without the token; remembers what came with them."""
+
+    def __init__(self) -> None:
+        self.seen: list[dict] = []
+
+    def intercept_service(self, continuation, handler_call_details):
+        metadata = dict(handler_call_details.invocation_metadata)
+        self.seen.append(metadata)
+        if metadata.get("authorization") == f"Bearer {TOKEN}":
+            return continuation(handler_call_details)
+
+        def refuse(request, context):
+            context.abort(grpc.StatusCode.UNAUTHENTICATED, "no token")
+
+        handler: Any = continuation(handler_call_details)
+        return grpc.unary_unary_rpc_method_handler(refuse, handler.request_deserializer, handler.response_serializer)
+
+
+@contextmanager
+def _grpc_server(guard: _Guard, certificate: tuple[bytes, bytes] | None = None) -> Iterator[str]:
+    server = grpc.server(ThreadPoolExecutor(8), interceptors=[guard])
+    service_pb2_grpc.add_GRPCInferenceServiceServicer_to_server(_GrpcService(FakeModel()), server)
+    if certificate is None:
+        port = server.add_insecure_port("localhost:0")
+    else:
+        port = server.add_secure_port("localhost:0", grpc.ssl_server_credentials([certificate]))
+    server.start()
+    try:
+        yield f"localhost:{port}"
+    finally:
+        server.stop(None).wait()
+
+
+@contextmanager
+def _http_server(guard: _Guard, certificate: tuple[str, str] | None = None) -> Iterator[str]:
+    class Handler(_HttpHandler):
+        model = FakeModel()
+
+        def parse_request(self) -> bool:
+            if not super().parse_request():
+                return False
+            guard.seen.append({name.lower(): value for name, value in self.headers.items()})
+            if self.headers.get("authorization") == f"Bearer {TOKEN}":
+                return True
+            self.close_connection = True
+            self._reply(401, b"who are you?")
+            return False
+
+    with _HttpServer(("localhost", 0), Handler) as server:
+        if certificate:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+            context.load_cert_chain(*certificate)
+            server.socket = context.wrap_socket(server.socket, server_side=True)
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+        thread.start()
+        try:
+            yield f"localhost:{server.server_address[1]}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+SERVE = {"grpc": _grpc_server, "http": _http_server}
+
+
+@pytest.mark.parametrize("protocol", SERVE)
+def test_token_and_headers_are_sent_with_every_request(protocol):
+    guard = _Guard()
+    with SERVE[protocol](guard) as url, Client(url, protocol, token=TOKEN, headers={"X-Tenant": "mine"}) as client:
+        assert client.score([b"one"])[0].scores == fake_score(b"one")
+        assert client.health().ok
+    assert len(guard.seen) >= 4
+    assert all(each["x-tenant"] == "mine" for each in guard.seen)
+
+
+@pytest.mark.parametrize("protocol", SERVE)
+def test_wrong_token_ends_the_run_instead_of_failing_each_image(protocol, tmp_path):
+    (tmp_path / "a.jpg").touch()
+    with SERVE[protocol](_Guard()) as url:
+        with Client(url, protocol, token="wrong") as client, pytest.raises(AccessDenied, match="UNAUTHENTICATED"):
+            client.score([b"one"])
+        arguments = ["score", str(tmp_path / "a.jpg"), "--url", url, "--protocol", protocol]
+        result = CliRunner(env={"CLIPSIEVE_TOKEN": "wrong"}).invoke(app, arguments)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "refuses access (UNAUTHENTICATED)" in result.stderr
+        assert CliRunner(env={"CLIPSIEVE_TOKEN": TOKEN}).invoke(app, arguments).exit_code == 3
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory) -> tuple[str, str]:
+    """Files with a self-signed certificate for localhost and its key."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not installed")
+    folder = tmp_path_factory.mktemp("tls")
+    names = str(folder / "certificate.pem"), str(folder / "key.pem")
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    command += ["-addext", "subjectAltName=DNS:localhost", "-out", names[0], "-keyout", names[1]]
+    subprocess.run(command, check=True, capture_output=True)
+    return names
+
+
+@contextmanager
+def _tls_server(protocol: str, certificate: tuple[str, str]) -> Iterator[str]:
+    if protocol == "http":
+        with _http_server(_Guard(), certificate) as url:
+            yield url
+        return
+    with open(certificate[0], "rb") as chain, open(certificate[1], "rb") as key:
+        pair = key.read(), chain.read()
+    with _grpc_server(_Guard(), pair) as url:
+        yield url
+
+
+@pytest.mark.parametrize(("protocol", "scheme"), [("grpc", "grpcs"), ("http", "https")])
+def test_tls(protocol, scheme, certificate):
+    with _tls_server(protocol, certificate) as address:
+        for url in (address, f"{scheme}://{address}"):
+            with Client(url, protocol, ca_file=certificate[0], token=TOKEN) as client:
+                assert client.score([b"one"])[0].ok
+        with (
+            Client(f"{scheme}://{address}", token=TOKEN, timeout_s=5) as client,
+            pytest.raises(ServerUnavailable),  # its certificate is nobody's
+        ):
+            client.score([b"one"])
