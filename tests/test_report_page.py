@@ -1,0 +1,413 @@
+"""The page of `clipsieve report` in a real browser: Debian's packages chromium."""
+
+from __future__ import annotations
+
+import csv
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from clipsieve.report import ReportOptions, write_report
+from recipes.manifest import EncoderFingerprint
+from tests.chromium import Browser, Page, browser, chromium_or_skip
+from tests.pictures import jpeg
+from training import relabel
+from training.errors import run_step
+from training.store import Row, Store, read_embeddings
+
+HOSTILE = [
+    "<img src=x onerror=window.hacked=1>",
+    "</script><script>window.hacked=1</script>",
+    "<!--<script>",
+    "\"'><svg onload=window.hacked=1>",
+    "javascript:window.hacked=1",
+    "__proto__",
+    "two\nlines",
+]
+ENCODER = EncoderFingerprint(id="tiny", weights_sha256="aa", preprocessing="exact", normalize=True, embed_dim=4)
+SCORES = [0.05, 0.97, 0.31, 0.62, 0.88, 0.45, 0.5, 0.12, 0.71, 0.2]
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory):
+    chromium_or_skip()
+    with browser(tmp_path_factory.mktemp("chromium") / "profile") as running:
+        yield running
+
+
+@pytest.fixture
+def opened(chromium: Browser):
+    """Opens pages; afterwards none of them may have complained or asked for anything but itself."""
+    pages: list[tuple[Page, str]] = []
+
+    def open_page(file: Path, **options: Any) -> Page:
+        pages.append((chromium.open(file.as_uri(), **options), file.as_uri()))
+        return pages[-1][0]
+
+    yield open_page
+    for page, url in pages:
+        assert page.complaints() == []
+        assert set(page.requests()) == {url}
+        assert page.run("typeof window.hacked") == "undefined"
+        page.close()
+
+
+def _write_table(file: Path, rows: list[dict[str, Any]]) -> Path:
+    names = list({name: None for row in rows for name in row})
+    with file.open("w", newline="", encoding="utf-8") as text:
+        writer = csv.DictWriter(text, names)
+        writer.writeheader()
+        writer.writerows(rows)
+    return file
+
+
+def _row(path: Path | str, score: float) -> dict[str, Any]:
+    decision = "block" if score >= 0.9 else "review" if score >= 0.5 else "allow"
+    return {
+        "image_path": str(path),
+        "nsfw_score": score,
+        "nsfw_decision": decision,
+        "nsfw_class_name": "safe" if decision == "allow" else "nsfw",
+        "taste_score": 10 - 8 * score,
+        "model_version": "nsfw-01",
+    }
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Ten pictures, and three errors of two kinds."""
+    folder = tmp_path_factory.mktemp("report")
+    for number in range(len(SCORES)):
+        (folder / f"{number}.jpg").write_bytes(jpeg(seed=number))
+    rows = [_row(folder / f"{number}.jpg", score) for number, score in enumerate(SCORES)]
+    rows += [{"image_path": f"bad/{n}.gif", "error": error} for n, error in enumerate(["EMPTY: no bytes"] * 2)]
+    rows += [{"image_path": "worse.png", "error": "NOT_AN_IMAGE: <b>no</b> known format"}]
+    write_report(_write_table(folder / "scores.csv", rows), folder / "report.html", ReportOptions())
+    return folder / "report.html"
+
+
+@pytest.fixture
+def page(opened, report: Path):
+    page = opened(report)
+    yield page
+    page.run("localStorage.clear()")
+
+
+CARDS = "[...document.querySelectorAll('.card')].map(card => facts.names[card.dataset.row].split('/').pop())"
+
+
+def _texts(page: Page, selector: str) -> list[str]:
+    return page.run(f"[...document.querySelectorAll({json.dumps(selector)})].map(node => node.textContent)")
+
+
+def _in_reading_order(page: Page) -> list[float]:
+    return page.run("state.view.map(row => state.column.scores[row])")
+
+
+def test_the_summary_says_what_there_is(page: Page) -> None:
+    said = " | ".join(_texts(page, "#summary li"))
+    assert "13 rows | 10 scored | 3 errors (EMPTY 2, NOT_AN_IMAGE 1) | model nsfw-01 | table written 2" in said
+
+
+def test_pictures_stand_highest_first_where_they_seem_to(page: Page) -> None:
+    """By what is seen: the cards from left to right and top to bottom."""
+    seen = page.run(
+        "[...document.querySelectorAll('.card')].map(card => [card.getBoundingClientRect(), card]).sort(([a], [b]) => "
+        "a.top - b.top || a.left - b.left).map(([, card]) => Number(card.querySelector('.score').textContent))"
+    )
+    assert seen == sorted(SCORES, reverse=True)
+
+
+def test_every_thumbnail_is_decoded_and_blurred_at_first(page: Page) -> None:
+    page.wait_for("[...document.images].every(image => image.complete)")
+    assert page.run("document.images.length") == len(SCORES)
+    assert page.run("[...document.images].every(image => image.naturalWidth === 120)")  # smaller than 128: kept
+    blurs = "[...new Set([...document.images].map(image => getComputedStyle(image).filter.split('(')[0]))]"
+    assert page.run(blurs) == ["blur"]
+    assert page.run("document.images[0].alt").startswith("Blurred picture ")
+
+
+def test_one_picture_or_all_can_be_unblurred(page: Page) -> None:
+    clear = "[...document.images].filter(image => getComputedStyle(image).filter === 'none').length"
+    page.click(".card .picture")
+    assert page.run(clear) == 1
+    page.press("b")
+    assert page.run(clear) == 0
+    page.click("#blur-all")
+    assert page.run(clear) == len(SCORES)
+    page.click(".card .picture")
+    assert page.run(clear) == len(SCORES) - 1
+    page.click("#blur-all")
+    assert page.run(clear) == 0
+
+
+def test_the_threshold_counts(page: Page) -> None:
+    def counted() -> list[str]:
+        return [text.split(" (")[0] for text in _texts(page, "#counts span")]
+
+    assert counted() == ["5 at or above", "5 below", "5 allow", "4 review", "1 block"]
+    page.run("byId('threshold-number').value = '0.62'; byId('threshold-number').dispatchEvent(new Event('input'))")
+    page.settled()
+    assert counted()[:2] == ["4 at or above", "6 below"]
+    assert page.run("document.querySelectorAll('.card.at-or-above').length") == 4
+    page.run("byId('threshold').value = '0.1'; byId('threshold').dispatchEvent(new Event('input'))")
+    assert counted()[:2] == ["9 at or above", "1 below"]
+    assert page.run("byId('threshold-number').value") == "0.1"
+
+
+def test_the_threshold_can_be_dragged_in_the_histogram(page: Page) -> None:
+    left, width, top = page.run("(box => [box.left, box.width, box.top])(histogram.getBoundingClientRect())")
+    page.mouse("mousePressed", left + width * 0.5, top + 40)
+    page.mouse("mouseMoved", left + width * 0.3, top + 40)
+    assert page.run("state.column.threshold") == pytest.approx(0.3, abs=0.01)
+    page.mouse("mouseReleased", left + width * 0.3, top + 40)
+    page.mouse("mouseMoved", left + width * 0.9, top + 40)
+    assert page.run("state.column.threshold") == pytest.approx(0.3, abs=0.01)
+    assert _texts(page, "#counts .above") == ["7 at or above (70.0 %)"]
+
+
+def test_the_histogram_holds_every_score(page: Page) -> None:
+    assert page.run("histogramBins().reduce((sum, bin) => sum + bin.count, 0)") == len(SCORES)
+    bars = page.run("histogram.querySelectorAll('rect.above').length")
+    assert 0 < bars < page.run("histogram.querySelectorAll('rect').length")
+
+
+@pytest.mark.parametrize(
+    ("filter", "expected"),
+    [
+        ("band 0", [0.45, 0.31, 0.2, 0.12, 0.05]),
+        ("band 1", [0.88, 0.71, 0.62, 0.5]),
+        ("band 2", [0.97]),
+        ("above", [0.97, 0.88, 0.71, 0.62, 0.5]),
+        ("marked", []),
+    ],
+)
+def test_bands_and_other_filters(page: Page, filter: str, expected: list[float]) -> None:
+    page.click(f"[data-filter='{filter}']")
+    assert _in_reading_order(page) == expected
+    assert page.run("document.querySelectorAll('.card').length") == len(expected)
+
+
+def test_names_can_be_searched(page: Page) -> None:
+    page.run("byId('search').value = '/3.JPG'; byId('search').dispatchEvent(new Event('input'))")
+    page.settled()
+    assert page.run(CARDS) == ["3.jpg"]
+
+
+def test_pictures_can_be_sorted_by_another_score(page: Page) -> None:
+    page.run("byId('column').value = '1'; byId('column').dispatchEvent(new Event('change'))")
+    page.settled()
+    assert _in_reading_order(page) == sorted((round(10 - 8 * score, 6) for score in SCORES), reverse=True)
+    assert _texts(page, "#histogram text")[0] == "2"
+    page.run("byId('sort').value = 'near'; byId('sort').dispatchEvent(new Event('change'))")
+    assert _in_reading_order(page)[0] == pytest.approx(6, abs=0.5)
+
+
+def test_errors_have_a_tab_of_their_own(page: Page) -> None:
+    page.click("#tab-errors")
+    assert page.run("byId('pictures').hidden")
+    assert _texts(page, "#errors li") == [
+        "EMPTY no bytesbad/0.gif",
+        "EMPTY no bytesbad/1.gif",
+        "NOT_AN_IMAGE <b>no</b> known formatworse.png",
+    ]
+    page.click("#codes button:nth-child(3)")
+    assert len(_texts(page, "#errors li")) == 1
+
+
+def test_arrow_keys_move_the_focus(page: Page) -> None:
+    focus = "state.view.indexOf(Number(document.activeElement.dataset.row))"
+    across = page.run("layout.across")
+    moves = [("ArrowDown", 0), ("ArrowRight", 1), ("ArrowDown", 1 + across), ("ArrowLeft", across), ("ArrowUp", 0)]
+    for key, expected in [*moves, ("End", 9), ("ArrowRight", 9), ("Home", 0), ("ArrowLeft", 0), ("ArrowUp", 0)]:
+        page.press(key)
+        assert page.run(focus) == expected, key
+
+
+def test_nothing_is_marked_before_a_picture_has_the_focus(page: Page) -> None:
+    page.press("1", "b")
+    assert page.run("state.marks.size") == 0
+    assert page.run("byId('export').disabled")
+
+
+def test_a_question_mark_shows_the_keys(page: Page) -> None:
+    page.press("?")
+    assert page.run("byId('keys').open")
+    page.click("#keys-close")
+    assert not page.run("byId('keys').open")
+
+
+def test_keys_do_not_mark_while_someone_types(page: Page) -> None:
+    page.press("ArrowDown")
+    page.run("byId('search').focus()")
+    page.press("1", "n")
+    assert page.run("state.marks.size") == 0
+    assert page.run("byId('search').value") == "1n"
+
+
+def _export(page: Page, folder: Path) -> Path:
+    page.save_downloads(folder)
+    page.click("#export")
+    deadline = time.monotonic() + 20
+    while not (found := list(folder.glob("*-labels.csv"))):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    return found[0]
+
+
+def _write_store(folder: Path, paths: list[str], labels: list[str]) -> None:
+    rows = [
+        Row(Path(path).name, path, str(number) * 64, 1, 1, label, None, np.zeros(4, np.float32))
+        for number, (path, label) in enumerate(zip(paths, labels, strict=True))
+    ]
+    Store(folder, ENCODER).append(rows)
+
+
+def test_marks_are_exported_for_relabel(page: Page, report: Path, tmp_path: Path) -> None:
+    """Marked by keys and by button, one mark removed; then read by the step itself."""
+    paths = [str(report.parent / f"{number}.jpg") for number in range(len(SCORES))]
+    labels = ["safe", "safe", "safe", "nsfw", "safe", "nsfw", "safe", "safe", "safe", "safe"]
+    _write_store(tmp_path / "store", paths, labels)
+    page.press("ArrowDown", "1", "ArrowRight", "p", "ArrowRight", "1", "u", "ArrowRight", "0")  # 0.97 0.88 0.71 0.62
+    page.click(".card[aria-label^='5.jpg'] [data-mark='0']")
+    assert _texts(page, "#marked") == ["4 marked: 2 as 1, 2 as 0"]
+    exported = _export(page, tmp_path)
+    assert exported.read_text().splitlines()[0] == "path,label,nsfw_score,decision"
+    assert exported.read_text().splitlines()[1] == f"{paths[1]},nsfw,0.97,block"
+
+    assert run_step(lambda: relabel.main([str(exported), "--store", str(tmp_path / "store")])) == 0
+    rows = read_embeddings(tmp_path / "store", ENCODER)
+    expected = dict(zip(paths, labels, strict=True))
+    expected |= {paths[1]: "nsfw", paths[4]: "nsfw", paths[3]: "safe", paths[5]: "safe"}
+    assert dict(zip(rows.path, rows.label, strict=True)) == expected
+
+
+def test_marks_survive_a_reload_and_can_be_removed(opened, page: Page, report: Path) -> None:
+    page.press("ArrowDown", "1", "ArrowRight", "0")
+    again = opened(report)
+    assert _texts(again, "#marked") == ["2 marked: 1 as 1, 1 as 0"]
+    again.click("[data-filter=marked]")
+    assert again.run(CARDS) == ["1.jpg", "4.jpg"]
+    again.run("window.confirm = () => true")
+    again.click("#clear")
+    assert again.run("localStorage.length") == 0
+    page.wait_for("byId('marked').textContent === 'nothing marked yet'")  # the other tab hears of it
+
+
+def test_without_class_names_relabel_refuses_the_export(page: Page, tmp_path: Path, capsys) -> None:
+    page.run("byId('column').value = '1'; byId('column').dispatchEvent(new Event('change'))")
+    page.press("ArrowDown", "1")
+    exported = _export(page, tmp_path)
+    assert exported.read_text().startswith("path,mark,taste_score,decision\n")
+    _write_store(tmp_path / "store", ["0.jpg"], ["3.5"])
+    assert run_step(lambda: relabel.main([str(exported), "--store", str(tmp_path / "store")])) == 1
+    assert "no column 'label'; found: path, mark" in capsys.readouterr().err
+
+
+def test_hostile_names_are_only_text(opened, tmp_path: Path) -> None:
+    rows = [_row(name, 0.9 - number / 100) for number, name in enumerate(HOSTILE)]
+    rows += [{"image_path": name, "error": f"CODE: {name}"} for name in HOSTILE]
+    table = _write_table(tmp_path / "<img src=x onerror=hacked=1>.csv", rows)
+    write_report(table, tmp_path / "report.html", ReportOptions())
+    page = opened(tmp_path / "report.html")
+    assert page.run("[...document.querySelectorAll('.name')].map(node => node.title)") == HOSTILE
+    assert _texts(page, "#table") == [table.name]
+    assert page.run("document.querySelectorAll('main img, main script, main svg:not(#histogram)').length") == 0
+    page.press("ArrowDown", *["1", "ArrowRight"] * len(HOSTILE))
+    with _export(page, tmp_path).open(newline="") as text:
+        assert [row["path"] for row in csv.DictReader(text)] == HOSTILE
+    page.click("#tab-errors")
+    assert _texts(page, "#errors li bdi") == HOSTILE
+
+
+def test_linked_pictures_are_shown(chromium: Browser, tmp_path: Path) -> None:
+    (tmp_path / "pics").mkdir()
+    file = tmp_path / "pics" / "a b#?%41.jpg"
+    file.write_bytes(jpeg(200, 100))
+    rows = [_row(file, 0.9), _row(tmp_path / "pics" / "text.jpg", 0.1)]
+    (tmp_path / "pics" / "text.jpg").write_text("no picture")
+    write_report(_write_table(tmp_path / "t.csv", rows), tmp_path / "r.html", ReportOptions(link_images=True))
+    page = chromium.open((tmp_path / "r.html").as_uri())
+    page.wait_for("document.images.length === 1 && document.images[0].naturalWidth === 200")
+    assert _texts(page, ".missing") == ["no picture: the browser cannot show the file"]
+    assert page.complaints() == []
+    assert all(url.startswith(tmp_path.as_uri()) for url in page.requests())
+    page.close()
+
+
+def test_the_policy_lets_nothing_else_run_or_load(chromium: Browser, report: Path) -> None:
+    page = chromium.open(report.as_uri())
+    page.run(
+        "document.body.append(Object.assign(document.createElement('script'), {textContent: 'window.hacked = 1'}), "
+        "Object.assign(new Image(), {src: 'http://localhost:9/x.png'}))"
+    )
+    page.run("fetch('http://localhost:9/').catch(() => 0)")
+    page.settled()
+    assert page.run("typeof window.hacked") == "undefined"
+    refused = " ".join(page.complaints())
+    assert all(f"{kind}-src" in refused for kind in ("script", "img", "connect"))
+    page.close()
+
+
+def test_five_thousand_pictures_stay_smooth(opened, tmp_path: Path) -> None:
+    """Seconds to usable, and while scrolling through all: few nodes, and every screen filled."""
+    for number in range(50):
+        (tmp_path / f"{number}.jpg").write_bytes(jpeg(160, 120, seed=number))
+    scores = np.random.default_rng(0).random(5000).round(6)
+    rows = [_row(tmp_path / f"{number % 50}.jpg", float(score)) for number, score in enumerate(scores)]
+    write_report(_write_table(tmp_path / "t.csv", rows), tmp_path / "r.html", ReportOptions())
+    started = time.monotonic()
+    page = opened(tmp_path / "r.html")
+    loaded_s = time.monotonic() - started
+    assert page.run("state.view.length") == 5000
+    slowest_ms = page.run(
+        """(async () => {
+          const frame = () => new Promise(requestAnimationFrame);
+          let slowest = 0;
+          for (let top = 0; top < document.body.scrollHeight; top += document.body.scrollHeight / 60) {
+            const start = performance.now();
+            scrollTo(0, top);
+            await frame(); await frame();
+            slowest = Math.max(slowest, performance.now() - start);
+            if (document.querySelectorAll('*').length > 1500) throw new Error('too many nodes');
+            const boxes = [...cards.values()].map(card => card.getBoundingClientRect());
+            if (!boxes.some(box => box.top < innerHeight && box.bottom > innerHeight - 100)) throw new Error('a gap');
+          }
+          return slowest;
+        })()"""
+    )
+    assert page.run("Math.max(...[...cards.keys()].map(row => state.view.indexOf(row)))") == 4999
+    page.press("ArrowDown", "End")
+    assert page.run("Number(document.activeElement.dataset.row)") == page.run("state.view[4999]")
+    drag_ms = page.run(
+        "(() => { const start = performance.now(); for (let n = 0; n < 100; n++) setThreshold(n / 100); updateView(); "
+        "return (performance.now() - start) / 100; })()"
+    )
+    print(f"loaded in {loaded_s:.2f} s; slowest screen {slowest_ms:.0f} ms; one threshold move {drag_ms:.2f} ms")
+    assert loaded_s < 20
+    assert slowest_ms < 1000
+    assert drag_ms < 100
+
+
+@pytest.mark.parametrize("width", [600, 1280])
+@pytest.mark.parametrize("dark", [False, True])
+def test_nothing_is_cut_off_at_any_width(opened, report: Path, width: int, dark: bool) -> None:
+    page = opened(report, width=width, dark=dark)
+    assert page.run("document.documentElement.scrollWidth") == width
+    background = page.run("getComputedStyle(document.body).backgroundColor")
+    assert background == ("rgb(18, 21, 27)" if dark else "rgb(245, 246, 248)")
+
+
+def test_controls_have_names(page: Page) -> None:
+    """Every control says what it is, and what is clicked is a button."""
+    unnamed = page.run(
+        "[...document.querySelectorAll('button, input, select, img')].filter(node => !(node.alt || "
+        "node.getAttribute('aria-label') || node.closest('label')?.textContent.trim() || node.textContent.trim()))"
+        ".map(node => node.outerHTML)"
+    )
+    assert unnamed == []
+    assert page.run("document.querySelectorAll('[onclick], a[href]').length") == 0
