@@ -53,8 +53,8 @@ def test_attention_with_a_mask_is_torchs():
 
 def test_torchs_attention_is_its_own_again_after_an_export():
     before = torch.nn.functional.scaled_dot_product_attention
+    zeros = torch.zeros(1, 1, 2, 4)
     with pytest.raises(NotImplementedError), scale_on_the_query():
-        zeros = torch.zeros(1, 1, 2, 4)
         torch.nn.functional.scaled_dot_product_attention(zeros, zeros, zeros, is_causal=True)
     assert torch.nn.functional.scaled_dot_product_attention is before
 
