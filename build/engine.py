@@ -52,8 +52,8 @@ REMEDY = (
 )
 
 NO_FP16_ON_CPUS = (
-    "A CPU computes fp16 by converting to fp32 and back, slower than fp32 itself: take build.precision fp32, or int8, "
-    "which is made for CPUs. TARGET=onnx builds the fp16 file all the same, for a server with a GPU elsewhere."
+    "fp16 is for GPUs; most CPUs have no arithmetic for it and convert to fp32 and back. Take build.precision fp32, or "
+    "int8, which is made for CPUs. TARGET=onnx builds the fp16 file all the same, for a server with a GPU elsewhere."
 )
 
 CheckPlan = Callable[[ModuleType, Path, "PlanSpec"], dict[str, float]]

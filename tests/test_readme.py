@@ -36,19 +36,37 @@ def test_make_commands_name_targets_that_exist(command):
 
 
 STEPS = [command for command in OTHERS if "-m training." in command or "-m build." in command]
+BENCHMARKS = [command for command in OTHERS if "-m benchmarks." in command]
 
 
-@pytest.mark.parametrize("command", [line for line in OTHERS if line not in STEPS and not line.startswith("pip ")])
-def test_other_commands_run_against_a_server(command, server, tmp_path):
-    (tmp_path / "photos").mkdir()
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """Where a page's commands run one after another, each with what those before it left behind."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "photos").mkdir()
     for path in ("photo.jpg", "photos/photo.jpg"):
-        (tmp_path / path).write_bytes(jpeg())
-    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+        (folder / path).write_bytes(jpeg())
+    (folder / ".venv").symlink_to(ROOT / ".venv")
+    return folder
+
+
+@pytest.mark.parametrize("command", BENCHMARKS)
+def test_benchmarks_that_are_named_exist(command):
+    """They take minutes; `--help` shows that the module is there and takes options."""
+    words = command.split()
+    finished = subprocess.run([*words[:3], "--help"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert finished.returncode == 0, finished.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [line for line in OTHERS if line not in STEPS + BENCHMARKS and not line.startswith("pip ")]
+)
+def test_other_commands_run_against_a_server(command, server, folder):
     url = server.http_url if "--protocol http" in command else server.grpc_url
     path = f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"
     finished = subprocess.run(
         ["bash", "-o", "pipefail", "-c", command.replace("127.0.0.1:8000", server.http_url)],
-        cwd=tmp_path,
+        cwd=folder,
         env=os.environ | {"CLIPSIEVE_URL": url, "PATH": path},
         capture_output=True,
         text=True,
