@@ -45,10 +45,12 @@ def link_libraries(wheel_libraries: Path, folder: Path) -> None:
         (folder / name).symlink_to(found[0])
 
 
-def measure(url: str, concurrencies: list[int], outputs_folder: Path, wheel_libraries: Path) -> list[dict]:
+def measure(
+    url: str, photos: list[Path], concurrencies: list[int], outputs_folder: Path, wheel_libraries: Path
+) -> list[dict]:
     """One row per concurrency: concurrency, images_per_s, p50_ms, p90_ms, p99_ms, stable_within_percent."""
     data = outputs_folder / "images.json"
-    data.write_text(json.dumps(input_data(sample_photos())))
+    data.write_text(json.dumps(input_data(photos)))
     link_libraries(wheel_libraries, outputs_folder)
     environment = os.environ | {"LD_LIBRARY_PATH": f"{outputs_folder}:{wheel_libraries}"}
     return [_measure_one(url, concurrency, data, environment) for concurrency in concurrencies]
@@ -89,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
         if not PERF_ANALYZER.is_file():
             raise ServingError(f"no {PERF_ANALYZER}; run: make perf")
         with tempfile.TemporaryDirectory(prefix="clipsieve-perf-") as folder:
-            rows = measure(arguments.url, arguments.concurrency, Path(folder), find_wheel().libraries)
+            rows = measure(arguments.url, sample_photos(), arguments.concurrency, Path(folder), find_wheel().libraries)
     except (RecipeError, ServingError) as error:
         print(f"serving.perf: {error}", file=sys.stderr)
         return 1

@@ -8,6 +8,7 @@ import struct
 import pytest
 from pictures import jpeg
 
+from recipes.photos import sample_photos
 from serving.perf import PERF_ANALYZER, input_data, link_libraries, main, measure
 from serving.triton_wheel import ServingError, find_wheel
 
@@ -34,7 +35,7 @@ def test_missing_libraries_are_named(tmp_path):
 
 def test_perf_analyzer_measures_the_server(server, tmp_path):
     assert PERF_ANALYZER.is_file(), "make perf installs it"
-    (row,) = measure(server.grpc_url, [4], tmp_path, find_wheel().libraries)
+    (row,) = measure(server.grpc_url, sample_photos(), [4], tmp_path, find_wheel().libraries)
     assert row["concurrency"] == 4
     assert row["images_per_s"] > 0
     assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]

@@ -1,0 +1,124 @@
+"""`clipsieve score` over many files against perf_analyzer on the same pictures and server: rate, memory, CPU.
+
+    make demo                                              # builds what is served
+    python -m benchmarks.bulk_scoring --files 10000 100000
+
+Draws pictures as the demo does, names each many times over (hard links), starts the demo's server, and runs in turn
+perf_analyzer at several concurrencies, the command line over each number of files, and perf_analyzer again. CPU is
+of the client's process beside that of the server's processes in the same time. Prints a table and one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import psutil
+
+from recipes.paths import repository_folder
+from recipes.schema import load_recipe
+from serving.embedded import EmbeddedServer
+from serving.perf import measure
+from serving.triton_wheel import find_wheel
+from training.draw import draw_set
+
+PICTURES = 200
+FILES_PER_FOLDER = 1000
+
+
+@dataclass(frozen=True)
+class Run:
+    """`clipsieve score` over so many files."""
+
+    files: int
+    images_per_s: float
+    """Of the whole process, its start included."""
+    peak_mib: float
+    client_cpu_ms: float
+    """Per image."""
+    server_cpu_ms: float
+
+
+def link_files(pictures: list[Path], folder: Path, count: int) -> None:
+    for index in range(count):
+        target = folder / f"{index // FILES_PER_FOLDER:04d}" / f"{index:06d}{pictures[0].suffix}"
+        target.parent.mkdir(parents=True, exist_ok=True)
+        source = pictures[index % len(pictures)]
+        os.link(source, target.with_suffix(source.suffix))
+
+
+def score(url: str, folder: Path, count: int, out: Path, concurrency: int) -> Run:
+    command = [str(Path(sys.executable).with_name("clipsieve")), "score", str(folder), "--url", url, "--quiet"]
+    before, started = server_cpu_s(), time.perf_counter()
+    process = subprocess.Popen([*command, "--concurrency", str(concurrency), "--out", str(out)])
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - started
+    if status:
+        raise RuntimeError(f"clipsieve score ended with status {os.waitstatus_to_exitcode(status)}")
+    return Run(
+        files=count,
+        images_per_s=count / seconds,
+        peak_mib=usage.ru_maxrss / 1024,
+        client_cpu_ms=1000 * (usage.ru_utime + usage.ru_stime) / count,
+        server_cpu_ms=1000 * (server_cpu_s() - before) / count,
+    )
+
+
+def server_cpu_s() -> float:
+    """Of the server's processes, which are this one's only children of that kind."""
+    children = psutil.Process().children(recursive=True)
+    return sum(sum(child.cpu_times()[:2]) for child in children if "triton" in child.name())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.bulk_scoring")
+    parser.add_argument("--files", type=int, nargs="+", default=[10_000, 100_000])
+    parser.add_argument("--concurrency", type=int, default=32, help="of the command line (default %(default)s)")
+    arguments = parser.parse_args()
+    repository = repository_folder(load_recipe("demo"))
+    with tempfile.TemporaryDirectory(prefix="clipsieve-bulk-") as temporary:
+        folder = Path(temporary)
+        draw_set(folder / "drawn", PICTURES, 0, seed=0)
+        pictures = sorted(path for path in (folder / "drawn").rglob("*") if path.is_file())
+        log = folder / "tritonserver.log"
+        with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_path=log) as server:
+            rates = perf_rates(server.grpc_url, pictures, folder / "perf-1")
+            runs = []
+            for count in arguments.files:
+                link_files(pictures, folder / str(count), count)
+                out = folder / f"{count}.parquet"
+                runs.append(score(server.grpc_url, folder / str(count), count, out, arguments.concurrency))
+            rates += perf_rates(server.grpc_url, pictures, folder / "perf-2")
+    report(rates, runs)
+    return 0
+
+
+def perf_rates(url: str, pictures: list[Path], folder: Path) -> list[dict]:
+    folder.mkdir()
+    return measure(url, pictures, [8, 16, 32], folder, find_wheel().libraries)
+
+
+def report(rates: list[dict], runs: list[Run]) -> None:
+    best = max(row["images_per_s"] for row in rates)
+    for row in rates:
+        print(f"perf_analyzer, concurrency {row['concurrency']:2}: {row['images_per_s']:6.1f} images/s")
+    print(f"{'files':>8} {'images/s':>9} {'of the best':>12} {'peak MiB':>9} {'client ms':>10} {'server ms':>10}")
+    for run in runs:
+        print(
+            f"{run.files:8} {run.images_per_s:9.1f} {run.images_per_s / best:12.2f} {run.peak_mib:9.1f} "
+            f"{run.client_cpu_ms:10.2f} {run.server_cpu_ms:10.2f}"
+        )
+    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    print(json.dumps({"benchmark": "bulk_scoring", "perf": rates, "runs": [asdict(run) for run in runs]} | machine))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
