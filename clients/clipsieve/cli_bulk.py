@@ -1,0 +1,291 @@
+"""The command line `clipsieve-bulk`: scores images on many machines with Ray.
+
+Exit status: 0 everything was scored; 1 failure; 2 usage; 3 some images have no score; 5 server unavailable.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, NoReturn
+
+import typer
+
+from clipsieve._exceptions import ClipsieveError, VersionChanged
+from clipsieve.cli_options import SOME_FAILED, InputOptions, RunOptions, ServerOptions, exits
+from clipsieve.cli_score import HeadOptions
+from clipsieve.options import GroupedCommand, grouped, option
+from clipsieve.outputs import OutputRefused
+from clipsieve.progress import Reporter, Tally
+from clipsieve.ray_job import check_installed, connected, outcomes, served_to_workers
+from clipsieve.ray_part import Part, read_part
+from clipsieve.ray_plan import Plan, delete_leftovers, planned
+from clipsieve.ray_storage import is_remote, joined, local_path
+from clipsieve.ray_unit import Job, Outcome, Servers
+from clipsieve.scoring import Columns
+
+_JOB = "Job"
+_FOOTERS_AT_ONCE = 16
+_SEEN_WITHIN_S = 10.0
+"""How long a file that another machine wrote to a shared folder may take to be seen here."""
+
+Names = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="PATH",
+        help="Images, folders, patterns such as 's3://bucket/photos/**/*.jpg', lists of paths (.csv, .parquet, "
+        ".jsonl), or only WebDataset shards (.tar, .tar.gz); local, s3://, gs:// or any fsspec address. Local ones "
+        "must be on a disk that all machines share.",
+        show_default=False,
+    ),
+]
+
+
+@dataclass
+class ServersOptions(ServerOptions):
+    """As for one server, but `--url` may name several."""
+
+    url: Annotated[
+        str | None,
+        option(
+            "--url",
+            "Addresses of the servers, with commas between them; they take turns, and when one goes away the next "
+            "goes on. Workers connect to them: localhost is each worker's own machine.",
+            group="Server",
+            metavar="HOST:PORT,...",
+        ),
+    ] = None
+
+    def servers(self, concurrency: int, wait_s: float) -> Servers:
+        urls = self.url.split(",") if self.url else [None]
+        ca_file = self.ca_file and self.ca_file.absolute()  # workers have another current folder
+        each = [replace(self, url=url and url.strip(), ca_file=ca_file) for url in urls]
+        clients = [ServerOptions.client(one, concurrency, wait_s) for one in each]
+        return Servers.from_clients(clients, wait_s)
+
+
+@dataclass
+class JobOptions:
+    """Where the work is done and where it goes."""
+
+    out: Annotated[
+        str,
+        option(
+            "--out/-o",
+            "Folder for the Parquet files, which all machines share, or an address such as s3://bucket/scores. A job "
+            "that is started again leaves out the files that are there.",
+            group=_JOB,
+            metavar="FOLDER",
+        ),
+    ]
+    address: Annotated[
+        str | None,
+        option(
+            "--address",
+            "The Ray cluster: auto on one of its machines, HOST:PORT or ray://HOST:PORT. By default what RAY_ADDRESS "
+            "says or, without it, this machine alone.",
+            group=_JOB,
+            metavar="ADDRESS",
+        ),
+    ] = None
+    workers: Annotated[
+        int | None,
+        option(
+            "--workers",
+            "How many score at once, each with --concurrency images in flight and one core. By default one for "
+            "each machine.",
+            group=_JOB,
+            metavar="N",
+            min=1,
+        ),
+    ] = None
+    rows_per_file: Annotated[
+        int,
+        option(
+            "--rows-per-file",
+            "Images in one file, which is what is done again when a machine dies. A shard has a file of its own.",
+            group=_JOB,
+            metavar="N",
+            min=1,
+            show_default=True,
+        ),
+    ] = 5000
+    allow_version_change: Annotated[
+        bool,
+        option(
+            "--allow-version-change",
+            "Go on when another version of a head answers than before; each row has its own in model_version.",
+            group=_JOB,
+        ),
+    ] = False
+    ray_log: Annotated[bool, option("--ray-log", "Show what Ray and its workers print.", group=_JOB)] = False
+
+
+@grouped
+def bulk(
+    paths: Names, job: JobOptions, inputs: InputOptions, heads: HeadOptions, server: ServersOptions, run: RunOptions
+) -> None:
+    """Score images on many machines with Ray, into Parquet files with the columns of `clipsieve score`.
+
+    An image that cannot be scored is a row with an error. A job that was killed goes on when it is started again.
+    """
+    reporter = run.reporter(to_file=True)
+    with exits(reporter):
+        check_installed()
+        servers = server.servers(run.concurrency, run.wait)
+        out = job.out if is_remote(job.out) else os.path.abspath(local_path(job.out))
+        plan = planned(out, inputs.inputs(paths), job.rows_per_file, asdict(heads), run.overwrite)
+        failed = _Bulk(plan, servers, heads, job, reporter).run()
+    if failed:
+        raise typer.Exit(SOME_FAILED)
+
+
+@dataclass(frozen=True)
+class _Bulk:
+    """One call of the command."""
+
+    plan: Plan
+    servers: Servers
+    heads: HeadOptions
+    options: JobOptions
+    reporter: Reporter
+
+    def run(self) -> int:
+        """How many images, or shards, have no score."""
+        kept = self._kept()
+        units = [unit for unit in range(self.plan.units) if unit not in kept]
+        tally, damaged = self._run_on_ray(units, kept) if units else (_tally_after(kept), 0)
+        delete_leftovers(self.plan.out)
+        summary = f"{tally.summary('scored')}; {self.plan.units - damaged} files in {self.plan.out}"
+        self.reporter.tell(summary, "end", **tally.figures(), damaged_shards=damaged)
+        return tally.failed + damaged + sum(sum(part.failures.values()) for part in kept.values())
+
+    def _run_on_ray(self, units: list[int], kept: dict[int, Part]) -> tuple[Tally, int]:
+        """What became of the images, and how many shards are damaged."""
+        started = time.perf_counter()
+        with connected(self.options.address, not self.options.ray_log) as nodes:
+            job = self._job()
+            self._check_same(job, kept)
+            workers = min(self.options.workers or nodes, len(units))
+            seconds = round(time.perf_counter() - started, 3)
+            message = f"ready after {seconds:.1f} s: {nodes} nodes, {workers} workers, {len(units)} files to write"
+            self.reporter.tell(message, "start", seconds=seconds, nodes=nodes, workers=workers, files=len(units))
+            tally = _tally_after(kept)  # its clock begins here
+            damaged = self._score(job, units, workers, tally)
+        self._check_whole(job, self.plan.units - damaged)
+        return tally, damaged
+
+    def _job(self) -> Job:
+        found = served_to_workers(self.servers, self.heads.head, self.options.allow_version_change)
+        for problem in found.silent:
+            self.reporter.say(f"going on without a server: {problem}", "server")
+        for head in found.heads:
+            if head.notice:  # the table cannot carry it
+                self.reporter.say(f"notice: {head.notice}")
+        key = "key" if self.plan.of_shards else "image_path"
+        columns = Columns(tuple(found.heads), self.heads.threshold, self.heads.operating_point, key)
+        return Job(self.plan, self.servers, columns, found.version, self.options.allow_version_change)
+
+    def _kept(self) -> dict[int, Part]:
+        """The units whose file is there, whole and of this job."""
+        there = self.plan.parts_there()
+
+        def read(part: str) -> Part | None:
+            return read_part(joined(self.plan.out, part), self.plan.run_id)
+
+        with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
+            read_parts = zip(there, pool.map(read, there.values()), strict=True)
+            return {unit: part for unit, part in read_parts if part is not None and self.plan.fits(unit, part.rows)}
+
+    def _check_same(self, job: Job, parts: dict[int, Part]) -> None:
+        """Refuse files that do not go together."""
+        for part in parts.values():
+            if part.columns != job.columns.names:
+                found = f"{', '.join(part.columns)}; this job would write {', '.join(job.columns.names)}"
+                raise OutputRefused(f"the files in {self.plan.out} have the columns {found}; give --overwrite")
+        versions = {version for part in parts.values() for version in part.model_versions} | {job.version} - {None}
+        if len(versions) > 1 and not self.options.allow_version_change:
+            found = " and ".join(sorted(map(str, versions)))
+            raise VersionChanged(
+                f"the files in {self.plan.out} would be of more than one model version, {found}; give "
+                "--allow-version-change to go on, or --overwrite to start anew"
+            )
+
+    def _check_whole(self, job: Job, count: int) -> None:
+        """Believe no worker: look at what is there."""
+        parts = self._kept()
+        self._check_same(job, parts)
+        if len(parts) != count:
+            _fail(f"{count - len(parts)} files in {self.plan.out} vanished or were replaced; the same command goes on")
+
+    def _score(self, job: Job, units: list[int], workers: int, tally: Tally) -> int:
+        """How many shards are damaged."""
+        damaged = 0
+        seen: set[str] = set()
+        with self.reporter.watching(tally) as advance:
+            for outcome in self._told(outcomes(job, units, workers), tally):
+                if outcome.part is None:
+                    damaged += 1
+                    self.reporter.say(f"clipsieve: {outcome.message}", "error")
+                    continue
+                if outcome.node not in seen:
+                    self._check_visible(outcome)
+                    seen.add(outcome.node)
+                tally.done += outcome.part.rows
+                tally.failures.update(outcome.part.failures)
+                advance()
+        return damaged
+
+    def _told(self, found: Iterator[Outcome], tally: Tally) -> Iterator[Outcome]:
+        """The outcomes up to one that ends the job."""
+        try:
+            for outcome in found:
+                if outcome.status == "failed":
+                    _fail(outcome.message)
+                yield outcome
+        except BaseException:
+            rows = tally.kept + tally.done
+            self.reporter.say(f"not finished: {rows} rows are in {self.plan.out}; the same command goes on", "kept")
+            raise
+
+    def _check_visible(self, outcome: Outcome) -> None:
+        """What a node wrote to its own disk instead of a shared one would be lost to everyone else."""
+        path = os.path.join(self.plan.out, self.plan.part(outcome.unit))
+        until = time.monotonic() + _SEEN_WITHIN_S
+        while not is_remote(self.plan.out) and not os.path.exists(path):
+            if time.monotonic() > until:
+                _fail(f"{path} was written on another machine, node {outcome.node}; --out must be shared by all")
+            time.sleep(0.2)
+
+
+def _tally_after(kept: dict[int, Part]) -> Tally:
+    return Tally(sum(part.rows for part in kept.values()))
+
+
+def _fail(message: str) -> NoReturn:
+    raise ClipsieveError(message)
+
+
+app = typer.Typer(
+    name="clipsieve-bulk",
+    rich_markup_mode=None,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+app.command(
+    cls=GroupedCommand,
+    epilog="Exit status: 0 all scored, 1 failure, 2 usage, 3 some images have no score, 5 server unavailable. "
+    "Every option has a variable in the environment: --url is CLIPSIEVE_URL.",
+)(bulk)
+
+
+def main() -> None:
+    app()
+
+
+if __name__ == "__main__":
+    main()

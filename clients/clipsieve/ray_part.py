@@ -1,0 +1,100 @@
+"""One output file of a bulk job: a Parquet that says in its own metadata that it is whole, and what scored it."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from clipsieve.outputs import table_from_rows
+from clipsieve.ray_storage import locate, whole_file
+from clipsieve.scoring import Row
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+METADATA = "clipsieve"
+"""Key of the Parquet's metadata; its value is a `Part` in JSON."""
+
+_ROW_GROUP = 8192
+
+
+@dataclass(frozen=True)
+class Part:
+    """What is in an output file."""
+
+    run_id: str
+    rows: int
+    failures: dict[str, int] = field(default_factory=dict)
+    """Rows with an error, by its code."""
+    model_versions: list[str] = field(default_factory=list)
+    """Of the rows that have a score; one, unless changes were allowed."""
+    columns: list[str] = field(default_factory=list)
+
+
+def read_part(name: str, run_id: str) -> Part | None:
+    """What a file says of itself; None when it is not there, damaged, or of another run."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        filesystem, path = locate(name)
+        with filesystem.open_input_file(path) as file, pq.ParquetFile(file) as table:
+            metadata = table.metadata
+            part = Part(**json.loads(metadata.metadata[METADATA.encode()]))
+            return part if part.rows == metadata.num_rows and part.run_id == run_id else None
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError):
+        return None
+
+
+async def write_part(name: str, run_id: str, rows: AsyncGenerator[Row, None], schema: pa.Schema) -> Part:
+    """Write rows as they come, a row group at a time; the file is there when all are. Raises what `rows` raises."""
+    import pyarrow.parquet as pq
+
+    with whole_file(name) as file, pq.ParquetWriter(file, schema) as writer:
+        counted = _Counted(schema, writer)
+        async with aclosing(rows):
+            async for row in rows:
+                counted.add(row)
+        part = counted.finished(run_id)
+        writer.add_key_value_metadata({METADATA: json.dumps(asdict(part))})
+    return part
+
+
+class _Counted:
+    """Rows on their way into a Parquet, and what becomes of them."""
+
+    def __init__(self, schema: pa.Schema, writer: pq.ParquetWriter) -> None:
+        self._schema, self._writer = schema, writer
+        self._error, self._version = (schema.names.index(name) for name in ("error", "model_version"))
+        self._waiting: list[Row] = []
+        self._rows = 0
+        self._failures: Counter[str] = Counter()
+        self._versions: dict[str, None] = {}
+
+    def add(self, row: Row) -> None:
+        self._rows += 1
+        self._waiting.append(row)
+        if row[self._error] is not None:
+            self._failures[_code(row[self._error])] += 1
+        else:
+            self._versions[row[self._version]] = None
+        if len(self._waiting) == _ROW_GROUP:
+            self._flush()
+
+    def finished(self, run_id: str) -> Part:
+        if self._waiting:
+            self._flush()
+        return Part(run_id, self._rows, dict(self._failures), list(self._versions), self._schema.names)
+
+    def _flush(self) -> None:
+        self._writer.write_table(table_from_rows(self._waiting, self._schema))
+        self._waiting = []
+
+
+def _code(error: Any) -> str:
+    return str(error).partition(":")[0]

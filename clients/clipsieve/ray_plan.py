@@ -1,0 +1,276 @@
+"""Which inputs a bulk job scores into which file. Made once; a job that is started again goes on with it.
+
+The output folder holds
+
+    _run.json       what the job is; only the same command may go on with it. Written last: then the plan is whole.
+    _plan.parquet   one column with the inputs; each row group is a unit of work
+    part-00000.parquet, …   for images, the rows of a unit, in its order
+    <shard>.parquet         for shards, which are a unit each
+
+Readers of Parquet folders pass over names that begin with `_` or a dot.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, fields
+from functools import cached_property
+from itertools import chain, islice
+from pathlib import PurePosixPath
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+from clipsieve.inputs import Inputs
+from clipsieve.lists import InputRefused, is_list, paths_from_table
+from clipsieve.outputs import OutputRefused
+from clipsieve.paths import path_from_text, text_from_path
+from clipsieve.ray_storage import (
+    TEMPORARY,
+    fetched,
+    file_names,
+    files_below,
+    is_remote,
+    joined,
+    local_path,
+    locate,
+    opened,
+    whole_file,
+)
+from clipsieve.shards import is_shard, shard_stem
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+_FORMAT = 1
+_RUN, _PLAN = "_run.json", "_plan.parquet"
+_REMEDY = "repeat the command as it was to go on with it, give --overwrite to start anew, or name another --out"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What there is to do.
+
+    Args:
+        out: the output folder, a path or an address.
+        run_id: of this plan; another one for each time a job starts anew.
+        folder: relative names of inputs are in this folder.
+        of_shards: the inputs are shards, one in each unit.
+        units: how many there are.
+        inputs: images, or shards, in all units.
+    """
+
+    out: str
+    run_id: str
+    folder: str
+    of_shards: bool
+    units: int
+    inputs: int
+
+    @cached_property
+    def _table(self) -> pq.ParquetFile:
+        import pyarrow.parquet as pq
+
+        filesystem, path = locate(joined(self.out, _PLAN))
+        return pq.ParquetFile(filesystem.open_input_file(path))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without the open file."""
+        return Plan, tuple(getattr(self, field.name) for field in fields(self))
+
+    def names(self, unit: int) -> list[str]:
+        """Its inputs, as the user named them."""
+        return [path_from_text(text) for text in self._table.read_row_group(unit).column(0).to_pylist()]
+
+    def _all_names(self) -> Iterator[str]:
+        for batch in self._table.iter_batches():
+            yield from map(path_from_text, batch.column(0).to_pylist())
+
+    def fits(self, unit: int, rows: int) -> bool:
+        """Whether a unit may have so many rows; those of a shard are not known before it is read."""
+        return self.of_shards or rows == self._table.metadata.row_group(unit).num_rows
+
+    def parts_there(self) -> dict[int, str]:
+        """The units that have an output file, whatever is in it, and its base name."""
+        names = set(file_names(self.out))
+        parts = map(part_of_shard, self._all_names()) if self.of_shards else map(self.part, range(self.units))
+        return {unit: part for unit, part in enumerate(parts) if part in names}
+
+    def part(self, unit: int) -> str:
+        """Base name of its output."""
+        return part_of_shard(self.names(unit)[0]) if self.of_shards else f"part-{unit:05}.parquet"
+
+    def resolved(self, name: str) -> str:
+        """Where an input is, from wherever one looks."""
+        return name if is_remote(name) else os.path.join(self.folder, local_path(name))
+
+
+def part_of_shard(shard: str) -> str:
+    return f"{shard_stem(PurePosixPath(shard.partition('?')[0] if is_remote(shard) else shard))}.parquet"  # type: ignore[arg-type]
+
+
+def names_in(inputs: Inputs) -> Iterator[str]:
+    """Images or shards, in the order given; like `Inputs`, but also from object storage.
+
+    Raises:
+        InputRefused: nothing matches, a list cannot be read, or a storage cannot be reached.
+    """
+    for path in inputs.paths:
+        if not is_remote(path):
+            yield from Inputs((local_path(path),), inputs.pattern, inputs.column)
+        elif is_list(path):
+            with fetched(path) as copy:
+                yield from paths_from_table(copy, inputs.column)
+        else:
+            yield from files_below(path, inputs.pattern)
+
+
+def planned(out: str, inputs: Inputs, rows_per_file: int, options: Mapping[str, Any], overwrite: bool = False) -> Plan:
+    """The plan in the output folder; a new one if there is none.
+
+    Args:
+        rows_per_file: images in a unit.
+        options: what else must be the same when a job goes on, as JSON values.
+        overwrite: start anew, and delete what the job before has written.
+
+    Raises:
+        InputRefused: no input, or shards and images together.
+        OutputRefused: the folder holds another job's output, or something else.
+    """
+    identity = _identity(inputs, rows_per_file, options)
+    names = file_names(out)
+    if _RUN in names and not overwrite:
+        return _plan_of(out, _read_run(out), identity)
+    _check_ours(out, names)
+    if _RUN in names:
+        _delete_run(Plan(out, **_read_run(out)["plan"]))
+    return _new_plan(out, names_in(inputs), rows_per_file, identity)
+
+
+def delete_leftovers(out: str) -> None:
+    """Files that a worker that died had begun. Only for when nobody writes."""
+    filesystem, path = locate(out)
+    for name in file_names(out):
+        if TEMPORARY.fullmatch(name):
+            filesystem.delete_file(f"{path}/{name}")
+
+
+def _new_plan(out: str, names: Iterator[str], rows_per_file: int, identity: Mapping[str, Any]) -> Plan:
+    first = next(names, None)
+    if first is None:
+        raise InputRefused("nothing to do: no image files and no shards; see --pattern")
+    filesystem, path = locate(out)
+    filesystem.create_dir(path, recursive=True)
+    of_shards = is_shard(first)
+    units = _units(chain([first], names), 1 if of_shards else rows_per_file)
+    units = _checked_shards(units) if of_shards else _checked_images(units)
+    counts = _write_plan(joined(out, _PLAN), units)
+    plan = {
+        "run_id": uuid4().hex,
+        "folder": os.getcwd(),
+        "of_shards": of_shards,
+        "units": len(counts),
+        "inputs": sum(counts),
+    }
+    with whole_file(joined(out, _RUN)) as file:
+        file.write(json.dumps({"identity": identity, "plan": plan}, indent=1).encode())
+    return Plan(out, **plan)
+
+
+def _write_plan(name: str, units: Iterable[list[str]]) -> list[int]:
+    """How many inputs each unit has."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([("input", pa.string())])
+    counts = []
+    with whole_file(name) as file, pq.ParquetWriter(file, schema) as writer:
+        for unit in units:
+            table: pa.Table = pa.table({"input": [text_from_path(name) for name in unit]}, schema=schema)
+            writer.write_table(table, row_group_size=len(unit))
+            counts.append(len(unit))
+    return counts
+
+
+def _units(names: Iterator[str], size: int) -> Iterator[list[str]]:
+    while unit := list(islice(names, size)):
+        yield unit
+
+
+def _checked_images(units: Iterable[list[str]]) -> Iterator[list[str]]:
+    for unit in units:
+        for name in unit:
+            if is_shard(name):
+                raise InputRefused(f"{name}: shards (.tar) and images have different tables; score them in two jobs")
+        yield unit
+
+
+def _checked_shards(units: Iterable[list[str]]) -> Iterator[list[str]]:
+    taken: dict[str, str] = {}
+    for unit in units:
+        (shard,) = unit
+        if not is_shard(shard):
+            raise InputRefused(f"{shard} is no shard (.tar, .tar.gz); score images in another job")
+        part = part_of_shard(shard)
+        if part in taken:
+            problem = f"{taken[part]} and {shard} would both be written to {part}"
+            raise InputRefused(f"{problem}; rename one, or score them into different folders")
+        taken[part] = shard
+        yield unit
+
+
+def _identity(inputs: Inputs, rows_per_file: int, options: Mapping[str, Any]) -> dict[str, Any]:
+    relative = any(is_list(path) or not (is_remote(path) or os.path.isabs(local_path(path))) for path in inputs.paths)
+    identity = {
+        "format": _FORMAT,
+        "inputs": list(inputs.paths),
+        "folder": os.getcwd() if relative else None,
+        "pattern": inputs.pattern,
+        "column": inputs.column,
+        "rows_per_file": rows_per_file,
+        **options,
+    }
+    return json.loads(json.dumps(identity))
+
+
+def _plan_of(out: str, run: Mapping[str, Any], identity: Mapping[str, Any]) -> Plan:
+    found = run["identity"]
+    differing = [
+        f"{key}: {_shown(found.get(key))}, now {_shown(identity.get(key))}"
+        for key in {**found, **identity}
+        if found.get(key) != identity.get(key)
+    ]
+    if differing:
+        raise OutputRefused(f"{out} is a job with other {'; '.join(differing)}. {_REMEDY}")
+    return Plan(out, **run["plan"])
+
+
+def _read_run(out: str) -> dict[str, Any]:
+    with opened(joined(out, _RUN)) as file:
+        text = file.read()
+    try:
+        run = json.loads(text)
+        return {"identity": dict(run["identity"]), "plan": dict(run["plan"])}
+    except (ValueError, KeyError, TypeError):
+        raise OutputRefused(f"{joined(out, _RUN)} is damaged; name another --out") from None
+
+
+def _check_ours(out: str, names: list[str]) -> None:
+    others = [name for name in names if name.endswith(".parquet") and name != _PLAN]
+    if others and _RUN not in names:
+        raise OutputRefused(f"{out} holds {others[0]}, which no clipsieve-bulk wrote there; name another --out")
+
+
+def _delete_run(plan: Plan) -> None:
+    filesystem, path = locate(plan.out)
+    for part in plan.parts_there().values():
+        filesystem.delete_file(f"{path}/{part}")
+    for name in (_RUN, _PLAN):
+        filesystem.delete_file(f"{path}/{name}")
+
+
+def _shown(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."

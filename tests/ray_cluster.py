@@ -1,0 +1,69 @@
+"""A Ray cluster of two machines on this one: two raylets with one CPU each, in processes of their own.
+
+    python tests/ray_cluster.py FOLDER
+
+starts it with its files in FOLDER, prints a line of JSON, {"address": …, "worker_pid": …} with the process id of the
+second raylet, and ends it when stdin is closed: also when the process that started it dies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+QUICK = {"health_check_period_ms": 500, "health_check_timeout_ms": 3000, "health_check_failure_threshold": 3}
+"""A machine that is gone is noticed after some seconds instead of half a minute."""
+STORE_BYTES = 80 * 2**20
+
+
+@contextmanager
+def two_raylets() -> Iterator[dict[str, Any]]:
+    """What the program prints. Nothing of it is left afterwards."""
+    folder = tempfile.mkdtemp(prefix="ray-")  # short: names of sockets may have 107 bytes
+    command = [sys.executable, __file__, folder]
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    with open(os.path.join(folder, "log"), "wb") as log:
+        process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True
+        )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"no cluster: {Path(folder, 'log').read_text()[-2000:]}")
+        yield json.loads(line)
+    finally:
+        process.stdin.close()
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(30)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.stdout.close()
+        process.wait()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _serve(folder: str) -> None:
+    from ray.cluster_utils import Cluster
+
+    node = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={**node, "temp_dir": folder, "_system_config": QUICK})
+    worker: Any = cluster.add_node(**node)
+    (raylet,) = worker.all_processes["raylet"]
+    print(json.dumps({"address": cluster.address, "worker_pid": raylet.process.pid}), flush=True)
+    sys.stdin.read()
+    cluster.shutdown()
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])

@@ -1,0 +1,576 @@
+"""Bulk jobs: what is planned, scored and kept, and that machines and drivers may die. Real Ray, real tritonserver."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import time
+from contextlib import closing
+from pathlib import Path
+from uuid import uuid4
+
+import fsspec
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import tritonclient.grpc
+from pictures import jpeg
+from ray_cluster import two_raylets
+from typer.testing import CliRunner
+
+from clipsieve import Head, ServerUnavailable, VersionChanged, ray_job
+from clipsieve.cli_bulk import app
+from clipsieve.client import AsyncClient
+from clipsieve.inputs import Inputs
+from clipsieve.lists import InputRefused
+from clipsieve.outputs import OutputRefused
+from clipsieve.ray_part import read_part
+from clipsieve.ray_plan import Plan, names_in, planned
+from clipsieve.ray_storage import file_names, files_below, joined, locate, whole_file
+from clipsieve.ray_unit import Job, Outcome, Servers, Status, UnitScorer, served
+from clipsieve.scoring import Columns
+from tests.fakes import REVISION, FakeModel, demo_parameters, fake_score, serve_grpc
+
+HEADS = {"head": None, "threshold": None, "operating_point": None}
+"""What a command without these options asks for."""
+VERSION = f"demo-{REVISION:016x}"
+
+
+@pytest.fixture
+def model():
+    return FakeModel()
+
+
+@pytest.fixture
+def url(model):
+    with serve_grpc(model) as url:
+        yield url
+
+
+@pytest.fixture
+def memory():
+    """An address on a file system that is not the disk."""
+    address = f"memory://{uuid4().hex}"
+    yield address
+    fsspec.filesystem("memory").store.clear()
+
+
+@pytest.fixture
+def photos(tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for number in range(10):
+        (folder / f"{number}.jpg").write_bytes(f"photo {number}".encode())
+    return folder
+
+
+def _put(address: str, data: bytes) -> str:
+    with whole_file(address) as file:
+        file.write(data)
+    return address
+
+
+def _tar(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            archive.addfile(entry, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def _plan(out, *paths, rows: int = 4, overwrite: bool = False, **options) -> Plan:
+    return planned(str(out), Inputs(tuple(map(str, paths))), rows, options, overwrite)
+
+
+def _job(plan: Plan, *urls: str, version: str | None = VERSION, wait_s: float = 0, changes: bool = False) -> Job:
+    clients = [AsyncClient(url, timeout_s=5) for url in urls]
+    key = "key" if plan.of_shards else "image_path"
+    columns = Columns((Head.from_parameters("demo", demo_parameters()),), key=key)
+    return Job(plan, Servers.from_clients(clients, wait_s), columns, version, changes)
+
+
+def _score(job: Job, *units: int) -> list[Outcome]:
+    with closing(UnitScorer(job)) as scorer:
+        return [scorer.score(unit) for unit in (units or range(job.plan.units))]
+
+
+def _rows(out) -> dict[str, list]:
+    """Every column of all the files, in the order of their names."""
+    rows: dict[str, list] = {}
+    for name in sorted(name for name in file_names(str(out)) if not name.startswith("_") and name.endswith(".parquet")):
+        filesystem, path = locate(joined(str(out), name))
+        with filesystem.open_input_file(path) as file:
+            for column, values in pq.read_table(file).to_pydict().items():
+                rows.setdefault(column, []).extend(values)
+    return rows
+
+
+def _free_url() -> str:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return f"localhost:{probe.getsockname()[1]}"
+
+
+# ---- names and places ----
+
+
+def test_remote_folders_and_patterns(memory):
+    for name in ("a/1.jpg", "a/b/2.PNG", "a/b/note.txt", "c/3 é#?.webp"):
+        _put(f"{memory}/{name}", b"x")
+
+    def found(name, pattern=None):
+        return [each.removeprefix(f"{memory}/") for each in files_below(f"{memory}/{name}".rstrip("/"), pattern)]
+
+    assert found("") == ["a/1.jpg", "a/b/2.PNG", "c/3 é#?.webp"]
+    assert found("a", "*.txt") == ["a/b/note.txt"]
+    assert found("a", "b/*") == ["a/b/2.PNG", "a/b/note.txt"]
+    assert found("*/*.jpg") == ["a/1.jpg"]
+    assert found("**/*.[!t]*") == ["a/1.jpg", "a/b/2.PNG", "c/3 é#?.webp"]
+    assert found("a/1.jpg") == ["a/1.jpg"]
+    assert found("missing.jpg") == ["missing.jpg"]
+    with pytest.raises(InputRefused, match="no file matches"):
+        found("*/*.gif")
+
+
+def test_scheme_nobody_knows_is_refused(tmp_path):
+    with pytest.raises(InputRefused, match="cannot be reached"):
+        _plan(tmp_path / "out", "nosuch://bucket/a")
+
+
+def test_options_of_a_bucket_stay_behind_the_name():
+    assert joined("s3://b/scores/?endpoint_override=h:1", "x") == "s3://b/scores/x?endpoint_override=h:1"
+    assert joined("/tmp/who?a=b", "x") == "/tmp/who?a=b/x"
+
+
+def test_remote_lists_may_name_both_kinds_of_place(memory, tmp_path):
+    listed = _put(f"{memory}/list.csv", f"image_path\na.jpg\n{memory}/b.jpg\n".encode())
+    plan = _plan(tmp_path / "out", listed)
+    assert plan.names(0) == ["a.jpg", f"{memory}/b.jpg"]
+    assert plan.resolved("a.jpg") == os.path.abspath("a.jpg")
+    assert plan.resolved(f"{memory}/b.jpg") == f"{memory}/b.jpg"
+
+
+def test_file_that_is_not_finished_has_no_name(tmp_path, memory):
+    for folder in (str(tmp_path), memory):
+        writing = whole_file(f"{folder}/x")
+        writing.__enter__().write(b"half")
+        assert not writing.__exit__(OSError, OSError("the disk is full"), None)
+        assert file_names(folder) == []
+
+
+# ---- plans ----
+
+
+def test_plan_is_the_same_when_it_is_made_again(photos, tmp_path):
+    plan = _plan(tmp_path / "out", photos)
+    (photos / "00.jpg").write_bytes(b"one that came later")
+    again = _plan(tmp_path / "out", photos)
+    assert again == plan
+    assert [len(again.names(unit)) for unit in range(again.units)] == [4, 4, 2]
+    assert [again.fits(2, rows) for rows in (2, 4)] == [True, False]
+    assert [name for unit in range(3) for name in again.names(unit)] == [str(photos / f"{n}.jpg") for n in range(10)]
+
+
+@pytest.mark.parametrize("change", [{"rows": 5}, {"threshold": 0.5}])
+def test_another_command_may_not_go_on(photos, tmp_path, change):
+    _plan(tmp_path / "out", photos)
+    with pytest.raises(OutputRefused, match=r"rows_per_file: 4, now 5|threshold: null, now 0.5"):
+        _plan(tmp_path / "out", photos, **change)
+
+
+def test_folder_with_something_else_is_refused(photos, tmp_path):
+    (tmp_path / "mine.parquet").touch()
+    for overwrite in (False, True):
+        with pytest.raises(OutputRefused, match="no clipsieve-bulk wrote"):
+            _plan(tmp_path, photos, overwrite=overwrite)
+
+
+def test_overwrite_deletes_what_the_job_wrote_and_nothing_else(photos, tmp_path, url):
+    out = tmp_path / "out"
+    _score(_job(_plan(out, photos, rows=1), url))
+    (out / "notes.txt").touch()
+    plan = _plan(out, photos, rows=8, overwrite=True)
+    assert sorted(os.listdir(out)) == ["_plan.parquet", "_run.json", "notes.txt"]
+    _score(_job(plan, url))
+    assert sorted(_rows(out)["image_path"]) == sorted(map(str, photos.iterdir()))
+
+
+@pytest.mark.parametrize(
+    ("paths", "problem"),
+    [
+        (["a.jpg", "b.tar"], "score them in two jobs"),
+        (["b.tar", "a.jpg"], "is no shard"),
+        (["x/a.tar", "y/a.tar.gz"], "both be written to a.parquet"),
+    ],
+)
+def test_inputs_that_do_not_go_together(tmp_path, paths, problem):
+    with pytest.raises(InputRefused, match=problem):
+        _plan(tmp_path / "out", *paths)
+    assert "_run.json" not in file_names(str(tmp_path / "out"))
+
+
+def test_no_input_is_refused(tmp_path):
+    with pytest.raises(InputRefused, match="nothing to do"):
+        _plan(tmp_path / "out", tmp_path)
+    assert not (tmp_path / "out").exists()
+
+
+def test_names_that_are_not_utf8_survive(tmp_path, url):
+    path = os.fsencode(tmp_path) + b"/\xff\n=.jpg"
+    with open(path, "wb") as file:
+        file.write(b"odd")
+    plan = _plan(tmp_path / "out", os.fsdecode(path))
+    _score(_job(plan, url))
+    rows = _rows(tmp_path / "out")
+    assert rows["probability"] == [pytest.approx(fake_score(b"odd"))]
+    assert rows["image_path"] == [str(tmp_path) + "/\\udcff\n=.jpg"]
+
+
+# ---- units ----
+
+
+def test_images_and_errors_are_rows_in_order(photos, tmp_path, url):
+    (photos / "3.jpg").write_bytes(b"BAD")
+    plan = _plan(tmp_path / "out", photos, photos / "missing.jpg")
+    outcomes = _score(_job(plan, url))
+    assert [outcome.status for outcome in outcomes] == ["done"] * 3
+    parts = [outcome.part for outcome in outcomes]
+    assert [(part.rows, part.failures, part.model_versions) for part in parts if part] == [
+        (4, {"NOT_AN_IMAGE": 1}, [VERSION]),
+        (4, {}, [VERSION]),
+        (3, {"UNREADABLE": 1}, [VERSION]),
+    ]
+    rows = _rows(tmp_path / "out")
+    assert rows["image_path"] == [*map(str, sorted(photos.iterdir())), str(photos / "missing.jpg")]
+    assert rows["probability"][0] == pytest.approx(fake_score(b"photo 0"))
+    assert [row for row, error in enumerate(rows["error"]) if error] == [3, 10]
+
+
+def test_remote_images_to_a_remote_folder(memory, url, tmp_path):
+    names = [_put(f"{memory}/in/{number}.jpg", f"remote {number}".encode()) for number in range(5)]
+    plan = _plan(f"{memory}/out", f"{memory}/in", f"{memory}/in/missing.jpg")
+    _score(_job(plan, url))
+    rows = _rows(f"{memory}/out")
+    assert rows["image_path"] == [*names, f"{memory}/in/missing.jpg"]
+    assert rows["probability"][4] == pytest.approx(fake_score(b"remote 4"))
+    assert rows["error"][5].startswith("UNREADABLE")
+
+
+@pytest.mark.parametrize("place", ["disk", "memory"])
+def test_shard_has_a_file_of_its_name(place, memory, tmp_path, url):
+    base = str(tmp_path) if place == "disk" else memory
+    data = _tar({"../a.jpg": b"one", "b.png": b"BAD", "c.json": b"{}"})
+    shards = [_put(f"{base}/s-0.tar", data), _put(f"{base}/cut.tar", data[:700]), f"{base}/missing.tar"]
+    plan = _plan(f"{base}/out", *shards)
+    outcomes = _score(_job(plan, url))
+    assert [outcome.status for outcome in outcomes] == ["done", "damaged", "damaged"]
+    assert [outcome.message.partition(".tar")[0] for outcome in outcomes] == ["", f"{base}/cut", f"{base}/missing"]
+    assert sorted(file_names(f"{base}/out")) == ["_plan.parquet", "_run.json", "s-0.parquet"]
+    rows = _rows(f"{base}/out")
+    assert rows["key"] == ["../a", "b", "c"]
+    assert [error and error.partition(":")[0] for error in rows["error"]] == [None, "NOT_AN_IMAGE", "NO_IMAGE"]
+    assert "demo_score" in rows
+
+
+def test_what_workers_are_sent_can_be_pickled_after_it_was_used(tmp_path, url):
+    shard = _put(str(tmp_path / "s.tar"), _tar({"a.jpg": b"one"}))
+    job = _job(_plan(tmp_path / "out", shard), url)
+    assert job.plan.parts_there() == {}
+    assert [outcome.status for outcome in _score(pickle.loads(pickle.dumps(job)))] == ["done"]
+    assert job.plan.parts_there() == {0: "s.parquet"}
+
+
+def test_unit_that_is_there_is_not_scored_again(photos, tmp_path, url, model):
+    job = _job(_plan(tmp_path / "out", photos), url)
+    first = _score(job)
+    count = len(model.seen)
+    assert [outcome.part for outcome in _score(job)] == [outcome.part for outcome in first]
+    assert len(model.seen) == count
+
+
+def test_damaged_file_is_written_anew(photos, tmp_path, url):
+    job = _job(_plan(tmp_path / "out", photos), url)
+    _score(job)
+    path = tmp_path / "out" / "part-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-20])
+    assert read_part(str(path), job.plan.run_id) is None
+    _score(job)
+    assert len(_rows(tmp_path / "out")["image_path"]) == 10
+
+
+def test_another_version_ends_a_unit_unless_allowed(photos, tmp_path, url):
+    plan = _plan(tmp_path / "out", photos)
+    (outcome,) = _score(_job(plan, url, version="demo-0"), 0)
+    assert outcome.status == "failed"
+    assert "changed from demo-0 to" in outcome.message
+    assert _score(_job(plan, url, version="demo-0", changes=True), 0)[0].status == "done"
+
+
+def test_server_that_goes_away_in_a_unit_is_replaced(photos, tmp_path, model, url):
+    model.dead_after = 5
+    other = FakeModel()
+    with serve_grpc(other) as other_url:
+        outcomes = _score(_job(_plan(tmp_path / "out", photos, rows=10), url, other_url))
+    assert [outcome.status for outcome in outcomes] == ["done"]
+    rows = _rows(tmp_path / "out")
+    assert rows["image_path"] == list(map(str, sorted(photos.iterdir())))
+    assert rows["error"] == [None] * 10
+    assert other.seen
+
+
+def test_servers_take_turns(photos, tmp_path, model, url):
+    other = FakeModel()
+    with serve_grpc(other) as other_url:
+        _score(_job(_plan(tmp_path / "out", photos, rows=1), url, other_url))
+    assert (len(model.seen), len(other.seen)) == (5, 5)
+
+
+def test_no_server_is_told(photos, tmp_path):
+    (outcome,) = _score(_job(_plan(tmp_path / "out", photos), _free_url(), _free_url()), 0)
+    assert outcome.status == "unavailable"
+    assert sorted(file_names(str(tmp_path / "out"))) == ["_plan.parquet", "_run.json"]
+
+
+def test_folder_that_cannot_be_written_is_told(photos, tmp_path, url):
+    plan = _plan(tmp_path / "out", photos)
+    (tmp_path / "out" / "part-00000.parquet").mkdir()
+    (outcome,) = _score(_job(plan, url), 0)
+    assert outcome.status == "unwritten"
+    assert "part-00000.parquet" in outcome.message
+    assert not list((tmp_path / "out").glob("*.tmp"))
+
+
+def test_servers_must_agree(url):
+    other = FakeModel(heads={"demo": demo_parameters(), "more": demo_parameters()})
+    with serve_grpc(other) as other_url:
+        servers = Servers.from_clients([AsyncClient(url), AsyncClient(other_url), AsyncClient(_free_url())], 0)
+        found = served(servers, ["demo"], False)
+        assert (found.version, len(found.silent)) == (VERSION, 1)
+        with pytest.raises(VersionChanged, match="different heads"):
+            served(servers, None, False)
+
+
+def test_no_server_at_all_is_raised():
+    with pytest.raises(ServerUnavailable):
+        served(Servers.from_clients([AsyncClient(_free_url())], 0), None, False)
+
+
+# ---- rounds ----
+
+
+def _fake_scoring(silent_times: int, status: Status = "unavailable"):
+    """Units 0 to 9, of which 3 finds no server, or no room, so many times."""
+    left = {3: silent_times}
+
+    def score(units):
+        for unit in units:
+            left[unit] = left.get(unit, 0) - 1
+            yield Outcome(unit, status if left[unit] >= 0 else "done", "gone")
+
+    return score
+
+
+@pytest.mark.parametrize("status", ["unavailable", "unwritten"])
+def test_unit_without_a_server_is_tried_again(status):
+    done = [outcome.unit for outcome in ray_job.retried(_fake_scoring(2, status), list(range(10)), workers=2)]
+    assert done == [0, 1, 2, 4, 5, 6, 7, 8, 9, 3]
+
+
+@pytest.mark.parametrize(("status", "error"), [("unavailable", ServerUnavailable), ("unwritten", OSError)])
+def test_job_without_a_server_ends(status, error):
+    found = ray_job.retried(_fake_scoring(10**6, status), list(range(10)), workers=2)
+    with pytest.raises(error, match="gone"):
+        list(found)
+
+
+# ---- the command, without a cluster ----
+
+
+def test_usage_errors_have_status_2(tmp_path, photos):
+    runner = CliRunner()
+    assert runner.invoke(app, [str(photos)]).exit_code == 2
+    assert runner.invoke(app, [str(tmp_path / "*.gif"), "--out", str(tmp_path / "out")]).exit_code == 2
+    assert runner.invoke(app, [str(photos), "--out", "x", "--url", "gopher://a"]).exit_code == 2
+
+
+def test_missing_ray_is_named(tmp_path, photos, monkeypatch):
+    monkeypatch.setattr(ray_job, "find_spec", lambda name: None)
+    result = CliRunner().invoke(app, [str(photos), "--out", str(tmp_path / "out")])
+    assert result.exit_code == 1
+    assert "clipsieve[ray]" in result.stderr
+
+
+def test_finished_job_needs_neither_ray_nor_a_server(tmp_path, photos, url, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = [str(photos), "--out", "out", "--url", _free_url()]
+    plan = planned(str(tmp_path / "out"), Inputs((str(photos),)), 5000, HEADS)
+    _score(_job(plan, url))
+    leftover, other = (tmp_path / "out" / name for name in (f".part-00000.parquet.{uuid4().hex}.tmp", ".mine.tmp"))
+    leftover.touch()
+    other.touch()
+    result = CliRunner().invoke(app, command)
+    assert result.exit_code == 0, result.stderr
+    assert "10 rows were there before" in result.stderr
+    assert (leftover.exists(), other.exists()) == (False, True)
+    assert list(names_in(Inputs(("out/part-00000.parquet",)))) == list(map(str, sorted(photos.iterdir())))
+
+
+# ---- a cluster of two machines ----
+
+IMAGES, ROWS, TIMEOUT_S = 300, 10, 150
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with two_raylets() as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory):
+    """300 pictures, of which one is none."""
+    folder = tmp_path_factory.mktemp("many")
+    pictures = [jpeg(seed=seed) for seed in range(10)]
+    for number in range(IMAGES):
+        (folder / f"{number:03}.jpg").write_bytes(pictures[number % 10] if number != 150 else b"no picture")
+    return folder
+
+
+def _start(cluster, server, *arguments: object, folder: Path | None = None) -> subprocess.Popen:
+    command = [sys.executable, "-m", "clipsieve.cli_bulk", "--url", server.grpc_url, "--rows-per-file", str(ROWS)]
+    command += ["--address", cluster["address"], "--json-log", *map(str, arguments)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
+
+
+def _end(process: subprocess.Popen) -> tuple[int, list[dict]]:
+    """Exit status, and what was told; nothing of Ray's is between."""
+    try:
+        out, err = process.communicate(timeout=TIMEOUT_S)
+    finally:
+        process.kill()
+    assert out == ""
+    lines = err.splitlines()
+    assert all(line.startswith("{") for line in lines), err
+    return process.returncode, [json.loads(line) for line in lines]
+
+
+def _parts(out: Path) -> dict[str, tuple[int, int]]:
+    return {path.name: (path.stat().st_mtime_ns, path.stat().st_ino) for path in out.glob("part-*.parquet")}
+
+
+def _wait_for_parts(out: Path, count: int, process: subprocess.Popen) -> None:
+    until = time.monotonic() + TIMEOUT_S
+    while len(_parts(out)) < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until, "no files were written"
+        time.sleep(0.02)
+
+
+def _wait_until_at_work(raylet_pid: int, process: subprocess.Popen) -> None:
+    """Ray names a process after the task it runs."""
+    until = time.monotonic() + TIMEOUT_S
+    while not any(_title(child).startswith("ray::") and "_score" in _title(child) for child in _children(raylet_pid)):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < until, "the second machine has nothing to do"
+        time.sleep(0.02)
+
+
+def _children(pid: int) -> list[psutil.Process]:
+    return psutil.Process(pid).children()
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+def _scored_by(server) -> int:
+    with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
+        answer = client.get_inference_statistics("image_score")
+        assert answer is not None
+        return answer.model_stats[0].inference_stats.success.count
+
+
+def _check_complete(out: Path, named: str) -> None:
+    """One row for each input, with the folder as the user named it."""
+    rows = _rows(out)
+    assert len(rows["image_path"]) == IMAGES
+    assert set(rows["image_path"]) == {f"{named}/{number:03}.jpg" for number in range(IMAGES)}
+    failed = [path for path, error in zip(rows["image_path"], rows["error"], strict=True) if error]
+    assert failed == [f"{named}/150.jpg"]
+    assert not [name for name in file_names(str(out)) if name.startswith(".")]
+
+
+def test_killed_driver_is_started_again_and_does_the_rest(cluster, server, many, tmp_path):
+    out = tmp_path / "out"
+    process = _start(cluster, server, many, "--out", out)
+    _wait_for_parts(out, 3, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    time.sleep(2)  # its workers end
+    before, scored_before = _parts(out), _scored_by(server)
+    assert 3 <= len(before) < IMAGES // ROWS
+    status, told = _end(_start(cluster, server, many, "--out", out))
+    assert status == 3, told
+    _check_complete(out, str(many))
+    after = _parts(out)
+    assert {name: after[name] for name in before} == before
+    kept = len(before) * ROWS
+    assert told[-1]["kept"] == kept
+    bad = 0 if "part-00015.parquet" in before else 1
+    assert _scored_by(server) - scored_before == IMAGES - kept - bad + 1  # and one to learn the version
+
+
+def test_shards_through_fsspec(cluster, server, tmp_path):
+    pictures = {f"{number:03}.jpg": jpeg(seed=number) for number in range(20)}
+    data = _tar(pictures)
+    for name, content in {"a.tar": data, "b.tar": data, "cut.tar": data[: len(data) // 2]}.items():
+        (tmp_path / name).write_bytes(content)
+    status, told = _end(_start(cluster, server, f"local://{tmp_path}/*.tar", "--out", f"local://{tmp_path}/out"))
+    assert status == 3, told
+    assert told[-1]["damaged_shards"] == 1
+    assert any("cut.tar" in each["message"] for each in told if each["event"] == "error")
+    assert sorted(path.name for path in (tmp_path / "out").glob("[!_]*")) == ["a.parquet", "b.parquet"]
+    rows = _rows(tmp_path / "out")
+    assert rows["key"] == [name[:3] for name in pictures] * 2
+    assert None not in rows["demo_score"]
+
+
+def test_job_ends_without_a_server_or_with_another_version(cluster, server, photos, tmp_path, url):
+    plan = planned(str(tmp_path / "old"), Inputs((str(photos),)), 4, HEADS)
+    _score(_job(plan, url), 0)
+    old = _start(cluster, server, photos, "--out", tmp_path / "old", "--rows-per-file", 4)
+    silent = _start(cluster, server, photos, "--out", tmp_path / "new", "--url", _free_url(), "--wait", 0)
+    status, told = _end(old)
+    assert (status, told[-1]["event"]) == (1, "error"), told
+    assert VERSION in told[-1]["message"]
+    assert "--allow-version-change" in told[-1]["message"]
+    assert list(_parts(tmp_path / "old")) == ["part-00000.parquet"]
+    status, told = _end(silent)
+    assert (status, told[-1]["status"]) == (5, 5), told
+
+
+def test_killed_machine_loses_nothing(cluster, server, many, tmp_path):
+    """The last test here: the cluster has one machine after it."""
+    out = tmp_path / "out"
+    arguments = [many.name, "--out", os.path.relpath(out, many.parent), "--concurrency", 1]
+    process = _start(cluster, server, *arguments, folder=many.parent)
+    _wait_for_parts(out, 1, process)
+    _wait_until_at_work(cluster["worker_pid"], process)
+    os.kill(cluster["worker_pid"], signal.SIGKILL)
+    assert len(_parts(out)) < IMAGES // ROWS
+    status, told = _end(process)
+    assert status == 3, told
+    assert next(each for each in told if each["event"] == "start")["nodes"] == 2
+    _check_complete(out, many.name)
