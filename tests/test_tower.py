@@ -5,17 +5,19 @@ from __future__ import annotations
 import functools
 import hashlib
 import http.server
+import io
 import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import huggingface_hub
 import open_clip
 import pytest
 import torch
-from open_clip.transform import PreprocessCfg, merge_preprocess_dict
+from open_clip.transform import Compose, PreprocessCfg, image_transform_v2, merge_preprocess_dict
+from PIL import Image
 from safetensors.torch import save_file
 
 from build.encoder import build_encoder, main, up_to_date
@@ -24,10 +26,13 @@ from build.open_clip_tower import preprocessing_of_tag
 from build.parity import embed_through_hooks
 from build.tower import load_tower
 from build.weights import downloaded_file
-from recipes.manifest import sha256_of
-from recipes.schema import Encoder, Recipe, RecipeError, parse_recipe
+from recipes.manifest import Preprocessing, sha256_of
+from recipes.photos import verification_pictures
+from recipes.pixels import served_transform
+from recipes.schema import Encoder, Recipe, RecipeError, Serving, parse_recipe
 
 ZEROS = "0" * 64
+FIELDS = ("resize_mode", "interpolation", "fill_color", "mean", "std")
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
@@ -346,3 +351,23 @@ def test_a_revision_of_weights_outside_the_hub_is_refused(demo, monkeypatch):
     monkeypatch.setattr("open_clip.pretrained._PRETRAINED", tags)
     with pytest.raises(RecipeError, match="shapes of clipsieve-demo-vit is not on the Hugging Face hub"):
         load_tower(changed(demo.encoder, pretrained="shapes", revision="c" * 40))
+
+
+@pytest.mark.parametrize(
+    ("model", "tag"), [("ViT-B-16-SigLIP", "webli"), ("ViT-B-16-SigLIP2-256", "webli"), ("MobileCLIP2-S0", "dfndr2b")]
+)
+def test_served_pixels_are_open_clips_own_for_the_tag(model, tag):
+    """SigLIP squashes where OpenAI's models crop; both on every picture of the verification."""
+    found = preprocessing_of_tag(Encoder(model=model, pretrained=tag))
+    config = open_clip.get_model_config(model)
+    assert config is not None
+    cfg = merge_preprocess_dict(PreprocessCfg(), open_clip.get_pretrained_cfg(model, tag))
+    cfg["size"] = size = config["vision_cfg"]["image_size"]
+    steps = cast(Compose, image_transform_v2(PreprocessCfg(**cfg), is_train=False))
+    served = served_transform([Preprocessing(image_size=size, **{key: found[key] for key in FIELDS})], Serving())
+    mean, std = (torch.tensor(cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
+    for picture in verification_pictures():
+        with Image.open(io.BytesIO(picture.data)) as image:
+            expected = cast(torch.Tensor, steps(image)) * std + mean
+        pixels = torch.from_numpy(served(picture.data).copy()).permute(2, 0, 1)
+        assert torch.equal((expected * 255).round().to(torch.uint8), pixels), picture.name
