@@ -11,7 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from clipsieve import UnknownHead
 from clipsieve.arrange import ArrangeError, Link, Scored, Touch, link, plan_links, plan_touches, touch, undo_touch
+from clipsieve.arrange_table import Source, read_scored, source_in, source_of
 
 NEWEST_S = 1_700_000_000.0
 OLD_NS = 1_500_000_000_123_456_789
@@ -327,3 +329,65 @@ def test_any_plan_links_each_file_once_and_again_plans_nothing(first: list, seco
         state |= {action.path: action.target for action in actions}
     wanted = {(band, os.path.realpath(path)) for path, _, band in first + second}
     assert sorted((name.partition("/")[0], target) for name, target in state.items()) == sorted(wanted)
+
+
+# Tables
+
+PLAIN = ["image_path", "probability", "prediction", "class_name", "error", "model_version"]
+WIDE = [
+    "image_path", "nsfw_score", "nsfw_decision", "nsfw_class_name", "taste_score", "kind_a_score", "kind_b_score",
+    "kind_class_name", "tags_x_score", "tags_y_score", "tags_x_decision", "tags_y_decision", "error", "model_version",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("head", "score", "band"),
+    [
+        (None, "nsfw_score", "nsfw_decision"),
+        ("nsfw_score", "nsfw_score", "nsfw_decision"),
+        ("taste", "taste_score", None),
+        ("kind", "kind_a_score", "kind_class_name"),
+        ("kind_b", "kind_b_score", "kind_class_name"),
+        ("tags", "tags_x_score", "tags_x_decision"),
+        ("tags_y", "tags_y_score", "tags_y_decision"),
+    ],
+)
+def test_the_columns_of_a_head(head: str | None, score: str, band: str | None) -> None:
+    source = source_of(WIDE, head)
+    assert (source.score, source.band) == (score, band)
+    assert score not in source.others
+    assert len(source.others) == 5
+
+
+def test_the_label_of_a_head_does_not_take_a_shorter_heads_decision() -> None:
+    names = ["image_path", "a_score", "a_decision", "a_b_score"]
+    assert source_of(names, "a_b").band is None
+
+
+def test_the_plain_table_of_one_head() -> None:
+    assert source_of(PLAIN) == Source("image_path", "probability", "class_name")
+    assert source_of(PLAIN, "nsfw").head == "nsfw"
+
+
+def test_actions_are_one_line_each() -> None:
+    assert str(Link("allow/a\nb\x1b[2J.jpg", "../p/c d.jpg")) == r"link 'allow/a\nb\x1b[2J.jpg' -> ../p/c d.jpg"
+    assert str(Touch("a\rb", 0)).endswith(r" 'a\rb'")
+
+
+def test_rows_with_an_error_have_no_score(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text(
+        ",".join(PLAIN) + "\n./=a.jpg,0.5,1,nsfw,,nsfw-1\nb\\udcff.jpg,0.9,1,nsfw,X: y,\nc.jpg,,,,,\nd,inf,1,nsfw,,\n"
+    )
+    assert list(read_scored(table, source_in(table, "nsfw"))) == [
+        ("./=a.jpg", 0.5, "nsfw"), ("b\udcff.jpg", None, None), ("c.jpg", None, None), ("d", None, "nsfw"),
+    ]  # fmt: skip
+    with pytest.raises(UnknownHead, match="row 1: there is no score of head 'taste', this one is by nsfw-1"):
+        list(read_scored(table, source_in(table, "taste")))
+
+
+def test_an_unknown_head_names_the_table(tmp_path: Path) -> None:
+    table = tmp_path / "t.csv"
+    table.write_text("image_path,nsfw_score\n")
+    with pytest.raises(UnknownHead, match=r"t\.csv: there is no score of head 'taste'; there are: nsfw_score"):
+        source_in(table, "taste")

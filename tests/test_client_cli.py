@@ -154,7 +154,9 @@ def test_every_option_has_help_and_a_variable():
     for name, command in typer.main.get_group(app).commands.items():
         for parameter in command.params:
             assert getattr(parameter, "help", None), f"{name}: {parameter.name}"
-            assert parameter.name == "paths" or str(parameter.envvar).startswith("CLIPSIEVE_"), parameter.name
+            assert parameter.param_type_name == "argument" or str(parameter.envvar).startswith("CLIPSIEVE_"), (
+                parameter.name
+            )
 
 
 def test_notice_is_printed_once_also_when_quiet(url, model, photos):

@@ -21,6 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from clipsieve import Columns, Head, InferenceFailed, Score, Threshold, UnknownThreshold
+from clipsieve.results import HeadScore
 from clipsieve.video import (
     Frame,
     Limits,
@@ -28,10 +30,12 @@ from clipsieve.video import (
     VideoError,
     VideoScore,
     aggregate,
+    duration_of,
     frames,
     is_video,
     score_video,
 )
+from clipsieve.video_rows import Sampling, VideoColumns, Watched
 
 WIDTH, HEIGHT = 64, 48
 RED, BLUE = (255, 0, 0), (0, 0, 255)
@@ -466,3 +470,81 @@ def test_scores_that_cannot_be_aggregated(call) -> None:
 def test_aggregates_are_within_the_scores(scores: list[float]) -> None:
     assert aggregate(scores) == max(scores)
     assert min(scores) - 1e-12 <= aggregate(scores, "mean") <= max(scores) + 1e-12
+
+
+# Rows
+
+
+THRESHOLDS = ((Threshold(0.25, "low"), Threshold(0.75, "high")),)
+NSFW = Head("nsfw", ("nsfw",), ("safe", "nsfw"), thresholds=THRESHOLDS)
+KIND = Head("kind", ("a", "b"), ("a", "b"), task="multiclass", thresholds=((), ()))
+
+
+def _scored(nsfw: float, kind: tuple[float, float] = (0.5, 0.5)) -> Score:
+    decision = sum(nsfw >= each.value for each in THRESHOLDS[0])
+    heads = {
+        "nsfw": HeadScore(np.array([nsfw], np.float32), np.array([decision], np.int32), None, "nsfw-1"),
+        "kind": HeadScore(np.array(kind, np.float32), np.zeros(2, np.int32), None, "kind-1"),
+    }
+    return Score(None, heads)
+
+
+def _row(watched: Watched, how: str = "max", **options) -> dict:
+    columns = VideoColumns(Columns((NSFW, KIND), key="video_path", **options), how)  # type: ignore[arg-type]
+    return dict(zip(columns.names, columns.row("a.mp4", watched), strict=True))
+
+
+def test_how_long_a_video_is(tmp_path: Path) -> None:
+    assert duration_of(_moving(tmp_path / "a.mp4")) == pytest.approx(3, abs=0.01)
+    with pytest.raises(VideoError, match="UNREADABLE"):
+        duration_of(tmp_path / "gone.mp4")
+
+
+@pytest.mark.parametrize(
+    ("how", "score", "decision", "kind"), [("max", 0.75, "block", "b"), ("mean", 0.3, "review", "a")]
+)
+def test_scores_of_frames_become_one(how: str, score: float, decision: str, kind: str) -> None:
+    watched = Watched(duration_s=3.0)
+    for time_s, nsfw, kinds in [(0, 0.1, (0.6, 0.4)), (1, 0.75, (0.3, 0.7)), (2, 0.05, (0.6, 0.4))]:
+        watched.add(time_s, _scored(nsfw, kinds))
+    row = _row(watched, how)
+    assert row["nsfw_score"] == pytest.approx(score)
+    assert (row["nsfw_decision"], row["nsfw_class_name"], row["kind_class_name"]) == (decision, "nsfw", kind)
+    assert (row["nsfw_time_s"], row["kind_a_time_s"], row["kind_b_time_s"]) == (1, 0, 1)
+    assert (row["frames"], row["failed_frames"], row["stopped"], row["duration_s"]) == (3, 0, False, 3.0)
+    assert (row["error"], row["model_version"]) == (None, "nsfw-1 kind-1")
+
+
+def test_a_video_with_a_frame_that_failed_is_not_decided_about() -> None:
+    watched = Watched()
+    watched.add(0, _scored(0.9))
+    watched.add(1.5, Score(None, error=InferenceFailed("INTERNAL", "it broke")))
+    watched.add(2, Score(None, error=InferenceFailed("OTHER", "it broke again")))
+    row = _row(watched)
+    assert (row["frames"], row["failed_frames"], row["nsfw_time_s"]) == (3, 2, 0)
+    assert row["nsfw_score"] == pytest.approx(0.9)
+    assert (row["nsfw_decision"], row["nsfw_class_name"], row["kind_class_name"]) == (None, None, None)
+    assert row["error"] == "INTERNAL: the frame at 1.500 s: it broke"
+
+
+def test_a_video_without_a_frame_has_no_score() -> None:
+    row = _row(Watched(error=VideoError("NO_VIDEO", "only sound")))
+    assert {name for name, value in row.items() if value is not None} == {
+        "video_path", "frames", "failed_frames", "stopped", "error",
+    }  # fmt: skip
+
+
+def test_an_operating_point_decides() -> None:
+    head = Columns((NSFW,), operating_point="high", key="video_path")
+    watched = Watched()
+    watched.add(0, Score(None, {"nsfw": _scored(0.5).heads["nsfw"]}))  # review by both of its thresholds
+    columns = VideoColumns(head)
+    assert dict(zip(columns.names, columns.row("a", watched), strict=True))["nsfw_decision"] == "allow"
+
+
+def test_what_makes_no_sense_is_refused() -> None:
+    with pytest.raises(ValueError, match="mean of a part"):
+        Sampling(how="mean", stop_at=0.5)
+    silent = Columns((Head("nsfw", ("nsfw",), ("safe", "nsfw")),), key="video_path")
+    with pytest.raises(UnknownThreshold, match="a mean cannot be decided about"):
+        VideoColumns(silent, "mean")

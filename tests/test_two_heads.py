@@ -76,12 +76,16 @@ def test_a_head_nobody_asked_for_is_not_run(two_heads):
     assert after["taste_head"] == before["taste_head"]
 
 
-def test_clients_name_the_head_they_want(two_heads):
+def test_clients_name_the_heads_they_want_or_have_all(two_heads):
     with Client(two_heads.grpc_url) as client:
         assert [head.name for head in client.heads()] == ["nsfw", "taste"]
-        assert client.score([jpeg()], head="nsfw")[0].model_version.startswith("nsfw-")
-        with pytest.raises(UnknownHead, match="this server has: nsfw, taste"):
-            client.score([jpeg()])
+        (one,) = client.score([jpeg()], heads="nsfw")
+        assert one.model_version.startswith("nsfw-")
+        (both,) = client.score([jpeg()])
+        assert list(both.heads) == ["nsfw", "taste"]
+        assert both.heads["nsfw"].scores == pytest.approx(one.scores, abs=1e-6)
+        with pytest.raises(UnknownHead, match="no head 'clip'; this server has: nsfw, taste"):
+            client.score([jpeg()], heads="clip")
 
 
 def test_a_regression_without_thresholds_decides_nothing(two_heads):

@@ -3,12 +3,22 @@
 ClipsieveError
 ├── ServerUnavailable   nothing answered at the address, also after retries: raised
 ├── AccessDenied        the server wants another token: raised
-├── UnknownHead         the server has no such head: raised
+├── UnknownHead         the server, or a table, has no such head: raised
 ├── UnknownThreshold    a head has no such operating point, or cannot be cut at one threshold: raised
 ├── VersionChanged      another head answers than the rows before came from: raised
-└── ImageFailed         one image has no score; carried in its result as `error`, never raised by `score`
-    ├── ImageRejected   because of the image: sending it again fails again
-    └── InferenceFailed because of the server or the time limit: sending it again may succeed
+├── ImageFailed         one image has no score; carried in its result as `error`, never raised by `score`
+│   ├── ImageRejected   because of the image: sending it again fails again
+│   │   └── VideoError  a video cannot be read, or not to its end (video.py)
+│   └── InferenceFailed because of the server or the time limit: sending it again may succeed
+├── InputRefused        what was named is no list of images, or there is nothing to score (lists.py)
+├── ShardError          a WebDataset shard is cut off or damaged (shards.py)
+├── TableError          a table cannot be read, or lacks what is needed (table_batches.py)
+├── FilterError         tables, shards and what is to be kept do not fit together (filter.py)
+├── ArrangeError        files cannot be put in order or linked (arrange.py)
+├── RayFailed           a job on a Ray cluster cannot go on (ray_job.py)
+└── MissingExtra        a library that only one feature needs is not installed (video.py)
+
+The last seven are raised by what they are named for, and by no method of a client.
 """
 
 from __future__ import annotations

@@ -31,6 +31,12 @@ class ArrangeError(ClipsieveError):
     """The files cannot be arranged like this; nothing was changed, unless the message says so."""
 
 
+def shown(path: str) -> str:
+    """A path on one line of a terminal, without what a terminal would obey."""
+    text = text_from_path(path)
+    return text if text.isprintable() else repr(text)
+
+
 class Scored(NamedTuple):
     """One row of a result."""
 
@@ -53,7 +59,7 @@ class Touch:
 
     def __str__(self) -> str:
         when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.mtime_ns / 1e9))
-        return f"touch {when} {text_from_path(self.path)}"
+        return f"touch {when} {shown(self.path)}"
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class Link:
     """What the link says."""
 
     def __str__(self) -> str:
-        return f"link {text_from_path(self.path)} -> {text_from_path(self.target)}"
+        return f"link {shown(self.path)} -> {shown(self.target)}"
 
 
 @dataclass

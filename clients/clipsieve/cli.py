@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from clipsieve import cli_bench, cli_embed, cli_score, cli_server
+from clipsieve import cli_arrange, cli_bench, cli_embed, cli_filter, cli_report, cli_score, cli_server, cli_video
 from clipsieve.options import GroupedCommand
 
 app = typer.Typer(
@@ -41,8 +41,19 @@ def _root(
     pass
 
 
-for _command in (cli_score.score, cli_embed.embed, cli_server.heads, cli_server.health, cli_bench.bench):
-    app.command(cls=GroupedCommand)(_command)
+_COMMANDS = (
+    ("score", cli_score.score, "Score images: a row for each."),
+    ("video", cli_video.video, "Score videos by their frames: a row for each."),
+    ("embed", cli_embed.embed, "Compute the images' embeddings."),
+    ("report", cli_report.report, "Make an HTML page of a table of scores, to look at and to correct."),
+    ("filter", cli_filter.filter_command, "Keep samples by their scores: a list of names, or new shards."),
+    ("arrange", cli_arrange.arrange, "Order scored files by their times, or link them into folders."),
+    ("heads", cli_server.heads, "List the classifiers the server offers."),
+    ("health", cli_server.health, "Check that the server can score an image."),
+    ("bench", cli_bench.bench, "Measure images per second and latency at several concurrencies."),
+)
+for _name, _command, _line in _COMMANDS:  # in the order of the help
+    app.command(_name, cls=GroupedCommand, short_help=_line)(_command)
 
 
 def main() -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from clipsieve.arrange_table import source_of
+from clipsieve.cli_arrange import ArrangeOptions, arrange_files
 from clipsieve.cli_options import (
     SOME_FAILED,
     Format,
@@ -26,7 +28,7 @@ from clipsieve.cli_shards import ShardJob, are_shards, score_shards, shards_in
 from clipsieve.client import AsyncClient
 from clipsieve.inputs import Inputs
 from clipsieve.options import grouped, option
-from clipsieve.outputs import TABLE_SUFFIXES, check_place, rows_from_table, table_from_rows
+from clipsieve.outputs import TABLE_SUFFIXES, OutputRefused, check_place, rows_from_table, table_from_rows
 from clipsieve.partial import PartialRun, check_free
 from clipsieve.printing import printer
 from clipsieve.progress import Reporter, Tally
@@ -125,8 +127,8 @@ class OutputOptions:
 
 @grouped
 def score(
-    paths: Paths, inputs: InputOptions, heads: HeadOptions, output: OutputOptions, server: ServerOptions,
-    run: RunOptions,
+    paths: Paths, inputs: InputOptions, heads: HeadOptions, output: OutputOptions, arrange: ArrangeOptions,
+    server: ServerOptions, run: RunOptions,
 ) -> None:  # fmt: skip
     """Score images: one row for each, in the order given. An image that cannot be scored is a row with an error.
 
@@ -134,8 +136,9 @@ def score(
     Otherwise each head has columns that begin with its name.
     """
     reporter = run.reporter(output.out is not None)
-    job = _Job(inputs.inputs(paths), heads, output, run, reporter)
+    job = _Job(inputs.inputs(paths), heads, output, arrange, run, reporter)
     with exits(reporter):
+        job.check_arrange()
         client = server.client(run.concurrency, run.wait)
         if are_shards(job.inputs):
             asyncio.run(job.score_shards(client))
@@ -152,18 +155,43 @@ class _Job:
     inputs: Inputs
     heads: HeadOptions
     output: OutputOptions
+    arrange: ArrangeOptions
     run: RunOptions
     reporter: Reporter
 
+    def check_arrange(self) -> None:
+        """Raises BadParameter for files that cannot be arranged, whatever their scores."""
+        if not self.arrange.wanted:
+            return
+        flag = "--touch" if self.arrange.touch else "--link"
+        if are_shards(self.inputs):
+            raise typer.BadParameter("is for files, and a shard's images are none", param_hint=flag)
+        if self.output.out is None:
+            raise typer.BadParameter("needs a table: give --out", param_hint=flag)
+        self.arrange.check_outside(self.inputs.paths)
+
     async def score_to_file(self, client: AsyncClient, out: Path) -> None:
         check_place(out, TABLE_SUFFIXES)
-        check_free(out, self.run.overwrite)
+        self._check_free(out)
         paths = started(self.inputs)
         async with client:
             columns = await self._columns(client)
             work = self._work(client, columns, self._versions())
-            with PartialRun(out, self._identity(), columns.schema(), self.run.overwrite) as run:
+            source = source_of(columns.names)
+            self.arrange.check(source)
+            with PartialRun(out, self._identity(), columns.schema(), self.run.overwrite) as run, _complete() as ended:
                 await run_over_inputs(run, paths, work, self.reporter)
+        failed = arrange_files(out, source, self.arrange, self.reporter)
+        if ended or failed:
+            raise typer.Exit(SOME_FAILED)
+
+    def _check_free(self, out: Path) -> None:
+        try:
+            check_free(out, self.run.overwrite)
+        except OutputRefused as error:
+            if not self.arrange.wanted:
+                raise
+            raise OutputRefused(f"{error}; to arrange the files of this table: clipsieve arrange {out}") from None
 
     async def score_to_stdout(self, client: AsyncClient) -> None:
         paths = started(self.inputs)
@@ -232,6 +260,16 @@ class _Job:
         with printer(columns.names, self.output.format.value) as write:
             for table in arranged(tables, *order) if order else tables:
                 write(rows_from_table(table))
+
+
+@contextmanager
+def _complete() -> Iterator[list[typer.Exit]]:
+    """Holds back the exit of a run whose table is complete and has errors in it; the list then has it."""
+    held: list[typer.Exit] = []
+    try:
+        yield held
+    except typer.Exit as ended:
+        held.append(ended)
 
 
 async def _tables(

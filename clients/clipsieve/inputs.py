@@ -14,7 +14,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from clipsieve.images import MAX_IMAGE_BYTES as MAX_IMAGE_BYTES
 from clipsieve.lists import InputRefused, is_list, paths_from_table
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"})

@@ -33,7 +33,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from clipsieve._exceptions import ClipsieveError, ImageRejected
-from clipsieve.inputs import MAX_IMAGE_BYTES
+from clipsieve.images import MAX_IMAGE_BYTES
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "avif")
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")

@@ -3,6 +3,8 @@
     for frame in frames("clip.mp4", every_s=1.0):
         frame.time_s, frame.image     # 3.0, the bytes of a JPEG
 
+`clipsieve.video_rows` scores videos with a client.
+
 Frames come as a player shows them: turned and mirrored as the file says, with square pixels. A sampled frame is the
 first one shown at or after each multiple of `every_s`; one that stays longer than that is given once.
 
@@ -133,6 +135,25 @@ def frames(
     if image_format not in ("jpeg", "png"):
         raise ValueError(f"image_format must be jpeg or png, found {image_format!r}")
     return _frames(_pyav(), path, every_s, max_frames, limits or Limits(), image_format)
+
+
+def duration_of(path: str | os.PathLike[str], limits: Limits | None = None) -> float | None:
+    """How many seconds a video is long, as its header says; None when it does not.
+
+    Raises:
+        MissingExtra, VideoError: as `frames`.
+    """
+    av = _pyav()
+    with _open(av, path) as container:
+        return _Video(av, container, limits or Limits()).duration_s
+
+
+def check_installed() -> None:
+    """
+    Raises:
+        MissingExtra: PyAV is not installed.
+    """
+    _pyav()
 
 
 def aggregate(scores: Iterable[float], how: Literal["max", "mean"] = "max") -> float:

@@ -1,0 +1,137 @@
+"""Which columns of a table of scores say how its files are arranged, and its rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from clipsieve._exceptions import UnknownHead
+from clipsieve.arrange import ArrangeError, Scored
+from clipsieve.paths import path_from_text
+from clipsieve.table_batches import Batch, batches, column_names
+
+_NAMES = ("image_path", "video_path")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The columns by which files are arranged."""
+
+    name: str
+    """Of their paths."""
+    score: str
+    band: str | None
+    """Of `allow`, `review`, `block`, or of the class; None when nothing is decided."""
+    others: tuple[str, ...] = ()
+    """Columns of scores that do not count."""
+    head: str | None = None
+    """Which the rows must be of; for `probability`, which does not say."""
+
+
+def source_of(names: Sequence[str], head: str | None = None) -> Source:
+    """Chooses among the columns of a table.
+
+    Args:
+        head: a head's name, one of its labels as `<head>_<label>`, or a column; by default the first score counts.
+
+    Raises:
+        ArrangeError: the columns are not those of scored files.
+        UnknownHead: there is no score of that head; lists those there are.
+    """
+    path = next((name for name in _NAMES if name in names), None)
+    if path is None:
+        what = "has keys of shards, not files" if "key" in names else f"has no column {' or '.join(_NAMES)}"
+        raise ArrangeError(f"the table {what}; its columns are {', '.join(names) or 'none'}")
+    scores = [name for name in names if name == "probability" or name.endswith("_score")]
+    if not scores:
+        raise ArrangeError(f"the table has no column of scores; its columns are {', '.join(names)}")
+    if "probability" in scores:
+        named = None if head == "probability" else head
+        return Source(path, "probability", "class_name" if "class_name" in names else None, head=named)
+    score = scores[0] if head is None else _score_of(head, scores)
+    return Source(path, score, _band_column(score, names), tuple(name for name in scores if name != score))
+
+
+def source_in(table: Path, head: str | None = None) -> Source:
+    """`source_of` a file's columns.
+
+    Raises:
+        TableError: it cannot be read.
+    """
+    try:
+        return source_of(column_names(table), head)
+    except (ArrangeError, UnknownHead) as error:
+        raise type(error)(f"{table}: {error}") from None
+
+
+def read_scored(table: Path, source: Source) -> Iterator[Scored]:
+    """The files of a table; one whose row has an error has neither score nor band.
+
+    Raises:
+        TableError, ArrangeError: the table is damaged, or a value is not what its column holds.
+        UnknownHead: the rows are of another head.
+    """
+    wanted = (source.name, source.score, source.band, "error", "model_version")
+    present = [name for name in column_names(table) if name in wanted]
+    number = 0
+    for batch in batches(table, present):
+        for place in range(len(batch[source.name])):
+            number += 1
+            try:
+                yield _scored(batch, place, source)
+            except (ValueError, UnknownHead) as error:
+                kind = UnknownHead if isinstance(error, UnknownHead) else ArrangeError
+                raise kind(f"{table}: row {number}: {error}") from None
+
+
+def _scored(batch: Batch, place: int, source: Source) -> Scored:
+    def value(column: str | None) -> Any:
+        found = batch[column][place] if column in batch else None
+        return None if found == "" else found
+
+    path = value(source.name)
+    if not isinstance(path, str):
+        raise ValueError(f"{source.name} is {path!r:.60}, expected a path")
+    if value("error") is not None:
+        return Scored(path_from_text(path), None, None)
+    version = value("model_version")
+    if source.head is not None and version is not None and str(version).rpartition("-")[0] != source.head:
+        raise UnknownHead(f"there is no score of head {source.head!r}, this one is by {version}")
+    band = value(source.band)
+    return Scored(path_from_text(path), _score(value(source.score), source.score), None if band is None else str(band))
+
+
+def _score(value: Any, column: str) -> float | None:
+    if value is None:
+        return None
+    try:
+        score = float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{column} is {value!r:.60}, expected a number") from None
+    return score if math.isfinite(score) else None
+
+
+def _score_of(head: str, scores: Sequence[str]) -> str:
+    for wanted in (head, f"{head}_score"):
+        if wanted in scores:
+            return wanted
+    labels = [name for name in scores if name.startswith(f"{head}_")]
+    if not labels:
+        raise UnknownHead(f"there is no score of head {head!r}; there are: {', '.join(scores)}")
+    return labels[0]
+
+
+def _band_column(score: str, names: Sequence[str]) -> str | None:
+    """The label's decisions or classes, or those of the head that it is a label of."""
+    head = score.removesuffix("_score")
+    while head:
+        for name in (f"{head}_decision", f"{head}_class_name"):
+            if name in names:
+                return name
+        head = head.rpartition("_")[0]
+        if f"{head}_score" in names:  # another head, of a shorter name
+            return None
+    return None
