@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2_grpc
 from typer.testing import CliRunner
 
 from clipsieve import AccessDenied, Client, ServerUnavailable
-from clipsieve.cli import app
+from clipsieve.cli.main import app
 from tests.fakes import FakeModel, _GrpcService, _HttpHandler, _HttpServer, fake_score
 
 TOKEN = "a.b.c"

@@ -18,7 +18,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from clipsieve.cli import app
+from clipsieve.cli.main import app
 from tests.fakes import EMBED_DIM, REVISION, SERVE, FakeModel, demo_parameters, fake_embedding, fake_score
 
 THRESHOLDS = json.dumps(

@@ -20,8 +20,8 @@ from pictures import jpeg, noise
 from typer.testing import CliRunner
 
 from clipsieve import Client
-from clipsieve.cli import app
-from clipsieve.cli_video import seconds_from_text
+from clipsieve.cli.main import app
+from clipsieve.cli.video import seconds_from_text
 from clipsieve.video import frames
 from tests.fakes import REVISION, SERVE, Failure, FakeModel, demo_parameters, fake_score
 
@@ -451,7 +451,7 @@ def test_durations(text, seconds):
 
 
 def test_without_pyav_the_extra_is_named(videos):
-    code = "import sys; sys.modules['av'] = None; from clipsieve.cli import app; app()"
+    code = "import sys; sys.modules['av'] = None; from clipsieve.cli.main import app; app()"
     command = [sys.executable, "-c", code, "video", str(videos)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
@@ -459,7 +459,7 @@ def test_without_pyav_the_extra_is_named(videos):
 
 
 def test_commands_that_need_no_extra_start_without_it():
-    code = "import sys; sys.modules['av'] = None; from clipsieve.cli import app; app()"
+    code = "import sys; sys.modules['av'] = None; from clipsieve.cli.main import app; app()"
     result = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
     listed = [line.split()[0] for line in result.stdout.partition("Commands:")[2].splitlines() if line.startswith("  ")]
     assert listed[:9] == ["score", "video", "embed", "report", "filter", "arrange", "heads", "health", "bench"]

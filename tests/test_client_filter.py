@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from clipsieve.cli_filter import filter_command
+from clipsieve.cli.filter import filter_command
 from clipsieve.filter import Columns, FilterError, Tally, Wanted, columns_of, filter_shards, read_rows, whole_file
 from clipsieve.paths import text_from_path
 from clipsieve.shards import ShardError, iter_samples, layout_of

@@ -25,16 +25,17 @@ from pictures import jpeg
 from ray_cluster import two_raylets
 from typer.testing import CliRunner
 
-from clipsieve import Head, ServerUnavailable, VersionChanged, ray_job
-from clipsieve.cli_bulk import app
+from clipsieve import Head, ServerUnavailable, VersionChanged
+from clipsieve.cli.bulk import app
 from clipsieve.client import AsyncClient
 from clipsieve.inputs import Inputs
 from clipsieve.lists import InputRefused
 from clipsieve.outputs import OutputRefused
-from clipsieve.ray_part import read_part
-from clipsieve.ray_plan import Plan, names_in, planned
-from clipsieve.ray_storage import file_names, files_below, joined, locate, whole_file
-from clipsieve.ray_unit import Job, Outcome, Servers, Status, UnitScorer, served
+from clipsieve.ray import job
+from clipsieve.ray.part import read_part
+from clipsieve.ray.plan import Plan, names_in, planned
+from clipsieve.ray.storage import file_names, files_below, joined, locate, whole_file
+from clipsieve.ray.unit import Job, Outcome, Servers, Status, UnitScorer, served
 from clipsieve.scoring import Columns
 from tests.fakes import REVISION, FakeModel, demo_parameters, fake_score, serve_grpc
 
@@ -381,13 +382,13 @@ def _fake_scoring(silent_times: int, status: Status = "unavailable"):
 
 @pytest.mark.parametrize("status", ["unavailable", "unwritten"])
 def test_unit_without_a_server_is_tried_again(status):
-    done = [outcome.unit for outcome in ray_job.retried(_fake_scoring(2, status), list(range(10)), workers=2)]
+    done = [outcome.unit for outcome in job.retried(_fake_scoring(2, status), list(range(10)), workers=2)]
     assert done == [0, 1, 2, 4, 5, 6, 7, 8, 9, 3]
 
 
 @pytest.mark.parametrize(("status", "error"), [("unavailable", ServerUnavailable), ("unwritten", OSError)])
 def test_job_without_a_server_ends(status, error):
-    found = ray_job.retried(_fake_scoring(10**6, status), list(range(10)), workers=2)
+    found = job.retried(_fake_scoring(10**6, status), list(range(10)), workers=2)
     with pytest.raises(error, match="gone"):
         list(found)
 
@@ -403,7 +404,7 @@ def test_usage_errors_have_status_2(tmp_path, photos):
 
 
 def test_missing_ray_is_named(tmp_path, photos, monkeypatch):
-    monkeypatch.setattr(ray_job, "find_spec", lambda name: None)
+    monkeypatch.setattr(job, "find_spec", lambda name: None)
     result = CliRunner().invoke(app, [str(photos), "--out", str(tmp_path / "out")])
     assert result.exit_code == 1
     assert "clipsieve[ray]" in result.stderr
@@ -446,7 +447,7 @@ def many(tmp_path_factory):
 
 
 def _start(cluster, server, *arguments: object, folder: Path | None = None) -> subprocess.Popen:
-    command = [sys.executable, "-m", "clipsieve.cli_bulk", "--url", server.grpc_url, "--rows-per-file", str(ROWS)]
+    command = [sys.executable, "-m", "clipsieve.cli.bulk", "--url", server.grpc_url, "--rows-per-file", str(ROWS)]
     command += ["--address", cluster["address"], "--json-log", *map(str, arguments)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=folder)
 

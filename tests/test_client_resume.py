@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from clipsieve import Columns, Head, Retry
-from clipsieve.cli import app
+from clipsieve.cli.main import app
 from clipsieve.outputs import OutputRefused
 from clipsieve.partial import PartialRun
 from clipsieve.resume import Done
@@ -292,7 +292,7 @@ def test_full_disk_keeps_what_was_committed(url, photos, tmp_path, small_parts, 
 
 
 def test_embeddings_go_on_too(url, model, photos, tmp_path, monkeypatch):
-    monkeypatch.setattr("clipsieve.cli_embed._COMMIT_ROWS", 16)
+    monkeypatch.setattr("clipsieve.cli.embed._COMMIT_ROWS", 16)
     arguments = ["embed", photos, "--url", url, "--out", tmp_path / "out.npy", "--wait", "0", "--concurrency", "4"]
     model.dead_after = 100
     assert _run(*arguments).exit_code == 5
@@ -318,7 +318,7 @@ def _killed_once(command: list, model: FakeModel, after_s: float) -> bool:
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 def test_killed_at_any_moment_it_ends_with_one_row_each(url, model, photos, tmp_path, suffix):
     out = tmp_path / f"out{suffix}"
-    start = "import clipsieve.bulk as b; b.COMMIT_ROWS = 20; from clipsieve.cli import main; main()"
+    start = "import clipsieve.bulk as b; b.COMMIT_ROWS = 20; from clipsieve.cli.main import main; main()"
     command = [sys.executable, "-c", start, "score", photos, "--url", url, "--out", out, "--concurrency", "4"]
     model.delay_s = 0.004
     rng = random.Random(1)

@@ -13,7 +13,7 @@ import pytest
 from typer.testing import CliRunner
 
 from clipsieve import Retry
-from clipsieve.cli import app
+from clipsieve.cli.main import app
 from tests.fakes import SERVE, FakeModel, fake_score
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from clipsieve import ImageRejected
-from clipsieve.thumbnails import Missing, quiet_decoders, thumbnail_from_file, thumbnails
+from clipsieve.report.thumbnails import Missing, quiet_decoders, thumbnail_from_file, thumbnails
 from tests.pictures import SVG, encoded, jpeg, noise, png_bomb
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clipsieve.report import ReportOptions, write_report
+from clipsieve.report.page import ReportOptions, write_report
 from recipes.manifest import EncoderFingerprint
 from tests.chromium import Browser, Page, browser, chromium_or_skip
 from tests.pictures import jpeg

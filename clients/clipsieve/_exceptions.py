@@ -15,7 +15,7 @@ ClipsieveError
 ├── TableError          a table cannot be read, or lacks what is needed (table_batches.py)
 ├── FilterError         tables, shards and what is to be kept do not fit together (filter.py)
 ├── ArrangeError        files cannot be put in order or linked (arrange.py)
-├── RayFailed           a job on a Ray cluster cannot go on (ray_job.py)
+├── RayFailed           a job on a Ray cluster cannot go on (ray/job.py)
 └── MissingExtra        a library that only one feature needs is not installed (video.py)
 
 The last seven are raised by what they are named for, and by no method of a client.

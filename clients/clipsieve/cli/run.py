@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import typer
 
 from clipsieve.bulk import commit_rows, failed_rows, names_in
-from clipsieve.cli_options import SOME_FAILED
+from clipsieve.cli.options import SOME_FAILED
 from clipsieve.inputs import Inputs
 from clipsieve.lists import InputRefused
 from clipsieve.outputs import write_table

@@ -12,8 +12,8 @@ import typer
 
 from clipsieve.arrange import Arranged, link, shown, touch, undo_touch
 from clipsieve.arrange_table import Source, read_scored, source_in
-from clipsieve.cli_options import SOME_FAILED, exits
-from clipsieve.options import grouped, option
+from clipsieve.cli.grouped import grouped, option
+from clipsieve.cli.options import SOME_FAILED, exits
 from clipsieve.progress import Reporter
 from clipsieve.table_batches import SUFFIXES
 

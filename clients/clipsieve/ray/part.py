@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from clipsieve.outputs import table_from_rows
-from clipsieve.ray_storage import locate, whole_file
+from clipsieve.ray.storage import locate, whole_file
 from clipsieve.scoring import Row
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from importlib.util import find_spec
 from typing import Any, cast
 
 from clipsieve._exceptions import ClipsieveError, ServerUnavailable
-from clipsieve.ray_part import Part
-from clipsieve.ray_unit import Job, Outcome, Served, Servers, Status, UnitScorer, served
+from clipsieve.ray.part import Part
+from clipsieve.ray.unit import Job, Outcome, Served, Servers, Status, UnitScorer, served
 
 _UNITS_AT_ONCE = 10_000
 """In one dataset: Ray keeps a block for each."""
@@ -73,7 +73,7 @@ def connected(address: str | None, is_quiet: bool = True) -> Iterator[int]:
 
 
 def served_to_workers(servers: Servers, names: list[str] | None, allow_version_change: bool) -> Served:
-    """`ray_unit.served`, asked from a worker: the servers may be where only workers reach them."""
+    """`ray.unit.served`, asked from a worker: the servers may be where only workers reach them."""
     import ray
 
     ask = ray.remote(num_cpus=0)(_ask)

@@ -26,7 +26,7 @@ from clipsieve.inputs import Inputs
 from clipsieve.lists import InputRefused, is_list, paths_from_table
 from clipsieve.outputs import OutputRefused
 from clipsieve.paths import path_from_text, text_from_path
-from clipsieve.ray_storage import (
+from clipsieve.ray.storage import (
     TEMPORARY,
     fetched,
     file_names,

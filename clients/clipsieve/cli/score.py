@@ -12,8 +12,9 @@ from typing import Annotated, Any
 import typer
 
 from clipsieve.arrange_table import source_of
-from clipsieve.cli_arrange import ArrangeOptions, arrange_files
-from clipsieve.cli_options import (
+from clipsieve.cli.arrange import ArrangeOptions, arrange_files
+from clipsieve.cli.grouped import grouped, option
+from clipsieve.cli.options import (
     SOME_FAILED,
     Format,
     InputOptions,
@@ -23,11 +24,10 @@ from clipsieve.cli_options import (
     exits,
     finite,
 )
-from clipsieve.cli_run import Work, identity_of, run_over_inputs, started
-from clipsieve.cli_shards import ShardJob, are_shards, score_shards, shards_in
+from clipsieve.cli.run import Work, identity_of, run_over_inputs, started
+from clipsieve.cli.shards import ShardJob, are_shards, score_shards, shards_in
 from clipsieve.client import AsyncClient
 from clipsieve.inputs import Inputs
-from clipsieve.options import grouped, option
 from clipsieve.outputs import TABLE_SUFFIXES, OutputRefused, check_place, rows_from_table, table_from_rows
 from clipsieve.partial import PartialRun, check_free
 from clipsieve.printing import printer

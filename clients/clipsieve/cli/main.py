@@ -10,8 +10,8 @@ from typing import Annotated
 
 import typer
 
-from clipsieve import cli_arrange, cli_bench, cli_embed, cli_filter, cli_report, cli_score, cli_server, cli_video
-from clipsieve.options import GroupedCommand
+from clipsieve.cli import arrange, bench, embed, filter, report, score, server, video
+from clipsieve.cli.grouped import GroupedCommand
 
 app = typer.Typer(
     name="clipsieve",
@@ -42,15 +42,15 @@ def _root(
 
 
 _COMMANDS = (
-    ("score", cli_score.score, "Score images: a row for each."),
-    ("video", cli_video.video, "Score videos by their frames: a row for each."),
-    ("embed", cli_embed.embed, "Compute the images' embeddings."),
-    ("report", cli_report.report, "Make an HTML page of a table of scores, to look at and to correct."),
-    ("filter", cli_filter.filter_command, "Keep samples by their scores: a list of names, or new shards."),
-    ("arrange", cli_arrange.arrange, "Order scored files by their times, or link them into folders."),
-    ("heads", cli_server.heads, "List the classifiers the server offers."),
-    ("health", cli_server.health, "Check that the server can score an image."),
-    ("bench", cli_bench.bench, "Measure images per second and latency at several concurrencies."),
+    ("score", score.score, "Score images: a row for each."),
+    ("video", video.video, "Score videos by their frames: a row for each."),
+    ("embed", embed.embed, "Compute the images' embeddings."),
+    ("report", report.report, "Make an HTML page of a table of scores, to look at and to correct."),
+    ("filter", filter.filter_command, "Keep samples by their scores: a list of names, or new shards."),
+    ("arrange", arrange.arrange, "Order scored files by their times, or link them into folders."),
+    ("heads", server.heads, "List the classifiers the server offers."),
+    ("health", server.health, "Check that the server can score an image."),
+    ("bench", bench.bench, "Measure images per second and latency at several concurrencies."),
 )
 for _name, _command, _line in _COMMANDS:  # in the order of the help
     app.command(_name, cls=GroupedCommand, short_help=_line)(_command)

@@ -1,6 +1,6 @@
 """A table of scores → one HTML page to look at them, which needs no server and asks nothing of the network.
 
-The page is report.html with the data written into it as JSON, where its script looks for it. What comes
+The page is page.html with the data written into it as JSON, where its script looks for it. What comes
 from the table is data alone, never markup: the only script and the only style that run are the
 template's own, named by their hashes in the page's Content-Security-Policy.
 """
@@ -29,9 +29,9 @@ import numpy as np
 
 from clipsieve.outputs import check_output, replacing
 from clipsieve.paths import path_from_text
-from clipsieve.report_table import Column, Order, ScoreTable, choose_rows, read_names, read_scores
+from clipsieve.report.table import Column, Order, ScoreTable, choose_rows, read_names, read_scores
+from clipsieve.report.thumbnails import Missing, quiet_decoders, thumbnails
 from clipsieve.scoring import shortest
-from clipsieve.thumbnails import Missing, quiet_decoders, thumbnails
 
 _CHUNK = 200
 """Pictures a data block; the page parses a block when one of its pictures is first seen."""
@@ -246,7 +246,7 @@ def _data_block(data: Any, attribute: str) -> bytes:
 
 def _template(linked: bool) -> tuple[bytes, bytes]:
     """The page before and after its data."""
-    page = (resources.files("clipsieve") / "report.html").read_text(encoding="utf-8")
+    page = (resources.files("clipsieve.report") / "page.html").read_text(encoding="utf-8")
     hashes = {kind: _element_hash(page, kind) for kind in ("style", "script")}
     pictures = "data: file: 'self'" if linked else "data:"
     policy = (
@@ -259,7 +259,7 @@ def _template(linked: bool) -> tuple[bytes, bytes]:
 
 def _element_hash(page: str, name: str) -> str:
     found = re.search(f"<{name}>(.*?)</{name}>", page, re.DOTALL)
-    assert found, f"report.html has no {name} element"
+    assert found, f"page.html has no {name} element"
     return f"'sha256-{base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()}'"
 
 

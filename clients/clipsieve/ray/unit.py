@@ -17,9 +17,9 @@ import numpy as np
 
 from clipsieve._exceptions import ClipsieveError, ServerUnavailable, VersionChanged
 from clipsieve.client import AsyncClient
-from clipsieve.ray_part import Part, read_part, write_part
-from clipsieve.ray_plan import Plan
-from clipsieve.ray_storage import RemoteImage, is_remote, joined, opened
+from clipsieve.ray.part import Part, read_part, write_part
+from clipsieve.ray.plan import Plan
+from clipsieve.ray.storage import RemoteImage, is_remote, joined, opened
 from clipsieve.results import Head
 from clipsieve.scoring import Columns, Item, Row, Versions, stream_rows
 from clipsieve.settings import Settings

@@ -9,8 +9,8 @@ from pathlib import Path
 import typer
 
 from clipsieve.bulk import failed_rows
-from clipsieve.cli_options import SOME_FAILED
-from clipsieve.cli_run import Work, finish, run_to_file
+from clipsieve.cli.options import SOME_FAILED
+from clipsieve.cli.run import Work, finish, run_to_file
 from clipsieve.inputs import Inputs
 from clipsieve.lists import InputRefused
 from clipsieve.outputs import OutputRefused

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-from clipsieve.cli_options import InputOptions, Paths, RunOptions, ServerOptions, exits
-from clipsieve.cli_run import Work, identity_of, run_over_inputs, started
+from clipsieve.cli.grouped import grouped, option
+from clipsieve.cli.options import InputOptions, Paths, RunOptions, ServerOptions, exits
+from clipsieve.cli.run import Work, identity_of, run_over_inputs, started
 from clipsieve.client import AsyncClient
 from clipsieve.inputs import Inputs
-from clipsieve.options import grouped, option
 from clipsieve.outputs import EMBEDDING_SUFFIXES, check_place
 from clipsieve.partial import PartialRun, check_free
 from clipsieve.progress import Reporter

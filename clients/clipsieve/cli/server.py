@@ -7,8 +7,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
-from clipsieve.cli_options import FAILURE, UNAVAILABLE, ServerOptions, Timeout, exits, fail
-from clipsieve.options import grouped, option
+from clipsieve.cli.grouped import grouped, option
+from clipsieve.cli.options import FAILURE, UNAVAILABLE, ServerOptions, Timeout, exits, fail
 from clipsieve.printing import print_table
 from clipsieve.progress import Reporter
 from clipsieve.results import Head

@@ -15,16 +15,16 @@ from typing import Annotated, NoReturn
 import typer
 
 from clipsieve._exceptions import ClipsieveError, VersionChanged
-from clipsieve.cli_options import SOME_FAILED, InputOptions, RunOptions, ServerOptions, exits
-from clipsieve.cli_score import HeadOptions
-from clipsieve.options import GroupedCommand, grouped, option
+from clipsieve.cli.grouped import GroupedCommand, grouped, option
+from clipsieve.cli.options import SOME_FAILED, InputOptions, RunOptions, ServerOptions, exits
+from clipsieve.cli.score import HeadOptions
 from clipsieve.outputs import OutputRefused
 from clipsieve.progress import Reporter, Tally
-from clipsieve.ray_job import check_installed, connected, outcomes, served_to_workers
-from clipsieve.ray_part import Part, read_part
-from clipsieve.ray_plan import Plan, delete_leftovers, planned
-from clipsieve.ray_storage import is_remote, joined, local_path
-from clipsieve.ray_unit import Job, Outcome, Servers
+from clipsieve.ray.job import check_installed, connected, outcomes, served_to_workers
+from clipsieve.ray.part import Part, read_part
+from clipsieve.ray.plan import Plan, delete_leftovers, planned
+from clipsieve.ray.storage import is_remote, joined, local_path
+from clipsieve.ray.unit import Job, Outcome, Servers
 from clipsieve.scoring import Columns
 
 _JOB = "Job"

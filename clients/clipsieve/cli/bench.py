@@ -11,11 +11,11 @@ from typing import Annotated
 import typer
 
 from clipsieve.bench import Figures, images_from, measure, rounded
-from clipsieve.cli_options import SOME_FAILED, InputOptions, Paths, ServerOptions, exits
-from clipsieve.cli_run import started
+from clipsieve.cli.grouped import grouped, option
+from clipsieve.cli.options import SOME_FAILED, InputOptions, Paths, ServerOptions, exits
+from clipsieve.cli.run import started
 from clipsieve.client import AsyncClient
 from clipsieve.lists import InputRefused
-from clipsieve.options import grouped, option
 from clipsieve.printing import print_table
 from clipsieve.progress import Reporter
 

@@ -16,13 +16,13 @@ from typing import Annotated
 import typer
 
 from clipsieve.bulk import names_in
-from clipsieve.cli_options import SOME_FAILED, Format, RunOptions, ServerOptions, exits, finite
-from clipsieve.cli_run import Work, finish, identity_of, publish_finished, run_to_file
-from clipsieve.cli_score import HeadOptions
+from clipsieve.cli.grouped import grouped, option
+from clipsieve.cli.options import SOME_FAILED, Format, RunOptions, ServerOptions, exits, finite
+from clipsieve.cli.run import Work, finish, identity_of, publish_finished, run_to_file
+from clipsieve.cli.score import HeadOptions
 from clipsieve.client import AsyncClient
 from clipsieve.inputs import Inputs
 from clipsieve.lists import InputRefused, is_list
-from clipsieve.options import grouped, option
 from clipsieve.outputs import TABLE_SUFFIXES, check_place
 from clipsieve.partial import PartialRun, check_free
 from clipsieve.printing import printer

@@ -9,10 +9,10 @@ from typing import Annotated
 
 import typer
 
-from clipsieve.cli_options import exits, finite
-from clipsieve.options import option
+from clipsieve.cli.grouped import option
+from clipsieve.cli.options import exits, finite
 from clipsieve.progress import Reporter
-from clipsieve.report import ReportOptions, write_report
+from clipsieve.report.page import ReportOptions, write_report
 from clipsieve.table_batches import SUFFIXES
 
 _PAGE, _PICTURES, _RUN = "Page", "Pictures", "Run"
