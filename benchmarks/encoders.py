@@ -105,7 +105,7 @@ def main() -> int:
         parser.error(f"no encoder matches {' '.join(patterns)}; there are {', '.join(ENCODERS)}")
     versions = tool_versions("torch", "open_clip_torch", "timm", "onnx", "onnxruntime")
     Console(stderr=True).print(f"{os.cpu_count()} cores, {platform.machine()}, {versions}, random weights")
-    print(f"{'encoder':20} {'dims':>5} {'MB':>7} {'s':>5} {'GiB':>5} {'cosine min':>12} {'max |Δ|':>8}  pixels")
+    print(f"{'encoder':20} {'dims':>5} {'MB':>7} {'s':>5} {'GiB':>5} {'1-cosine':>8} {'max |Δ|':>8}  pixels")
     rows = []
     for name in chosen:
         with tempfile.TemporaryDirectory() as folder:
@@ -113,7 +113,7 @@ def main() -> int:
         rows.append(row)
         print(
             f"{row.name:20} {row.embed_dim:5} {row.megabytes:7.0f} {row.seconds:5.0f} {row.peak_gib:5.1f} "
-            f"{row.cosine_min:12.9f} {row.max_abs_difference:8.1e}  {row.pixels}",
+            f"{1 - row.cosine_min:8.1e} {row.max_abs_difference:8.1e}  {row.pixels}",
             flush=True,
         )
     print(json.dumps({"benchmark": "encoders", "versions": versions, "rows": [asdict(row) for row in rows]}))

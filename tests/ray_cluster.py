@@ -29,8 +29,9 @@ STORE_BYTES = 80 * 2**20
 def two_raylets() -> Iterator[dict[str, Any]]:
     """What the program prints. Nothing of it is left afterwards."""
     folder = tempfile.mkdtemp(prefix="ray-")  # short: names of sockets may have 107 bytes
+    os.mkdir(os.path.join(folder, "ray"))  # where Ray notes the cluster's address; it does not make it itself
     command = [sys.executable, __file__, folder]
-    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0"}
+    environment = os.environ | {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": folder}
     with open(os.path.join(folder, "log"), "wb") as log:
         process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True

@@ -94,8 +94,8 @@ def test_a_good_file_is_scored(rows, name):
 
 def test_scores_are_those_of_open_clips_own_pixels(rows, server, demo, encoder):
     """A file in an ordinary mode scores as its pixels through open_clip's transform would."""
-    size = encoder.preprocessing.image_size
-    transform = image_transform(size, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))
+    (view,) = encoder.preprocessing
+    transform = image_transform(view.image_size, is_train=False, mean=(0, 0, 0), std=(1, 1, 1))
     assert isinstance(transform, Compose)
     for name in ("photo.jpg", "cmyk.jpg", "1x1.png"):
         pixels = cast(torch.Tensor, transform(Image.open(io.BytesIO(GOOD[name]))))

@@ -293,7 +293,7 @@ def test_table_of_scores_is_a_list_of_images(url, photos, tmp_path):
 
 
 def test_bench(url, model, photos):
-    result = _run("bench", photos, "--url", url, "--images", "40", "--concurrency", "2,8", "--json")
+    result = _run("bench", photos, "--url", url, "--count", "40", "--concurrency", "2,8", "--json")
     assert result.exit_code == 0
     figures = json.loads(result.stdout)
     assert [(each["concurrency"], each["images"], each["failed"]) for each in figures] == [(2, 40, 0), (8, 40, 0)]

@@ -284,7 +284,7 @@ def test_a_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     before = (tmp_path / "r.html").read_bytes()
     with pytest.raises(OutputRefused, match="already exists"):
         write_report(table, tmp_path / "r.html", ReportOptions())
-    monkeypatch.setattr("clipsieve.report._entry", lambda picture: 1 / 0)
+    monkeypatch.setattr("clipsieve.report.page._entry", lambda picture: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         write_report(table, tmp_path / "r.html", ReportOptions(overwrite=True))
     assert (tmp_path / "r.html").read_bytes() == before

@@ -28,7 +28,7 @@ from clipsieve.paths import text_from_path
 from clipsieve.shards import SHARD_SUFFIXES, Layout, ShardError, Span, layout_of, open_forwards
 from clipsieve.table_batches import Batch, batches, column_names
 
-_NAMES = ("key", "image_path")
+_NAMES = ("key", "image_path", "video_path")
 _BANDS = frozenset({"allow", "review", "block"})
 _CONDITION_FILE = "filter.json"
 _CHUNK = 1 << 20

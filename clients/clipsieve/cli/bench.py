@@ -26,9 +26,9 @@ _GROUP = "Measurement"
 class BenchOptions:
     """What is measured."""
 
-    images: Annotated[
+    count: Annotated[
         int,
-        option("--images/-n", "Images offered at each concurrency.", group=_GROUP, min=1, show_default=True),
+        option("--count/-n", "Images offered at each concurrency.", group=_GROUP, min=1, show_default=True),
     ] = 1000
     concurrency: Annotated[
         str,
@@ -68,12 +68,12 @@ def bench(paths: Paths, inputs: InputOptions, options: BenchOptions, server: Ser
 async def _bench(
     client: AsyncClient, paths: Iterator[str], options: BenchOptions, concurrencies: list[int]
 ) -> list[Figures]:
-    images = images_from(paths, options.images)
+    images = images_from(paths, options.count)
     if not images:
         raise InputRefused("none of the images can be read")
     async with client:
         heads = [head.name for head in await client.chosen_heads(options.head or None)]
-        return [rounded(each) async for each in measure(client, images, options.images, concurrencies, heads)]
+        return [rounded(each) async for each in measure(client, images, options.count, concurrencies, heads)]
 
 
 def _print(figures: list[Figures], as_json: bool) -> None:

@@ -24,7 +24,7 @@ from clipsieve.table_batches import Batch, TableError, batches, column_names
 
 Order = Literal["highest", "lowest", "near", "sample"]
 
-_NAMES = ("image_path", "key", "path")
+_NAMES = ("image_path", "video_path", "key", "path")
 _CODE = re.compile(r"([A-Z][A-Z0-9_]+)(?:: *|$)")
 _BANDS = ("allow", "review", "block")
 
