@@ -92,6 +92,7 @@ class _Drawer(Generic[_Item], AsyncIterator[_Item]):
     def __init__(self, items: Iterable[_Item], ahead: int) -> None:
         self._loop = asyncio.get_running_loop()
         self._room = threading.Semaphore(ahead)
+        self._burst, self._taken = max(1, ahead // 2), 0
         self._items: deque[_Item] = deque()
         self._arrived = asyncio.Event()
         self._ended = self._stopped = False
@@ -114,7 +115,10 @@ class _Drawer(Generic[_Item], AsyncIterator[_Item]):
                 raise StopAsyncIteration
             await self._arrived.wait()
         item = self._items.popleft()
-        self._room.release()
+        self._taken += 1
+        if self._taken >= self._burst or not self._items:  # not one by one: each would wake the thread
+            self._room.release(self._taken)
+            self._taken = 0
         return item
 
     def _draw(self, items: Iterable[_Item]) -> None:
