@@ -103,7 +103,7 @@ def main() -> int:
 
 def perf_rates(url: str, pictures: list[Path], folder: Path) -> list[dict]:
     folder.mkdir()
-    return measure(url, pictures, [8, 16, 32], folder, find_wheel().libraries)
+    return measure(url, pictures, [16, 32, 64], folder, find_wheel().libraries)
 
 
 def report(rates: list[dict], runs: list[Run]) -> None:
