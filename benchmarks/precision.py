@@ -39,8 +39,8 @@ from build.quantize import to_int8
 from build.tower import Tower, load_tower
 from recipes.manifest import tool_versions
 from recipes.photos import Picture, calibration_pictures, verification_pictures
-from recipes.pixels import served_transform
-from recipes.schema import Head, Published, Recipe, load_recipe
+from recipes.pixels import served_pixels
+from recipes.schema import Head, Published, Recipe, Serving, load_recipe
 from training.import_head import Options, import_head
 
 _HEADS = {512: "laion-nsfw-b32", 768: "laion-nsfw-l14"}
@@ -97,8 +97,7 @@ def add_outliers(visual: Any, factor: float) -> None:
 
 def pixels_of(pictures: list[Picture], tower: Tower) -> np.ndarray:
     """(N, H, W, 3) uint8, as served."""
-    transform = served_transform([tower.preprocessing], recipe_of("any", "random").serving)
-    return np.stack([transform(picture.data) for picture in pictures])
+    return served_pixels([tower.preprocessing], Serving(), pictures)
 
 
 def write_methods(source: Path, folder: Path, calibration: np.ndarray, tried: bool) -> dict[str, Path]:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -86,27 +85,31 @@ def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifes
     """Make, check and install into `folder` the recipe's precision of the fp32 encoder in `source`."""
     import numpy as np
 
-    from build.parity import Reference, check_embeddings
-    from recipes.photos import verification_pictures
-    from recipes.pixels import served_transform
+    from build.parity import Reference, check_embeddings, onnx_embeddings
+    from build.quantize import to_int8
+    from recipes.photos import calibration_pictures, verification_pictures
+    from recipes.pixels import served_pixels
 
     precision, full = recipe.build.precision, read_encoder(source)
-    transform = served_transform(full.preprocessing, recipe.serving)
     pictures = verification_pictures()
-    pixels = np.stack([transform(picture.data) for picture in pictures])
+    pixels = served_pixels(full.preprocessing, recipe.serving, pictures)
     expected = np.load(source / VERIFICATION)["torch"]
     reference = Reference([picture.name for picture in pictures], pixels, expected)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         path = Path(partial) / "model.onnx"
-        reduce = _to_float16 if precision == "fp16" else _to_int8
-        embeddings = reduce(source / "model.onnx", path, pixels, transform)
+        if precision == "fp16":
+            embeddings = _to_float16(source / "model.onnx", path, pixels)
+        else:
+            calibration = served_pixels(full.preprocessing, recipe.serving, calibration_pictures())
+            to_int8(source / "model.onnx", path, calibration)
+            embeddings = onnx_embeddings(path, pixels)
         parity = check_embeddings(reference, embeddings, recipe, precision)
         manifest = full.model_copy(update={"precision": precision, "made_from": full.onnx_sha256})
         return _install(manifest, parity, path, folder, embeddings=embeddings)
 
 
-def _to_float16(source: Path, path: Path, pixels: np.ndarray, transform: object) -> np.ndarray:
+def _to_float16(source: Path, path: Path, pixels: np.ndarray) -> np.ndarray:
     """Write the fp16 file; its embeddings as a GPU computes them. That the file itself runs is tried as well."""
     from build.parity import onnx_embeddings
     from build.precision import to_float16, write_as_gpu
@@ -116,18 +119,6 @@ def _to_float16(source: Path, path: Path, pixels: np.ndarray, transform: object)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         write_as_gpu(path, Path(folder) / "as_gpu.onnx")
         return onnx_embeddings(Path(folder) / "as_gpu.onnx", pixels, optimize=False)
-
-
-def _to_int8(source: Path, path: Path, pixels: np.ndarray, transform: Callable[[bytes], np.ndarray]) -> np.ndarray:
-    """Write the int8 file, calibrated on other photographs than those that it is checked with; its embeddings."""
-    import numpy as np
-
-    from build.parity import onnx_embeddings
-    from build.quantize import to_int8
-    from recipes.photos import calibration_pictures
-
-    to_int8(source, path, np.stack([transform(picture.data) for picture in calibration_pictures()]))
-    return onnx_embeddings(path, pixels)
 
 
 def describe(recipe: Recipe, towers: list[Tower], embed_dim: int) -> EncoderManifest:
@@ -182,7 +173,7 @@ def up_to_date(
         manifest.recipe == recipe_part(recipe)
         and manifest.versions == versions(recipe)
         and (manifest.precision, manifest.made_from) == (precision, made_from)
-        and manifest.parity["cosine_min"] >= getattr(recipe.build.minimum_cosine, precision)
+        and manifest.parity["cosine_min"] >= recipe.build.minimum_cosine.at(precision)
         and manifest.source_sha256 == [source_sha256(encoder) for encoder in recipe.encoder.towers]
         and path.is_file()
         and (folder / VERIFICATION).is_file()

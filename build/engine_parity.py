@@ -14,7 +14,7 @@ from build.encoder import VERIFICATION
 from build.tensorrt_plan import PlanError, PlanSpec, run_plan
 from recipes.manifest import EncoderManifest
 from recipes.photos import verification_pictures
-from recipes.pixels import served_transform
+from recipes.pixels import served_pixels
 from recipes.schema import Recipe
 
 
@@ -24,8 +24,7 @@ def plan_checker(
     """A check of one plan file; it needs the GPU that the plan is for. The plan's embeddings are left beside it."""
 
     def check(trt: ModuleType, plan: Path, spec: PlanSpec) -> dict[str, float]:
-        transform = served_transform(encoder.preprocessing, recipe.serving)
-        pixels = np.stack([transform(picture.data) for picture in verification_pictures()])  # (B, H, W, 3) uint8
+        pixels = served_pixels(encoder.preprocessing, recipe.serving, verification_pictures())
         expected = _onnx_embeddings(spec, pixels)
         embeddings = run_plan(trt, plan.read_bytes(), spec, pixels, device)
         np.savez(plan.with_name(VERIFICATION), embeddings=embeddings)

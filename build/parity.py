@@ -21,7 +21,7 @@ from build.errors import ParityError
 from build.layers import HiddenLayers, blocks_of, summary_of_tokens
 from build.tower import Tower, views_of
 from recipes.photos import Picture, verification_pictures
-from recipes.pixels import served_module, served_transform
+from recipes.pixels import served_module, served_pixels
 from recipes.schema import Precision, Recipe
 
 BATCH = 8
@@ -49,8 +49,7 @@ def torch_reference(towers: list[Tower], recipe: Recipe) -> Reference:
         ParityError: a pixel of a picture differs; naming the picture and how many.
     """
     pictures = verification_pictures()
-    transform = served_transform(views_of(towers), recipe.serving)
-    pixels = np.stack([transform(picture.data) for picture in pictures])
+    pixels = served_pixels(views_of(towers), recipe.serving, pictures)
     library_views = {tower.preprocessing: tower for tower in towers}.values()
     for picture, served in zip(pictures, pixels, strict=True):
         expected = served_module().stacked([_library_pixels(tower, picture) for tower in library_views])
@@ -73,7 +72,7 @@ def check_embeddings(
     Raises:
         ParityError: naming the worst picture, the figure and the limit.
     """
-    limit = getattr(recipe.build.minimum_cosine, precision)
+    limit = recipe.build.minimum_cosine.at(precision)
     found = cosines(reference.embeddings, embeddings)
     worst = int(np.nan_to_num(found, nan=-2.0).argmin())
     if not found[worst] >= limit:  # NaN fails as well

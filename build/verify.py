@@ -77,7 +77,7 @@ def verify(recipe: Recipe) -> list[Comparison]:
     return [
         Comparison(
             stage.name,
-            getattr(recipe.build.minimum_cosine, stage.precision),
+            recipe.build.minimum_cosine.at(stage.precision),
             compare_embeddings(reference, stage.embeddings),
             [compare_scores(name, session, reference, stage.embeddings) for name, session in sessions.items()],
         )

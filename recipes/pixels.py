@@ -7,8 +7,11 @@ import sys
 from collections.abc import Sequence
 from types import ModuleType
 
+import numpy as np
+
 from recipes.manifest import Preprocessing
 from recipes.paths import MODEL_REPOSITORY
+from recipes.photos import Picture
 from recipes.schema import Serving
 
 _SERVED_FILE = MODEL_REPOSITORY / "preprocess" / "1" / "clip_pixels.py"
@@ -46,6 +49,12 @@ def served_transform(views: Sequence[Preprocessing], serving: Serving):
     Raises `clip_pixels.ImageError` (with `.code` and `.message`) for an image it refuses.
     """
     return served_module().Transform.from_parameters(pixel_parameters(views, serving))
+
+
+def served_pixels(views: Sequence[Preprocessing], serving: Serving, pictures: Sequence[Picture]) -> np.ndarray:
+    """The pictures as Triton will hand them to the encoder: (N, H, W, 3) uint8."""
+    transform = served_transform(views, serving)
+    return np.stack([transform(picture.data) for picture in pictures])
 
 
 def _resize_sizes(views: Sequence[Preprocessing]) -> str:

@@ -271,6 +271,9 @@ class MinimumCosine(_Section):
     fp16: Cosine = 0.999
     int8: Cosine = 0.995
 
+    def at(self, precision: Precision) -> float:
+        return float(getattr(self, precision))
+
 
 class Build(_Section):
     """How ONNX files are exported."""
@@ -284,7 +287,7 @@ class Build(_Section):
     @property
     def limit(self) -> float:
         """The minimum cosine at the precision that is served."""
-        return float(getattr(self.minimum_cosine, self.precision))
+        return self.minimum_cosine.at(self.precision)
 
     @field_validator("opset")
     @classmethod

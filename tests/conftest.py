@@ -26,6 +26,7 @@ from recipes.manifest import EncoderManifest  # noqa: E402
 from recipes.paths import encoder_folder, head_folder, repository_folder  # noqa: E402
 from recipes.schema import Recipe, load_recipe  # noqa: E402
 from serving.embedded import EmbeddedServer  # noqa: E402
+from tests.fakes import FakeModel, serve_grpc  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +57,16 @@ def server(repository: Path) -> Iterator[EmbeddedServer]:
     log = Path(_artifacts.name) / "tritonserver.log"
     with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_path=log) as running:
         yield running
+
+
+@pytest.fixture
+def model() -> FakeModel:
+    """What the server at `url` answers."""
+    return FakeModel()
+
+
+@pytest.fixture
+def url(model: FakeModel) -> Iterator[str]:
+    """A small server in this process, for faults that the real one does not have at will."""
+    with serve_grpc(model) as address:
+        yield address

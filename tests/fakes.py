@@ -143,14 +143,20 @@ def serve_grpc(model: FakeModel) -> Iterator[str]:
 @contextmanager
 def serve_http(model: FakeModel) -> Iterator[str]:
     handler = type("Handler", (_HttpHandler,), {"model": model})
-    with _HttpServer(("localhost", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield f"localhost:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+    with _HttpServer(("localhost", 0), handler) as server, running(server) as address:
+        yield address
+
+
+@contextmanager
+def running(server: ThreadingHTTPServer) -> Iterator[str]:
+    """The server in a thread of its own; yields `localhost:<port>`."""
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield f"localhost:{server.server_address[1]}"
+    finally:
+        server.shutdown()
+        thread.join()
 
 
 SERVE = {"grpc": serve_grpc, "http": serve_http}

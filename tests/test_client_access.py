@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import ssl
 import subprocess
-import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -18,7 +17,7 @@ from typer.testing import CliRunner
 
 from clipsieve import AccessDenied, Client, ServerUnavailable
 from clipsieve.cli.main import app
-from tests.fakes import FakeModel, _GrpcService, _HttpHandler, _HttpServer, fake_score
+from tests.fakes import FakeModel, _GrpcService, _HttpHandler, _HttpServer, fake_score, running
 
 TOKEN = "a.b.c"
 
@@ -77,13 +76,8 @@ def _http_server(guard: _Guard, certificate: tuple[str, str] | None = None) -> I
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
             context.load_cert_chain(*certificate)
             server.socket = context.wrap_socket(server.socket, server_side=True)
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield f"localhost:{server.server_address[1]}"
-        finally:
-            server.shutdown()
-            thread.join()
+        with running(server) as address:
+            yield address
 
 
 SERVE = {"grpc": _grpc_server, "http": _http_server}

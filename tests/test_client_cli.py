@@ -16,26 +16,15 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import typer.main
-from typer.testing import CliRunner
 
 from clipsieve.cli.main import app
-from tests.fakes import EMBED_DIM, REVISION, SERVE, FakeModel, demo_parameters, fake_embedding, fake_score
+from tests.command_line import run_cli
+from tests.fakes import EMBED_DIM, REVISION, SERVE, demo_parameters, fake_embedding, fake_score
 
 THRESHOLDS = json.dumps(
     [[{"value": 0.25, "operating_point": "high recall"}, {"value": 0.75, "operating_point": "low fpr"}]]
 )
 VERSION = f"demo-{REVISION:016x}"
-
-
-@pytest.fixture
-def model():
-    return FakeModel()
-
-
-@pytest.fixture
-def url(model):
-    with SERVE["grpc"](model) as url:
-        yield url
 
 
 @pytest.fixture
@@ -45,10 +34,6 @@ def photos(tmp_path):
     for number in range(5):
         (folder / f"{number}.jpg").write_bytes(f"image {number}".encode())
     return folder
-
-
-def _run(*arguments: object, **options):
-    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(each) for each in arguments], **options)
 
 
 def _rows(text: str) -> list[dict[str, str]]:
@@ -62,7 +47,7 @@ def _free_url() -> str:
 
 
 def test_csv_goes_to_stdout_and_the_summary_to_stderr(url, photos):
-    result = _run("score", photos, "--url", url)
+    result = run_cli("score", photos, "--url", url)
     assert result.exit_code == 0
     assert [row["image_path"] for row in _rows(result.stdout)] == [f"{photos}/{number}.jpg" for number in range(5)]
     for number, row in enumerate(_rows(result.stdout)):
@@ -78,7 +63,7 @@ def test_csv_goes_to_stdout_and_the_summary_to_stderr(url, photos):
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_protocols_agree(model, photos, protocol):
     with SERVE[protocol](model) as url:
-        result = _run("score", photos, "--url", url, "--protocol", protocol)
+        result = run_cli("score", photos, "--url", url, "--protocol", protocol)
     assert [np.float32(row["probability"]) for row in _rows(result.stdout)] == [
         fake_score(f"image {number}".encode()) for number in range(5)
     ]
@@ -88,7 +73,7 @@ def test_protocols_agree(model, photos, protocol):
 def test_file_formats_hold_the_same_rows(url, photos, tmp_path, suffix):
     (photos / "2.jpg").write_bytes(b"BAD")
     out = tmp_path / f"out{suffix}"
-    result = _run("score", photos, "--url", url, "--out", out)
+    result = run_cli("score", photos, "--url", url, "--out", out)
     assert (result.exit_code, result.stdout) == (3, "")
     readers = {
         ".csv": lambda: _rows(out.read_text()),
@@ -108,7 +93,7 @@ def test_file_formats_hold_the_same_rows(url, photos, tmp_path, suffix):
 def test_failed_images_are_rows_and_counted(url, photos):
     (photos / "1.jpg").write_bytes(b"BAD")
     (photos / "3.jpg").write_bytes(b"")
-    result = _run("score", photos, photos / "gone.png", "--url", url)
+    result = run_cli("score", photos, photos / "gone.png", "--url", url)
     assert result.exit_code == 3
     errors = [row["error"].partition(":")[0] for row in _rows(result.stdout)]
     assert errors == ["", "NOT_AN_IMAGE", "", "EMPTY", "", "UNREADABLE"]
@@ -117,13 +102,13 @@ def test_failed_images_are_rows_and_counted(url, photos):
 
 @pytest.mark.parametrize(("threshold", "prediction"), [("0", "1"), ("1", "0")])
 def test_threshold_decides(url, photos, threshold, prediction):
-    result = _run("score", photos, "--url", url, "--threshold", threshold)
+    result = run_cli("score", photos, "--url", url, "--threshold", threshold)
     assert {row["prediction"] for row in _rows(result.stdout)} == {prediction}
 
 
 def test_list_on_stdin(url, photos):
     listed = f"{photos}/3.jpg\0{photos}/1.jpg\0".encode()
-    result = _run("score", "-", "--url", url, input=listed)
+    result = run_cli("score", "-", "--url", url, input=listed)
     assert [row["image_path"] for row in _rows(result.stdout)] == [f"{photos}/3.jpg", f"{photos}/1.jpg"]
 
 
@@ -131,7 +116,7 @@ def test_odd_names_survive(url, tmp_path):
     names = ['a "b", c\nd\r.jpg', "=1+1.jpg", os.fsdecode(b"\xff.jpg")]
     for name in names:
         (tmp_path / name).write_bytes(b"image")
-    result = _run("score", *[f"{tmp_path}/{name}" for name in names], "--url", url)
+    result = run_cli("score", *[f"{tmp_path}/{name}" for name in names], "--url", url)
     assert result.exit_code == 0
     rows = _rows(result.stdout_bytes.decode())
     assert [row["image_path"] for row in rows] == [f"{tmp_path}/{name}" for name in [*names[:2], "\\udcff.jpg"]]
@@ -139,13 +124,13 @@ def test_odd_names_survive(url, tmp_path):
 
 def test_pattern(url, photos):
     (photos / "x.tif").write_bytes(b"image")
-    result = _run("score", photos, "--url", url, "--pattern", "*.tif")
+    result = run_cli("score", photos, "--url", url, "--pattern", "*.tif")
     assert [row["image_path"] for row in _rows(result.stdout)] == [f"{photos}/x.tif"]
 
 
 def test_settings_come_from_the_environment(url, photos):
     environment = {"CLIPSIEVE_URL": url, "CLIPSIEVE_THRESHOLD": "1", "CLIPSIEVE_QUIET": "1"}
-    result = _run("score", photos, env=environment)
+    result = run_cli("score", photos, env=environment)
     assert {row["prediction"] for row in _rows(result.stdout)} == {"0"}
     assert result.stderr == ""
 
@@ -161,7 +146,7 @@ def test_every_option_has_help_and_a_variable():
 
 def test_notice_is_printed_once_also_when_quiet(url, model, photos):
     model.heads = {"demo": demo_parameters(notice="Only a demo.")}
-    result = _run("score", photos, "--url", url, "--quiet")
+    result = run_cli("score", photos, "--url", url, "--quiet")
     assert result.stderr == "notice: Only a demo.\n"
 
 
@@ -187,7 +172,7 @@ def test_usage_errors_come_before_any_request(url, model, photos, tmp_path):
         ((photos, "a.tar"), "two runs"),
         ((), "PATH"),
     ]:
-        result = _run("score", "--url", url, *arguments)
+        result = run_cli("score", "--url", url, *arguments)
         assert result.exit_code == 2, arguments
         assert message in result.stderr, arguments
         assert result.stdout == ""
@@ -197,7 +182,7 @@ def test_usage_errors_come_before_any_request(url, model, photos, tmp_path):
 def test_overwrite_replaces(url, photos, tmp_path):
     out = tmp_path / "there.csv"
     out.write_text("old")
-    assert _run("score", photos, "--url", url, "--out", out, "--overwrite").exit_code == 0
+    assert run_cli("score", photos, "--url", url, "--out", out, "--overwrite").exit_code == 0
     assert len(_rows(out.read_text())) == 5
 
 
@@ -206,7 +191,7 @@ def test_several_heads_make_a_wide_table(url, model, photos):
         "demo": demo_parameters(thresholds=THRESHOLDS),
         "taste": {"labels": '["taste"]', "task": "regression"},
     }
-    result = _run("score", photos, "--url", url)
+    result = run_cli("score", photos, "--url", url)
     assert result.exit_code == 0
     rows = _rows(result.stdout)
     assert list(rows[0]) == [
@@ -221,12 +206,12 @@ def test_several_heads_make_a_wide_table(url, model, photos):
 
 def test_heads_are_named_one_by_one(url, model, photos):
     model.heads = {"demo": demo_parameters(), "other": demo_parameters(), "third": demo_parameters()}
-    rows = _rows(_run("score", photos, "--url", url, "--head", "third", "--head", "demo").stdout)
+    rows = _rows(run_cli("score", photos, "--url", url, "--head", "third", "--head", "demo").stdout)
     assert [name for name in rows[0] if name.endswith("_score")] == ["third_score", "demo_score"]
-    rows = _rows(_run("score", photos, "--url", url, "--head", "other").stdout)
+    rows = _rows(run_cli("score", photos, "--url", url, "--head", "other").stdout)
     assert {row["model_version"] for row in rows} == {f"other-{REVISION:016x}"}
     assert "probability" in rows[0]
-    result = _run("score", photos, "--url", url, "--head", "fourth")
+    result = run_cli("score", photos, "--url", url, "--head", "fourth")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "no head 'fourth'; this server has: demo, other, third" in result.stderr
 
@@ -234,22 +219,22 @@ def test_heads_are_named_one_by_one(url, model, photos):
 def test_operating_point_decides(url, model, photos):
     model.heads = {"demo": demo_parameters(thresholds=THRESHOLDS)}
     for name, threshold in [("high recall", 0.25), ("low fpr", 0.75)]:
-        rows = _rows(_run("score", photos, "--url", url, "--operating-point", name).stdout)
+        rows = _rows(run_cli("score", photos, "--url", url, "--operating-point", name).stdout)
         assert [row["prediction"] for row in rows] == [str(int(float(row["probability"]) >= threshold)) for row in rows]
-    result = _run("score", photos, "--url", url, "--operating-point", "f1")
+    result = run_cli("score", photos, "--url", url, "--operating-point", "f1")
     assert result.exit_code == 2
     assert "no operating point 'f1' for 'ring'; it has: high recall, low fpr" in result.stderr
 
 
 def test_operating_point_of_a_server_that_does_not_say(url, photos):
-    result = _run("score", photos, "--url", url, "--operating-point", "f1")
+    result = run_cli("score", photos, "--url", url, "--operating-point", "f1")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "does not say which operating points head 'demo' has" in result.stderr
 
 
 def test_threshold_of_several_heads_is_refused(url, model, photos):
     model.heads = {"demo": demo_parameters(), "other": demo_parameters()}
-    result = _run("score", photos, "--url", url, "--threshold", "0.5")
+    result = run_cli("score", photos, "--url", url, "--threshold", "0.5")
     assert (result.exit_code, result.stdout) == (2, "")
     assert "a threshold is for one binary head, these are demo (binary), other (binary)" in result.stderr
 
@@ -258,19 +243,21 @@ def test_top_and_sort(url, photos, tmp_path):
     (photos / "2.jpg").write_bytes(b"BAD")
     by_score = sorted((fake_score(f"image {number}".encode()), number) for number in (0, 1, 3, 4))[::-1]
     expected = [f"{photos}/{number}.jpg" for _, number in by_score]
-    rows = _rows(_run("score", photos, "--url", url, "--sort", "score").stdout)
+    rows = _rows(run_cli("score", photos, "--url", url, "--sort", "score").stdout)
     assert [row["image_path"] for row in rows] == [*expected, f"{photos}/2.jpg"]
-    rows = _rows(_run("score", photos, "--url", url, "--top", "2").stdout)
+    rows = _rows(run_cli("score", photos, "--url", url, "--top", "2").stdout)
     assert [row["image_path"] for row in rows] == expected[:2]
-    _run("score", photos / "4.jpg", photos / "1.jpg", "--url", url, "--sort", "path", "--out", tmp_path / "a.parquet")
+    run_cli(
+        "score", photos / "4.jpg", photos / "1.jpg", "--url", url, "--sort", "path", "--out", tmp_path / "a.parquet"
+    )
     assert pq.read_table(tmp_path / "a.parquet")["image_path"].to_pylist() == [f"{photos}/{n}.jpg" for n in (1, 4)]
 
 
 def test_formats_on_stdout(url, photos):
-    lines = _run("score", photos, "--url", url, "--format", "jsonl").stdout.splitlines()
+    lines = run_cli("score", photos, "--url", url, "--format", "jsonl").stdout.splitlines()
     assert [json.loads(line)["image_path"] for line in lines] == [f"{photos}/{number}.jpg" for number in range(5)]
-    assert json.loads(_run("score", photos, "--url", url, "--format", "json").stdout)[4]["model_version"] == VERSION
-    table = _run("score", photos, "--url", url, "--format", "table", "--top", "1").stdout
+    assert json.loads(run_cli("score", photos, "--url", url, "--format", "json").stdout)[4]["model_version"] == VERSION
+    table = run_cli("score", photos, "--url", url, "--format", "table", "--top", "1").stdout
     assert "class_name" in table
     assert "error" not in table
 
@@ -278,7 +265,7 @@ def test_formats_on_stdout(url, photos):
 def test_json_log(url, model, photos):
     model.heads = {"demo": demo_parameters(notice="A demo.")}
     (photos / "2.jpg").write_bytes(b"BAD")
-    result = _run("score", photos, "--url", url, "--json-log")
+    result = run_cli("score", photos, "--url", url, "--json-log")
     notice, end = (json.loads(line) for line in result.stderr.splitlines())
     assert (notice["event"], notice["message"]) == ("notice", "notice: A demo.")
     assert (end["event"], end["done"], end["failed"], end["failures"]) == ("end", 5, 1, {"NOT_AN_IMAGE": 1})
@@ -287,25 +274,25 @@ def test_json_log(url, model, photos):
 def test_table_of_scores_is_a_list_of_images(url, photos, tmp_path):
     for suffix in (".csv", ".parquet", ".jsonl"):
         out, again = tmp_path / f"out{suffix}", tmp_path / f"again{suffix}"
-        _run("score", photos, "--url", url, "--out", out)
-        assert _run("score", out, "--url", url, "--out", again).exit_code == 0
+        run_cli("score", photos, "--url", url, "--out", out)
+        assert run_cli("score", out, "--url", url, "--out", again).exit_code == 0
         assert again.read_bytes() == out.read_bytes()
 
 
 def test_bench(url, model, photos):
-    result = _run("bench", photos, "--url", url, "--count", "40", "--concurrency", "2,8", "--json")
+    result = run_cli("bench", photos, "--url", url, "--count", "40", "--concurrency", "2,8", "--json")
     assert result.exit_code == 0
     figures = json.loads(result.stdout)
     assert [(each["concurrency"], each["images"], each["failed"]) for each in figures] == [(2, 40, 0), (8, 40, 0)]
     assert all(0 < each["p50_ms"] <= each["p99_ms"] for each in figures)
     assert model.most_at_once <= 8
-    assert _run("bench", photos, "--url", url, "--concurrency", "2,x").exit_code == 2
+    assert run_cli("bench", photos, "--url", url, "--concurrency", "2,x").exit_code == 2
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
 def test_no_server(photos, tmp_path, protocol):
     address = _free_url()
-    result = _run("score", photos, "--url", address, "--protocol", protocol, "--out", tmp_path / "a.csv")
+    result = run_cli("score", photos, "--url", address, "--protocol", protocol, "--out", tmp_path / "a.csv")
     assert (result.exit_code, result.stdout) == (5, "")
     assert f"clipsieve: server unavailable: no answer from {address}" in result.stderr
     assert not (tmp_path / "a.csv").exists()
@@ -317,14 +304,14 @@ def test_server_that_goes_away_leaves_rows_to_go_on_with(url, model, tmp_path):
         file.write_bytes(file.name.encode())
     model.dead_after = 20
     arguments = ["score", *files, "--url", url, "--out", tmp_path / "out.csv", "--concurrency", "4", "--wait", "0"]
-    result = _run(*arguments)
+    result = run_cli(*arguments)
     assert result.exit_code == 5
     assert "server unavailable: no answer from" in result.stderr
     assert "rows are kept in" in result.stderr
     assert not (tmp_path / "out.csv").exists()
     model.dead_after = None
     model.seen.clear()
-    result = _run(*arguments)
+    result = run_cli(*arguments)
     assert result.exit_code == 0
     assert "going on after" in result.stderr
     assert 40 <= len(model.seen) < 60
@@ -333,7 +320,7 @@ def test_server_that_goes_away_leaves_rows_to_go_on_with(url, model, tmp_path):
 
 def test_dead_stub_fails_each_image(url, model, photos):
     model.stub_dead = True
-    result = _run("score", photos, "--url", url)
+    result = run_cli("score", photos, "--url", url)
     assert result.exit_code == 3
     assert "0 scored, 5 failed (INTERNAL 5)" in result.stderr
 
@@ -369,28 +356,28 @@ def test_reader_that_stops_early_is_no_traceback(url, photos):
 
 
 def test_health(url, model):
-    result = _run("health", "--url", url)
+    result = run_cli("health", "--url", url)
     assert result.exit_code == 0
     assert result.stdout.startswith("ok: scored an image with demo in ")
 
 
 def test_health_of_a_dead_stub(url, model):
     model.stub_dead = True
-    result = _run("health", "--url", url)
+    result = run_cli("health", "--url", url)
     assert (result.exit_code, result.stdout) == (1, "")
     assert "failing: the server says that it is ready, but cannot score an image: INTERNAL" in result.stderr
-    assert _run("health", "--url", url, "--shallow").exit_code == 0
+    assert run_cli("health", "--url", url, "--shallow").exit_code == 0
 
 
 def test_health_without_a_server():
-    result = _run("health", "--url", _free_url())
+    result = run_cli("health", "--url", _free_url())
     assert result.exit_code == 5
     assert "unavailable" in result.stderr
 
 
 def test_heads_as_json(url, model):
     model.heads = {"demo": demo_parameters(notice="A demo.")}
-    (head,) = json.loads(_run("heads", "--url", url, "--json").stdout)
+    (head,) = json.loads(run_cli("heads", "--url", url, "--json").stdout)
     assert head["thresholds"] is None
     assert {key: head[key] for key in ("name", "task", "labels", "class_names", "notice")} == {
         "name": "demo", "task": "binary", "labels": ["ring"], "class_names": ["disc", "ring"], "notice": "A demo.",
@@ -398,14 +385,14 @@ def test_heads_as_json(url, model):
 
 
 def test_heads_as_a_table(url):
-    result = _run("heads", "--url", url)
+    result = run_cli("heads", "--url", url)
     assert result.exit_code == 0
     assert "disc, ring" in result.stdout
 
 
 def test_embed_to_npy(url, photos, tmp_path):
     (photos / "1.jpg").write_bytes(b"BAD")
-    result = _run("embed", photos, "--url", url, "--out", tmp_path / "e.npy")
+    result = run_cli("embed", photos, "--url", url, "--out", tmp_path / "e.npy")
     assert result.exit_code == 3
     embeddings = np.load(tmp_path / "e.npy")
     assert embeddings.shape == (5, EMBED_DIM)
@@ -415,11 +402,11 @@ def test_embed_to_npy(url, photos, tmp_path):
 
 
 def test_embed_to_parquet(url, photos, tmp_path):
-    assert _run("embed", photos, "--url", url, "--out", tmp_path / "e.parquet").exit_code == 0
+    assert run_cli("embed", photos, "--url", url, "--out", tmp_path / "e.parquet").exit_code == 0
     rows = pq.read_table(tmp_path / "e.parquet").to_pylist()
     np.testing.assert_array_equal(rows[4]["embedding"], fake_embedding(b"image 4"))
 
 
 def test_version():
-    result = _run("--version")
+    result = run_cli("--version")
     assert (result.exit_code, result.stdout.count(".")) == (0, 2)

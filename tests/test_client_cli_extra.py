@@ -23,14 +23,11 @@ from clipsieve import Client
 from clipsieve.cli.main import app
 from clipsieve.cli.video import seconds_from_text
 from clipsieve.video import frames
-from tests.fakes import REVISION, SERVE, Failure, FakeModel, demo_parameters, fake_score
+from tests.command_line import run_cli
+from tests.fakes import REVISION, Failure, demo_parameters, fake_score
 
 OLD_NS = 1_500_000_000_123_456_789
 BANDS = json.dumps([[{"value": 0.25, "operating_point": "low"}, {"value": 0.75, "operating_point": "high"}]])
-
-
-def _run(*arguments: object, **options):
-    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(each) for each in arguments], **options)
 
 
 def _rows(text: str) -> list[dict[str, str]]:
@@ -70,17 +67,6 @@ def photos(tmp_path):
     return folder
 
 
-@pytest.fixture
-def model():
-    return FakeModel()
-
-
-@pytest.fixture
-def url(model):
-    with SERVE["grpc"](model) as url:
-        yield url
-
-
 @pytest.fixture(scope="module")
 def videos(tmp_path_factory):
     folder = tmp_path_factory.mktemp("videos")
@@ -107,7 +93,7 @@ def test_score_and_touch_then_undo(server, photos, tmp_path):
     os.utime(photos / "bad.jpg", ns=(OLD_NS, OLD_NS))
     before = _mtimes(photos)
     out = tmp_path / "scores.parquet"
-    result = _run("score", photos, "--out", out, "--touch", "--url", server.grpc_url)
+    result = run_cli("score", photos, "--out", out, "--touch", "--url", server.grpc_url)
     assert result.exit_code == 3  # the bad one has no score
     assert "touched by probability: 6 arranged, 0 already so, 1 without a score left alone" in result.stderr
     scores = {Path(row["image_path"]).name: row["probability"] for row in pq.read_table(out).to_pylist()}
@@ -115,7 +101,7 @@ def test_score_and_touch_then_undo(server, photos, tmp_path):
     assert after.pop("bad.jpg") == OLD_NS
     del scores["bad.jpg"]
     assert sorted(after, key=lambda name: -after[name]) == sorted(scores, key=lambda name: -scores[name])
-    undone = _run("arrange", out, "--undo-touch")
+    undone = run_cli("arrange", out, "--undo-touch")
     assert (undone.exit_code, undone.stdout) == (0, "")
     assert "old times given back: 6 arranged" in undone.stderr
     assert _mtimes(photos) == before
@@ -123,7 +109,7 @@ def test_score_and_touch_then_undo(server, photos, tmp_path):
 
 def test_score_and_link_into_classes(server, photos, tmp_path):
     out, sorted_into = tmp_path / "scores.csv", tmp_path / "sorted"
-    result = _run("score", photos, "--out", out, "--link", sorted_into, "--url", server.grpc_url)
+    result = run_cli("score", photos, "--out", out, "--link", sorted_into, "--url", server.grpc_url)
     assert result.exit_code == 0, result.stderr
     rows = _rows(out.read_text())
     links = _linked(sorted_into)
@@ -133,7 +119,7 @@ def test_score_and_link_into_classes(server, photos, tmp_path):
 
 def test_a_finished_run_that_was_killed_before_its_table_was_in_place_is_arranged_too(url, photos, tmp_path):
     out = tmp_path / "scores.parquet"
-    assert _run("score", photos, "--out", out, "--url", url).exit_code == 0
+    assert run_cli("score", photos, "--out", out, "--url", url).exit_code == 0
     partial = tmp_path / "scores.parquet.partial"
     identity = {
         "format": 1, "columns": pq.read_schema(out).names, "inputs": json.dumps([str(photos)]), "pattern": None,
@@ -142,7 +128,7 @@ def test_a_finished_run_that_was_killed_before_its_table_was_in_place_is_arrange
     partial.mkdir()
     (partial / "run.json").write_text(json.dumps(identity))
     (partial / "finished.json").write_text(json.dumps({"rows": 6, "failed": 1}))
-    result = _run("score", photos, "--out", out, "--touch", "--url", url)
+    result = run_cli("score", photos, "--out", out, "--touch", "--url", url)
     assert result.exit_code == 3
     assert "all 6 rows were there already" in result.stderr
     assert "touched by probability: 6 arranged" in result.stderr
@@ -152,7 +138,7 @@ def test_a_finished_run_that_was_killed_before_its_table_was_in_place_is_arrange
 def test_decisions_are_folders_and_the_first_score_counts(url, model, photos, tmp_path):
     model.heads = {"demo": demo_parameters(thresholds=BANDS), "taste": {"labels": '["taste"]', "task": "regression"}}
     out, sorted_into = tmp_path / "scores.jsonl", tmp_path / "sorted"
-    result = _run("score", photos, "--out", out, "--touch", "--link", sorted_into, "--url", url)
+    result = run_cli("score", photos, "--out", out, "--touch", "--link", sorted_into, "--url", url)
     assert result.exit_code == 0, result.stderr
     assert "the files' order is that of demo_score, not of taste_score" in result.stderr
     assert "the links' folders are those of demo_decision" in result.stderr
@@ -164,7 +150,7 @@ def test_decisions_are_folders_and_the_first_score_counts(url, model, photos, tm
 
 def test_a_head_that_decides_nothing_cannot_be_linked_by_and_nothing_is_scored(url, model, photos, tmp_path):
     model.heads = {"taste": {"labels": '["taste"]', "task": "regression"}}
-    result = _run("score", photos, "--out", tmp_path / "s.csv", "--link", tmp_path / "sorted", "--url", url)
+    result = run_cli("score", photos, "--out", tmp_path / "s.csv", "--link", tmp_path / "sorted", "--url", url)
     assert result.exit_code == 2
     assert "nothing decides by taste_score" in result.stderr
     assert (model.seen, sorted(os.listdir(tmp_path))) == ([], ["photos"])
@@ -185,7 +171,7 @@ def test_a_head_that_decides_nothing_cannot_be_linked_by_and_nothing_is_scored(u
 def test_what_cannot_be_arranged_is_refused_before_any_scoring(url, model, photos, tmp_path, arguments, message):
     (tmp_path / "a.tar").write_bytes(b"")
     given = [argument.format(photos=photos, tmp=tmp_path) for argument in arguments]
-    result = _run("score", *given, "--url", url)
+    result = run_cli("score", *given, "--url", url)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
     assert (model.seen, sorted(os.listdir(tmp_path))) == ([], ["a.tar", "photos"])
@@ -193,11 +179,11 @@ def test_what_cannot_be_arranged_is_refused_before_any_scoring(url, model, photo
 
 def test_a_table_that_is_there_is_arranged_by_arrange(url, photos, tmp_path):
     out = tmp_path / "scores.csv"
-    _run("score", photos, "--out", out, "--url", url)
-    again = _run("score", photos, "--out", out, "--touch", "--url", url)
+    run_cli("score", photos, "--out", out, "--url", url)
+    again = run_cli("score", photos, "--out", out, "--touch", "--url", url)
     assert again.exit_code == 2
     assert f"to arrange the files of this table: clipsieve arrange {out}" in again.stderr
-    assert _run("arrange", out, "--touch").exit_code == 0
+    assert run_cli("arrange", out, "--touch").exit_code == 0
     newest = max(photos.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     assert newest == max(photos.iterdir(), key=lambda path: fake_score(path.read_bytes()))
 
@@ -219,19 +205,19 @@ def wide(tmp_path, photos):
 
 
 def test_the_head_is_chosen(wide, photos, tmp_path):
-    assert _run("arrange", wide, "--touch", "--head", "kind").exit_code == 0
+    assert run_cli("arrange", wide, "--touch", "--head", "kind").exit_code == 0
     times = _mtimes(photos)
     assert times["0.jpg"] > times["1.jpg"] > times["2.jpg"] > times["3.jpg"]
-    assert _run("arrange", wide, "--link", tmp_path / "kinds", "--head", "kind_b").exit_code == 0
+    assert run_cli("arrange", wide, "--link", tmp_path / "kinds", "--head", "kind_b").exit_code == 0
     assert sorted(_linked(tmp_path / "kinds")) == ["a/0.jpg", "a/2.jpg", "b/1.jpg", "b/3.jpg"]
-    unknown = _run("arrange", wide, "--touch", "--head", "taste")
+    unknown = run_cli("arrange", wide, "--touch", "--head", "taste")
     assert unknown.exit_code == 2
     assert "no score of head 'taste'; there are: nsfw_score, kind_a_score, kind_b_score" in unknown.stderr
 
 
 def test_a_dry_run_says_what_it_would_do(wide, photos, tmp_path):
     before = _mtimes(photos)
-    result = _run("arrange", wide, "--touch", "--link", tmp_path / "sorted", "--dry-run")
+    result = run_cli("arrange", wide, "--touch", "--link", tmp_path / "sorted", "--dry-run")
     assert result.exit_code == 0
     assert [line.split()[0] for line in result.stdout.splitlines()] == ["touch"] * 4 + ["link"] * 4
     assert "would be touched by nsfw_score: 4 arranged" in result.stderr
@@ -250,7 +236,7 @@ def test_settings_come_from_the_environment(wide, photos):
 
 def test_files_that_are_gone_are_named(wide, photos):
     (photos / "1.jpg").unlink()
-    result = _run("arrange", wide, "--touch")
+    result = run_cli("arrange", wide, "--touch")
     assert result.exit_code == 3
     assert f"not arranged: {photos / '1.jpg'}: No such file or directory" in result.stderr
     assert "3 arranged" in result.stderr
@@ -266,7 +252,7 @@ def test_files_that_are_gone_are_named(wide, photos):
     ],
 )
 def test_wrong_options(wide, arguments, status, message):
-    result = _run("arrange", wide, *(argument.format(table=wide) for argument in arguments))
+    result = run_cli("arrange", wide, *(argument.format(table=wide) for argument in arguments))
     assert result.exit_code == status
     assert message in " ".join(result.stderr.split())
 
@@ -285,7 +271,7 @@ def test_tables_that_cannot_be_arranged(tmp_path, text, message):
     table = tmp_path / "t.csv"
     table.write_text(text)
     flags = ("--link", tmp_path / "l") if "../up" in text else ("--touch",)
-    result = _run("arrange", table, *flags)
+    result = run_cli("arrange", table, *flags)
     assert result.exit_code == 1
     assert message in result.stderr
     assert os.listdir(tmp_path) == ["t.csv"]
@@ -295,7 +281,7 @@ def test_tables_that_cannot_be_arranged(tmp_path, text, message):
 
 
 def test_a_row_for_each_video(server, videos):
-    result = _run("video", videos, "--url", server.grpc_url)
+    result = run_cli("video", videos, "--url", server.grpc_url)
     assert result.exit_code == 0, result.stderr
     rows = _rows(result.stdout)
     assert [row["video_path"] for row in rows] == [str(videos / "a.mp4"), str(videos / "inner" / "b.mkv")]
@@ -315,7 +301,7 @@ def test_a_row_for_each_video(server, videos):
 
 def test_the_mean_of_more_frames(server, videos):
     path = videos / "a.mp4"
-    result = _run(
+    result = run_cli(
         "video", path, "--every", "500ms", "--aggregate", "mean", "--format", "json", "--url", server.grpc_url
     )
     (row,) = json.loads(result.stdout)
@@ -329,7 +315,7 @@ def test_stopping_early(server, videos):
     scores = _frame_scores(server, videos / "a.mp4", 0.5)
     limit = scores[2][1] - 1e-4
     first = next(place for place, (_, score) in enumerate(scores) if score >= limit)
-    result = _run(
+    result = run_cli(
         "video", videos / "a.mp4", "--every", "0.5", "--stop-at", limit, "--format", "jsonl", "--url", server.grpc_url
     )
     row = json.loads(result.stdout)
@@ -343,7 +329,7 @@ def test_a_damaged_video_is_a_row_with_what_was_read(server, videos, tmp_path):
     (tmp_path / "no.mp4").write_bytes(b"no video")
     out = tmp_path / "videos.parquet"
     given = [tmp_path / name for name in ("cut.mkv", "no.mp4", "gone.mp4", "whole.mkv")]
-    result = _run("video", *given, "--out", out, "--url", server.grpc_url)
+    result = run_cli("video", *given, "--out", out, "--url", server.grpc_url)
     assert result.exit_code == 3, result.stderr
     cut, no, gone, good = pq.read_table(out).to_pylist()
     assert cut["error"].startswith("DECODE_FAILED: ")
@@ -359,8 +345,8 @@ def test_a_damaged_video_is_a_row_with_what_was_read(server, videos, tmp_path):
 
 def test_video_tables_are_arranged(server, videos, tmp_path):
     out = tmp_path / "videos.csv"
-    assert _run("video", videos, "--out", out, "--url", server.grpc_url).exit_code == 0
-    result = _run("arrange", out, "--link", tmp_path / "sorted")
+    assert run_cli("video", videos, "--out", out, "--url", server.grpc_url).exit_code == 0
+    result = run_cli("arrange", out, "--link", tmp_path / "sorted")
     assert result.exit_code == 0, result.stderr
     rows = _rows(out.read_text())
     assert _linked(tmp_path / "sorted") == {
@@ -371,24 +357,24 @@ def test_video_tables_are_arranged(server, videos, tmp_path):
 def test_a_run_over_videos_goes_on(url, model, videos, tmp_path):
     out = tmp_path / "videos.csv"
     model.dead_after = 4  # in the second video
-    first = _run("video", videos, "--out", out, "--wait", 0, "--url", url)
+    first = run_cli("video", videos, "--out", out, "--wait", 0, "--url", url)
     assert first.exit_code == 5
     assert "1 rows are kept" in first.stderr
     model.dead_after = None
     seen = len(model.seen)
-    second = _run("video", videos, "--out", out, "--wait", 0, "--url", url)
+    second = run_cli("video", videos, "--out", out, "--wait", 0, "--url", url)
     assert second.exit_code == 0, second.stderr
     assert len(model.seen) - seen == 2
     assert len(_rows(out.read_text())) == 2
     assert "1 rows were there before" in second.stderr
     assert sorted(os.listdir(tmp_path)) == ["videos.csv"]
-    assert _run("video", videos, "--out", out, "--url", url).exit_code == 2
+    assert run_cli("video", videos, "--out", out, "--url", url).exit_code == 2
 
 
 def test_several_heads_and_a_frame_that_fails(url, model, videos):
     model.heads = {"demo": demo_parameters(thresholds=BANDS), "taste": {"labels": '["taste"]', "task": "regression"}}
     model.fail_next = [Failure(grpc.StatusCode.INTERNAL, "it broke")]
-    result = _run("video", videos / "a.mp4", "--stop-at", 1, "--format", "jsonl", "--concurrency", 1, "--url", url)
+    result = run_cli("video", videos / "a.mp4", "--stop-at", 1, "--format", "jsonl", "--concurrency", 1, "--url", url)
     assert result.exit_code == 3
     assert "what stops a video is demo_score" in result.stderr
     row = json.loads(result.stdout)
@@ -404,10 +390,10 @@ def test_several_heads_and_a_frame_that_fails(url, model, videos):
 
 
 def test_a_mean_is_not_decided_about_when_the_server_does_not_say_where(url, videos):
-    result = _run("video", videos, "--aggregate", "mean", "--url", url)
+    result = run_cli("video", videos, "--aggregate", "mean", "--url", url)
     assert result.exit_code == 2
     assert "a mean cannot be decided about" in result.stderr
-    assert _run("video", videos, "--aggregate", "mean", "--threshold", 0.5, "--url", url).exit_code == 0
+    assert run_cli("video", videos, "--aggregate", "mean", "--threshold", 0.5, "--url", url).exit_code == 0
 
 
 def test_names_that_are_odd(url, videos, tmp_path, monkeypatch):
@@ -415,7 +401,7 @@ def test_names_that_are_odd(url, videos, tmp_path, monkeypatch):
     names = ["=1+1.mp4", "byte\udcff.mp4", "new\nline.MP4"]
     for name in names:
         shutil.copyfile(videos / "a.mp4", name)
-    result = _run("video", *names, "--url", url)
+    result = run_cli("video", *names, "--url", url)
     assert [row["video_path"] for row in _rows(result.stdout)] == ["./=1+1.mp4", r"byte\udcff.mp4", "new\nline.MP4"]
     assert {row["error"] for row in _rows(result.stdout)} == {""}
 
@@ -433,7 +419,7 @@ def test_names_that_are_odd(url, videos, tmp_path, monkeypatch):
     ],
 )
 def test_wrong_options_for_videos(url, model, videos, tmp_path, arguments, message):
-    result = _run("video", *(each.format(videos=videos, empty=tmp_path) for each in arguments), "--url", url)
+    result = run_cli("video", *(each.format(videos=videos, empty=tmp_path) for each in arguments), "--url", url)
     assert result.exit_code == 2
     assert message in " ".join(result.stderr.split())
     assert model.seen == []
@@ -467,8 +453,8 @@ def test_commands_that_need_no_extra_start_without_it():
 
 def test_report_and_filter_take_the_table(server, photos, tmp_path):
     out = tmp_path / "scores.csv"
-    _run("score", photos, "--out", out, "--url", server.grpc_url)
-    report = _run("report", out, "-o", tmp_path / "report.html")
+    run_cli("score", photos, "--out", out, "--url", server.grpc_url)
+    report = run_cli("report", out, "-o", tmp_path / "report.html")
     assert report.exit_code == 0, report.stderr
-    kept = _run("filter", out, "--at-least", 0)
+    kept = run_cli("filter", out, "--at-least", 0)
     assert kept.stdout.splitlines() == [row["image_path"] for row in _rows(out.read_text())]

@@ -45,17 +45,6 @@ VERSION = f"demo-{REVISION:016x}"
 
 
 @pytest.fixture
-def model():
-    return FakeModel()
-
-
-@pytest.fixture
-def url(model):
-    with serve_grpc(model) as url:
-        yield url
-
-
-@pytest.fixture
 def memory():
     """An address on a file system that is not the disk."""
     address = f"memory://{uuid4().hex}"

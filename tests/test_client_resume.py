@@ -19,14 +19,13 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from typer.testing import CliRunner
 
 from clipsieve import Columns, Head, Retry
-from clipsieve.cli.main import app
 from clipsieve.outputs import OutputRefused
 from clipsieve.partial import PartialRun
 from clipsieve.resume import Done
-from tests.fakes import REVISION, SERVE, FakeModel, fake_score
+from tests.command_line import run_cli
+from tests.fakes import REVISION, FakeModel, fake_score
 
 SCHEMA = Columns((Head("demo", ("ring",), ("disc", "ring")),)).schema()
 NAMES = st.lists(st.sampled_from(["a", "b", "c", "d", "\udcff"]), max_size=8)
@@ -34,21 +33,6 @@ NAMES = st.lists(st.sampled_from(["a", "b", "c", "d", "\udcff"]), max_size=8)
 
 def _row(name: str) -> tuple:
     return name, 0.5, 1, "ring", None, "demo-00"
-
-
-def _run(*arguments: object):
-    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(each) for each in arguments])
-
-
-@pytest.fixture
-def model():
-    return FakeModel()
-
-
-@pytest.fixture
-def url(model):
-    with SERVE["grpc"](model) as url:
-        yield url
 
 
 @pytest.fixture
@@ -209,15 +193,15 @@ def test_version_change_is_refused_or_recorded(url, model, photos, tmp_path, sma
     out = tmp_path / "out.parquet"
     arguments = ["score", photos, "--url", url, "--out", out, "--wait", "0", "--concurrency", "4"]
     model.dead_after = 100
-    assert _run(*arguments).exit_code == 5
+    assert run_cli(*arguments).exit_code == 5
     model.dead_after = None
     monkeypatch.setattr("tests.fakes.REVISION", 7)
-    result = _run(*arguments)
+    result = run_cli(*arguments)
     assert result.exit_code == 1
     assert f"the model version changed from demo-{REVISION:016x} to demo-{7:016x}" in result.stderr
     assert "rows are kept in" in result.stderr
     assert not out.exists()
-    assert _run(*arguments, "--allow-version-change").exit_code == 0
+    assert run_cli(*arguments, "--allow-version-change").exit_code == 0
     versions = Counter(pq.read_table(out)["model_version"].to_pylist())
     assert set(versions) == {f"demo-{REVISION:016x}", f"demo-{7:016x}"}
     assert versions.total() == 300
@@ -231,7 +215,7 @@ def test_version_change_in_the_middle_of_a_run(url, model, photos, tmp_path, sma
         return tensor + 1 if name.endswith("_revision") and image == b"image 150" else tensor
 
     monkeypatch.setattr(FakeModel, "_tensor", changing)
-    result = _run("score", photos, "--url", url, "--out", tmp_path / "out.csv")
+    result = run_cli("score", photos, "--url", url, "--out", tmp_path / "out.csv")
     assert result.exit_code == 1
     assert "not finished: 150 rows are kept in" in result.stderr
 
@@ -240,11 +224,11 @@ def test_files_that_came_and_went_in_between(url, model, photos, tmp_path, small
     out = tmp_path / "out.parquet"
     arguments = ["score", photos, "--url", url, "--out", out, "--wait", "0", "--concurrency", "4"]
     model.dead_after = 100
-    assert _run(*arguments).exit_code == 5
+    assert run_cli(*arguments).exit_code == 5
     model.dead_after = None
     (photos / "000.jpg").unlink()
     (photos / "0005.jpg").write_bytes(b"new")
-    result = _run(*arguments)
+    result = run_cli(*arguments)
     assert result.exit_code == 0
     assert "rows kept from before of files that are no longer among the inputs: 1" in result.stderr
     rows = pq.read_table(out)["image_path"].to_pylist()
@@ -255,8 +239,8 @@ def test_files_that_came_and_went_in_between(url, model, photos, tmp_path, small
 def test_other_inputs_are_refused(url, model, photos, tmp_path, small_parts):
     model.dead_after = 50
     common = ["--url", url, "--out", tmp_path / "out.csv", "--wait", "0"]
-    assert _run("score", photos, *common).exit_code == 5
-    result = _run("score", photos / "000.jpg", *common)
+    assert run_cli("score", photos, *common).exit_code == 5
+    result = run_cli("score", photos / "000.jpg", *common)
     assert result.exit_code == 2
     assert "unfinished run with other inputs" in result.stderr
 
@@ -264,9 +248,9 @@ def test_other_inputs_are_refused(url, model, photos, tmp_path, small_parts):
 def test_inputs_given_twice_have_two_rows(url, model, photos, tmp_path, small_parts):
     arguments = ["score", photos, photos, "--url", url, "--out", tmp_path / "out.parquet", "--wait", "0"]
     model.dead_after = 400
-    assert _run(*arguments).exit_code == 5
+    assert run_cli(*arguments).exit_code == 5
     model.dead_after = None
-    assert _run(*arguments).exit_code == 0
+    assert run_cli(*arguments).exit_code == 0
     rows = Counter(pq.read_table(tmp_path / "out.parquet")["image_path"].to_pylist())
     assert set(rows.values()) == {2}
     assert len(rows) == 300
@@ -283,10 +267,10 @@ def test_full_disk_keeps_what_was_committed(url, photos, tmp_path, small_parts, 
     arguments = ["score", photos, "--url", url, "--out", tmp_path / "out.parquet"]
     with monkeypatch.context() as disk:
         disk.setattr(os, "fsync", filling)
-        result = _run(*arguments)
+        result = run_cli(*arguments)
     assert result.exit_code == 1
     assert "No space left on device" in result.stderr
-    result = _run(*arguments)
+    result = run_cli(*arguments)
     assert "going on after" in result.stderr
     assert len(pq.read_table(tmp_path / "out.parquet")) == 300
 
@@ -295,9 +279,9 @@ def test_embeddings_go_on_too(url, model, photos, tmp_path, monkeypatch):
     monkeypatch.setattr("clipsieve.cli.embed._COMMIT_ROWS", 16)
     arguments = ["embed", photos, "--url", url, "--out", tmp_path / "out.npy", "--wait", "0", "--concurrency", "4"]
     model.dead_after = 100
-    assert _run(*arguments).exit_code == 5
+    assert run_cli(*arguments).exit_code == 5
     model.dead_after = None
-    assert _run(*arguments).exit_code == 0
+    assert run_cli(*arguments).exit_code == 0
     expected = [fake_score(f"image {number}".encode()) for number in range(300)]
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[:, 0], expected)
 

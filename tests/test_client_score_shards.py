@@ -10,11 +10,10 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from typer.testing import CliRunner
 
 from clipsieve import Retry
-from clipsieve.cli.main import app
-from tests.fakes import SERVE, FakeModel, fake_score
+from tests.command_line import run_cli
+from tests.fakes import fake_score
 
 
 def _shard(path: Path, files: dict[str, bytes]) -> Path:
@@ -24,21 +23,6 @@ def _shard(path: Path, files: dict[str, bytes]) -> Path:
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
     return path
-
-
-def _run(*arguments: object):
-    return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(each) for each in arguments])
-
-
-@pytest.fixture
-def model():
-    return FakeModel()
-
-
-@pytest.fixture
-def url(model):
-    with SERVE["grpc"](model) as url:
-        yield url
 
 
 @pytest.fixture
@@ -53,7 +37,7 @@ def shards(tmp_path):
 
 def test_each_shard_gets_a_table_with_its_keys(url, shards):
     before = {path.name: path.read_bytes() for path in shards.iterdir()}
-    result = _run("score", *sorted(shards.glob("*.tar")), "--url", url)
+    result = run_cli("score", *sorted(shards.glob("*.tar")), "--url", url)
     assert result.exit_code == 3  # the sample without an image
     assert sorted(os.listdir(shards)) == ["00000.parquet", "00000.tar", "00001.parquet", "00001.tar"]
     assert {name: (shards / name).read_bytes() for name in before} == before
@@ -69,11 +53,11 @@ def test_each_shard_gets_a_table_with_its_keys(url, shards):
 
 def test_finished_shards_are_passed_over(url, model, shards, tmp_path):
     arguments = ["score", f"{shards}/*.tar", "--url", url, "--out", tmp_path / "scores"]
-    assert _run(*arguments).exit_code == 3
+    assert run_cli(*arguments).exit_code == 3
     assert sorted(os.listdir(tmp_path / "scores")) == ["00000.parquet", "00001.parquet"]
     (tmp_path / "scores" / "00000.parquet").unlink()
     model.seen.clear()
-    result = _run(*arguments)
+    result = run_cli(*arguments)
     assert "1 of 2 shards had their table already" in result.stderr
     assert len(model.seen) == 41
 
@@ -82,11 +66,11 @@ def test_shard_goes_on_where_it_was_killed(url, model, shards, monkeypatch):
     monkeypatch.setattr(Retry.__init__, "__defaults__", (1, 0.01, 0.05, 2.5))
     arguments = ["score", shards, "--pattern", "*.tar", "--url", url, "--wait", "0", "--concurrency", "2"]
     model.dead_after = 60
-    assert _run(*arguments).exit_code == 5
+    assert run_cli(*arguments).exit_code == 5
     assert sorted(os.listdir(shards)) == ["00000.parquet", "00000.tar", "00001.parquet.partial", "00001.tar"]
     model.dead_after = None
     model.seen.clear()
-    result = _run(*arguments)
+    result = run_cli(*arguments)
     assert "going on after" in result.stderr
     assert len(model.seen) < 41
     assert pq.read_table(shards / "00001.parquet")["key"].to_pylist()[:40] == [f"1{index:03}" for index in range(40)]
@@ -95,31 +79,31 @@ def test_shard_goes_on_where_it_was_killed(url, model, shards, monkeypatch):
 def test_truncated_shard_has_no_table_and_the_others_do(url, shards):
     whole = (shards / "00000.tar").read_bytes()
     (shards / "00000.tar").write_bytes(whole[:9000])
-    result = _run("score", *sorted(shards.glob("*.tar")), "--url", url)
+    result = run_cli("score", *sorted(shards.glob("*.tar")), "--url", url)
     assert result.exit_code == 3
     assert "00000.tar: cut off at byte" in result.stderr
     assert sorted(os.listdir(shards)) == ["00000.tar", "00001.parquet", "00001.tar"]
     (shards / "00000.tar").write_bytes(whole)
-    assert _run("score", *sorted(shards.glob("*.tar")), "--url", url).exit_code == 3
+    assert run_cli("score", *sorted(shards.glob("*.tar")), "--url", url).exit_code == 3
     assert len(pq.read_table(shards / "00000.parquet")) == 42
 
 
 def test_tables_of_other_heads_are_not_mistaken(url, model, shards):
-    _run("score", shards / "00000.tar", "--url", url)
+    run_cli("score", shards / "00000.tar", "--url", url)
     model.heads = {"other": model.heads["demo"]}
-    result = _run("score", shards / "00000.tar", "--url", url)
+    result = run_cli("score", shards / "00000.tar", "--url", url)
     assert result.exit_code == 2
     assert "already exists with the columns key, demo_score" in result.stderr
 
 
 def test_shards_of_several_versions_are_refused_or_recorded(url, shards, monkeypatch):
-    _run("score", shards / "00000.tar", "--url", url)
+    run_cli("score", shards / "00000.tar", "--url", url)
     monkeypatch.setattr("tests.fakes.REVISION", 7)
     arguments = ["score", *sorted(shards.glob("*.tar")), "--url", url]
-    result = _run(*arguments)
+    result = run_cli(*arguments)
     assert result.exit_code == 1
     assert "the model version changed from demo-0123456789abcdef to demo-0000000000000007" in result.stderr
-    assert _run(*arguments, "--allow-version-change").exit_code == 3
+    assert run_cli(*arguments, "--allow-version-change").exit_code == 3
     assert sorted(os.listdir(shards)) == ["00000.parquet", "00000.tar", "00001.parquet", "00001.tar"]
 
 
@@ -130,6 +114,6 @@ def test_usage(url, shards, tmp_path):
         ((shards / "00000.tar", "--out", tmp_path / "a.parquet"), "--out is the folder for their tables"),
         ((tmp_path / "a", "--pattern", "*.tar"), "is no shard"),
     ]:
-        result = _run("score", *arguments, "--url", url)
+        result = run_cli("score", *arguments, "--url", url)
         assert (result.exit_code, result.stdout) == (2, "")
         assert message in result.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 from clipsieve._exceptions import UnknownHead
 from clipsieve.arrange import ArrangeError, Scored
 from clipsieve.paths import path_from_text
+from clipsieve.score_columns import decision_column, score_columns, score_from_cell
 from clipsieve.table_batches import Batch, batches, column_names
 
 _NAMES = ("image_path", "video_path")
@@ -45,14 +45,14 @@ def source_of(names: Sequence[str], head: str | None = None) -> Source:
     if path is None:
         what = "has keys of shards, not files" if "key" in names else f"has no column {' or '.join(_NAMES)}"
         raise ArrangeError(f"the table {what}; its columns are {', '.join(names) or 'none'}")
-    scores = [name for name in names if name == "probability" or name.endswith("_score")]
+    scores = score_columns(names)
     if not scores:
         raise ArrangeError(f"the table has no column of scores; its columns are {', '.join(names)}")
     if "probability" in scores:
         named = None if head == "probability" else head
         return Source(path, "probability", "class_name" if "class_name" in names else None, head=named)
     score = scores[0] if head is None else _score_of(head, scores)
-    return Source(path, score, _band_column(score, names), tuple(name for name in scores if name != score))
+    return Source(path, score, decision_column(score, names), tuple(name for name in scores if name != score))
 
 
 def source_in(table: Path, head: str | None = None) -> Source:
@@ -101,17 +101,9 @@ def _scored(batch: Batch, place: int, source: Source) -> Scored:
     if source.head is not None and version is not None and str(version).rpartition("-")[0] != source.head:
         raise UnknownHead(f"there is no score of head {source.head!r}, this one is by {version}")
     band = value(source.band)
-    return Scored(path_from_text(path), _score(value(source.score), source.score), None if band is None else str(band))
-
-
-def _score(value: Any, column: str) -> float | None:
-    if value is None:
-        return None
-    try:
-        score = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{column} is {value!r:.60}, expected a number") from None
-    return score if math.isfinite(score) else None
+    return Scored(
+        path_from_text(path), score_from_cell(value(source.score), source.score), None if band is None else str(band)
+    )
 
 
 def _score_of(head: str, scores: Sequence[str]) -> str:
@@ -122,16 +114,3 @@ def _score_of(head: str, scores: Sequence[str]) -> str:
     if not labels:
         raise UnknownHead(f"there is no score of head {head!r}; there are: {', '.join(scores)}")
     return labels[0]
-
-
-def _band_column(score: str, names: Sequence[str]) -> str | None:
-    """The label's decisions or classes, or those of the head that it is a label of."""
-    head = score.removesuffix("_score")
-    while head:
-        for name in (f"{head}_decision", f"{head}_class_name"):
-            if name in names:
-                return name
-        head = head.rpartition("_")[0]
-        if f"{head}_score" in names:  # another head, of a shorter name
-            return None
-    return None

@@ -25,6 +25,7 @@ from typing import Any, BinaryIO
 
 from clipsieve._exceptions import ClipsieveError
 from clipsieve.paths import text_from_path
+from clipsieve.score_columns import score_from_cell
 from clipsieve.shards import SHARD_SUFFIXES, Layout, ShardError, Span, layout_of, open_forwards
 from clipsieve.table_batches import Batch, batches, column_names
 
@@ -288,7 +289,7 @@ def _row(batch: Batch, place: int, columns: Columns, wanted: Wanted) -> ScoreRow
     name = value(columns.name)
     if not isinstance(name, str):
         raise ValueError(f"{columns.name} is {name!r:.60}, expected text")
-    score = _score(value(columns.score), columns.score)
+    score = score_from_cell(value(columns.score), columns.score)
     bands = _bands(value(columns.decision), [value(column) for column in columns.bands])
     error = value(columns.error)
     if error is None and score is None and columns.score is not None:
@@ -297,16 +298,6 @@ def _row(batch: Batch, place: int, columns: Columns, wanted: Wanted) -> ScoreRow
         error = None if bands else "no decision"
         _check_named(bands, wanted, columns)
     return ScoreRow(name, score, bands, None if error is None else str(error))
-
-
-def _score(value: Any, column: str | None) -> float | None:
-    if value is None:
-        return None
-    try:
-        score = float(value)
-    except (TypeError, ValueError):
-        raise ValueError(f"{column} is {value!r:.60}, expected a number") from None
-    return score if math.isfinite(score) else None
 
 
 def _bands(decision: Any, names: list[Any]) -> frozenset[str]:

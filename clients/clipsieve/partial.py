@@ -124,7 +124,7 @@ class PartialRun:
         """Move a finished output to its place; also when that had been begun."""
         if (self.folder / "output").exists():
             (self.folder / "output").replace(self.out)
-            _sync_folder(self.out.parent)
+            sync_folder(self.out.parent)
         mark = self.folder / "finished.json"
         for path in self.folder.iterdir():
             if path != mark:
@@ -201,10 +201,11 @@ def _write_whole(path: Path, write: Callable[[BinaryIO], Any]) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: str | Path) -> None:
+    """Have a folder's names on disk, where the system can do that."""
     if os.name == "posix":
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -19,6 +19,7 @@ from uuid import uuid4
 
 from clipsieve.inputs import IMAGE_SUFFIXES
 from clipsieve.lists import InputRefused
+from clipsieve.partial import sync_folder
 
 if TYPE_CHECKING:
     from pyarrow import NativeFile
@@ -171,10 +172,10 @@ def whole_file(name: str) -> Iterator[Any]:
         with filesystem.open_output_stream(temporary, compression=None) as file:
             yield file
         if not is_remote(name):
-            _sync(temporary)
+            sync_folder(temporary)
         _move(filesystem, temporary, path)
         if not is_remote(name):
-            _sync(folder)
+            sync_folder(folder)
     except BaseException:
         with suppress(OSError):
             filesystem.delete_file(temporary)
@@ -234,12 +235,3 @@ def _move(filesystem: FileSystem, source: str, target: str) -> None:
     else:  # the inherited one takes a `?` or `[` in a name for a pattern
         handler.fs.cp_file(source, target)
         handler.fs.rm_file(source)
-
-
-def _sync(path: str) -> None:
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from clipsieve.score_columns import decision_column, score_columns
 from clipsieve.scoring import shortest
 from clipsieve.table_batches import Batch, TableError, batches, column_names
 
@@ -308,7 +309,7 @@ def _name_column(file: Path, names: list[str]) -> str:
 
 
 def _score_columns(file: Path, names: list[str]) -> list[ScoreColumn]:
-    found = [name for name in names if name == "probability" or name.endswith("_score")]
+    found = score_columns(names)
     if not found:
         raise TableError(
             f"{file}: no column of scores (probability, or a name that ends in _score); "
@@ -322,16 +323,4 @@ def _score_column(name: str, names: list[str]) -> ScoreColumn:
         return ScoreColumn(name, *(each if each in names else None for each in ("prediction", "class_name")))
     head = name.removesuffix("_score")
     classes = f"{head}_class_name"
-    return ScoreColumn(name, _decision_column(head, names), classes if classes in names else None)
-
-
-def _decision_column(head: str, names: list[str]) -> str | None:
-    """That of the label, or of the head that it is a label of."""
-    while head:
-        for name in (f"{head}_decision", f"{head}_class_name"):
-            if name in names:
-                return name
-        head = head.rpartition("_")[0]
-        if f"{head}_score" in names:
-            return None
-    return None
+    return ScoreColumn(name, decision_column(name, names), classes if classes in names else None)
