@@ -66,6 +66,9 @@ class FakeModel:
     """Inferences answered before the server stops taking requests."""
     stub_dead: bool = False
     ready: bool = True
+    max_batch_size: int = 8
+    sizes: list[int] = field(default_factory=list)
+    """Images in each request."""
     not_a_number: bool = False
     seen: list[bytes] = field(default_factory=list)
     most_at_once: int = 0
@@ -73,21 +76,38 @@ class FakeModel:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def config(self, model: str) -> dict:
+        batches = {"max_batch_size": self.max_batch_size}
         if model == "image_embedding":
-            return {"output": [_output("embedding", EMBED_DIM)]}
+            return batches | {"output": [_output("embedding", EMBED_DIM)]}
         if model == "image_score":
             names = [f"{head}{suffix}" for head in self.heads for suffix in ("", "_decision", "_revision")]
-            return {"output": [_output(name, 1) for name in names]}
+            return batches | {"output": [_output(name, 1) for name in names]}
         parameters = self.heads[model.removesuffix("_head")]
         return {"parameters": {key: {"string_value": value} for key, value in parameters.items()}, "output": []}
 
-    def infer(self, image: bytes, outputs: list[str]) -> dict[str, np.ndarray]:
-        """Raises Failure."""
+    def infer(self, images: list[bytes], outputs: list[str]) -> dict[str, np.ndarray]:
+        """Raises Failure, of all the images when one is bad."""
+        assert len(images) <= self.max_batch_size
+        with self._lock:
+            self.sizes.append(len(images))
+        answers, refused = [], []
+        for place, image in enumerate(images):
+            try:
+                answers.append(self._infer_one(image, outputs, place))
+            except Failure as failure:
+                if failure.status is not grpc.StatusCode.INVALID_ARGUMENT:
+                    raise
+                refused.append(failure.message)
+        if refused:
+            raise Failure(grpc.StatusCode.INVALID_ARGUMENT, f"in ensemble 'image_score', {'; '.join(refused)}")
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in outputs}
+
+    def _infer_one(self, image: bytes, outputs: list[str], place: int) -> dict[str, np.ndarray]:
         with self._lock:
             self._running += 1
             self.most_at_once = max(self.most_at_once, self._running)
             self.seen.append(image)
-            failure = self._failure(image)
+            failure = self._failure(image, place)
         try:
             if self.delay_s and image.startswith(self.slow):
                 time.sleep(self.delay_s)
@@ -98,7 +118,7 @@ class FakeModel:
             with self._lock:
                 self._running -= 1
 
-    def _failure(self, image: bytes) -> Failure | None:
+    def _failure(self, image: bytes, place: int) -> Failure | None:
         if self.dead_after is not None and len(self.seen) > self.dead_after:
             return Failure(grpc.StatusCode.UNAVAILABLE, "Server is stopping")
         if self.fail_next:
@@ -108,7 +128,7 @@ class FakeModel:
             return Failure(grpc.StatusCode.INTERNAL, message)
         if not image or image.startswith(b"BAD"):
             reason = "NOT_AN_IMAGE: not a format, or one not allowed; a, b" if image else "EMPTY: no bytes"
-            return Failure(grpc.StatusCode.INVALID_ARGUMENT, f"in ensemble 'image_score', image 0: {reason}")
+            return Failure(grpc.StatusCode.INVALID_ARGUMENT, f"image {place}: {reason}")
         return None
 
     def _tensor(self, name: str, image: bytes) -> np.ndarray:
@@ -172,6 +192,7 @@ class _GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelConfig(self, request, context):
         config = self.model.config(request.name)
         response = service_pb2.ModelConfigResponse()
+        response.config.max_batch_size = config.get("max_batch_size", 0)
         for output in config["output"]:
             response.config.output.add(name=output["name"], dims=output["dims"])
         for key, value in config.get("parameters", {}).items():
@@ -179,9 +200,10 @@ class _GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):
         return response
 
     def ModelInfer(self, request, context):
-        image, outputs = _only_image(request.raw_input_contents[0]), [output.name for output in request.outputs]
+        images, outputs = _images(request.raw_input_contents[0]), [output.name for output in request.outputs]
+        assert list(request.inputs[0].shape) == [len(images), 1]
         try:
-            tensors = self.model.infer(image, outputs)
+            tensors = self.model.infer(images, outputs)
         except Failure as failure:
             # abort sends the status alone, as Triton does; after headers gRPC would not retry.
             context.abort(failure.status, failure.message)
@@ -219,7 +241,7 @@ class _HttpHandler(BaseHTTPRequestHandler):
         header_length = int(self.headers["Inference-Header-Content-Length"])
         requested = [output["name"] for output in json.loads(body[:header_length])["outputs"]]
         try:
-            tensors = self.model.infer(_only_image(body[header_length:]), requested)
+            tensors = self.model.infer(_images(body[header_length:]), requested)
         except Failure as failure:
             self._reply(failure.http_status, json.dumps({"error": failure.message}).encode())
             return
@@ -251,11 +273,15 @@ def _output(name: str, dim: int) -> dict:
     return {"name": name, "dims": [dim]}
 
 
-def _only_image(tensor: bytes) -> bytes:
-    """The one element of a BYTES tensor: 4 bytes of length, then the file."""
-    (length,) = struct.unpack_from("<I", tensor)
-    assert len(tensor) == 4 + length, "the client sends one image per request"
-    return tensor[4:]
+def _images(tensor: bytes) -> list[bytes]:
+    """The elements of a BYTES tensor: each 4 bytes of length, then the file."""
+    images, start = [], 0
+    while start < len(tensor):
+        (length,) = struct.unpack_from("<I", tensor, start)
+        images.append(tensor[start + 4 : start + 4 + length])
+        start += 4 + length
+    assert start == len(tensor)
+    return images
 
 
 def _datatype(tensor: np.ndarray) -> str:

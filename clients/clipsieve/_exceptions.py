@@ -59,7 +59,7 @@ class ImageFailed(ClipsieveError):
         """Stable and upper-case: `NOT_AN_IMAGE`, `UNREADABLE`, `DEADLINE_EXCEEDED`."""
         self.message = message
         self.index = index
-        """Position of the image in its request; 0 for this package, which sends one image a request."""
+        """Position of the image in its request."""
 
     def __str__(self) -> str:
         return f"{self.code}: {self.message}"

@@ -6,9 +6,10 @@ import asyncio
 import io
 import random
 import time
-from collections.abc import AsyncGenerator, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
+from typing import TypeVar
 
 import numpy as np
 
@@ -20,9 +21,10 @@ from clipsieve._exceptions import (
     UnknownHead,
     VersionChanged,
 )
-from clipsieve.images import ImageSource, encoded, path_of
+from clipsieve.groups import Answer, answers_for, rows_of
+from clipsieve.images import ImageSource, encoded_some, path_of
 from clipsieve.outage import Outage
-from clipsieve.pump import pump
+from clipsieve.pump import pump, pump_groups
 from clipsieve.results import Embedding, EmbeddingScores, Head, HeadScore, Health, Score
 from clipsieve.settings import Settings
 from clipsieve.transport import ModelConfig, Tensor, Transport, embedding_tensor, image_tensor, open_transport
@@ -34,8 +36,13 @@ _FILE_READERS = 4
 _READY_TIMEOUT_S = 5.0
 """For asking whether a server that gave no answer in time is still there."""
 
+_REQUEST_BYTES = 1 << 20
+"""A request takes no further image once it holds so many: what a request costs is nothing beside decoding those."""
+
 _BUSY_PAUSE_S = (0.2, 1.0)
 """Before an image is sent again to a server whose queue stayed full; between these, so that not all come at once."""
+
+_Result = TypeVar("_Result")
 
 HeadNames = str | Iterable[str] | None
 """One head, several, or None for all that the server has."""
@@ -50,6 +57,7 @@ class AsyncClient(Settings):
         self._outage = Outage(self.wait_s, self._is_ready)
         self._transport: Transport | None = None
         self._known_heads: list[Head] = []
+        self._max_batch_sizes: dict[str, int] = {}
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -106,7 +114,7 @@ class AsyncClient(Settings):
         """Yield one result per image, in order, as they come; images are drawn as they are needed.
 
         All heads score an image in one request, which encodes it once. An image that cannot be scored
-        is a result with an `error`.
+        is a result with an `error`, also when it shared its request with others.
 
         Raises:
             ServerUnavailable: the server is gone, also after retries and `wait_s`. Results so far have been yielded.
@@ -115,14 +123,14 @@ class AsyncClient(Settings):
         chosen = await self.chosen_heads(heads)
         outputs = [f"{head.name}{suffix}" for head in chosen for suffix in ("", "_decision", "_revision")]
 
-        async def score_one(image: ImageSource) -> Score:
+        def scored(image: ImageSource, answer: Answer) -> Score:
             try:
-                tensors = await self._infer_image(SCORE_MODEL, image, outputs)
+                tensors = rows_of(answer)
                 return Score(path_of(image), {head.name: _head_score(head, tensors) for head in chosen})
             except (ImageRejected, InferenceFailed) as error:
                 return Score(path_of(image), error=error)
 
-        async with aclosing(pump(score_one, images, self.concurrency)) as scores:
+        async with aclosing(self._over_images(SCORE_MODEL, images, outputs, scored)) as scores:
             async for score in scores:
                 yield score
 
@@ -132,7 +140,14 @@ class AsyncClient(Settings):
 
     async def embed_stream(self, images: Iterable[ImageSource]) -> AsyncGenerator[Embedding, None]:
         """Yield one embedding per image, in order, as they come; errors as in `score_stream`."""
-        async with aclosing(pump(self._embed_one, images, self.concurrency)) as results:
+
+        def embedded(image: ImageSource, answer: Answer) -> Embedding:
+            try:
+                return Embedding(path_of(image), _finite(rows_of(answer)["embedding"])[0])
+            except (ImageRejected, InferenceFailed) as error:
+                return Embedding(path_of(image), error=error)
+
+        async with aclosing(self._over_images(EMBEDDING_MODEL, images, ("embedding",), embedded)) as results:
             async for embedding in results:
                 yield embedding
 
@@ -190,19 +205,42 @@ class AsyncClient(Settings):
         elapsed_ms = (time.perf_counter() - started) * 1000
         return Health("ok", f"scored an image with {', '.join(names)} in {elapsed_ms:.0f} ms")
 
-    async def _embed_one(self, image: ImageSource) -> Embedding:
-        try:
-            tensors = await self._infer_image(EMBEDDING_MODEL, image, ("embedding",))
-            return Embedding(path_of(image), _finite(tensors["embedding"])[0])
-        except (ImageRejected, InferenceFailed) as error:
-            return Embedding(path_of(image), error=error)
+    async def _over_images(
+        self,
+        model: str,
+        images: Iterable[ImageSource],
+        outputs: Sequence[str],
+        result: Callable[[ImageSource, Answer], _Result],
+    ) -> AsyncGenerator[_Result, None]:
+        """Yield `result(image, answer)` for each image, in order."""
+        most = min(self.images_per_request, await self._max_batch_size(model))
 
-    async def _infer_image(self, model: str, image: ImageSource, outputs: Sequence[str]) -> dict[str, np.ndarray]:
-        if isinstance(image, bytes):
-            data = encoded(image)
-        else:  # in a thread: a slow disk or network folder must not hold up the requests in flight
-            data = await asyncio.get_running_loop().run_in_executor(self._readers, encoded, image)
-        return await self._infer(model, image_tensor(data), outputs)
+        def infer(files: Sequence[bytes]) -> Awaitable[dict[str, np.ndarray]]:
+            return self._infer(model, image_tensor(*files), outputs)
+
+        async def results_of(group: list[ImageSource]) -> list[_Result]:
+            answers: list[Answer] = []
+            while left := group[len(answers) :]:
+                answers += await answers_for(await self._read(left), infer)
+            return list(map(result, group, answers))
+
+        async with aclosing(pump_groups(results_of, images, self.concurrency, most)) as results:
+            async for each in results:
+                yield each
+
+    async def _read(self, images: Sequence[ImageSource]) -> list[bytes | ImageRejected]:
+        if all(isinstance(image, bytes) for image in images):
+            return encoded_some(images, _REQUEST_BYTES)
+        # In a thread: a slow disk or network folder must not hold up the requests in flight.
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._readers, encoded_some, images, _REQUEST_BYTES)
+
+    async def _max_batch_size(self, model: str) -> int:
+        """The most images in one request of a model; 1 when the server does not say."""
+        if model not in self._max_batch_sizes:
+            config = await self._connected().model_config(model, self.timeout_s)
+            self._max_batch_sizes[model] = max(1, config.max_batch_size)
+        return self._max_batch_sizes[model]
 
     async def _infer(self, model: str, tensor: Tensor, outputs: Sequence[str]) -> dict[str, np.ndarray]:
         """One answer; waits for a server that went away, or is too busy, as long as `wait_s` says."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import stat
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -42,6 +43,23 @@ def encoded(image: Any) -> bytes:
     if len(data) > MAX_IMAGE_BYTES:
         raise ImageRejected("TOO_MANY_BYTES", f"{len(data)} bytes; at most {MAX_IMAGE_BYTES} are sent")
     return data
+
+
+def encoded_some(images: Sequence[Any], most_bytes: int) -> list[bytes | ImageRejected]:
+    """The first of them, as `encoded` or why not: one at least, and until they hold `most_bytes`. Raises TypeError."""
+    files: list[bytes | ImageRejected] = []
+    size = 0
+    for image in images:
+        try:
+            file = encoded(image)
+        except ImageRejected as error:
+            files.append(error)
+            continue
+        files.append(file)
+        size += len(file)
+        if size >= most_bytes:
+            break
+    return files
 
 
 def read_image(path: str | os.PathLike[str]) -> bytes:

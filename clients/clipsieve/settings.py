@@ -21,8 +21,11 @@ class Settings:
     timeout_s: float = 30.0
     """Deadline of one inference, its retries included."""
     concurrency: int = 32
-    """Requests in flight in one call. Each holds one image; the server makes the batches."""
+    """Images in flight in one call; the server makes batches of them."""
     _: KW_ONLY
+    images_per_request: int = 4
+    """At most so many small images share a request when many are waiting, which costs the client and the server less.
+    An image that cannot be scored still fails alone. Embeddings are sent in the largest batches the server takes."""
     retry: Retry = field(default_factory=Retry)
     """How an inference is repeated when the server is unavailable or too busy."""
     wait_s: float = 0.0
@@ -40,6 +43,8 @@ class Settings:
         if not self.timeout_s > 0 or self.concurrency < 1 or not self.wait_s >= 0:
             found = f"{self.timeout_s}, {self.concurrency} and {self.wait_s}"
             raise ValueError(f"timeout_s must be > 0, concurrency >= 1 and wait_s >= 0, found {found}")
+        if self.images_per_request < 1:
+            raise ValueError(f"images_per_request must be >= 1, found {self.images_per_request}")
         if self.ca_file is not None and not Path(self.ca_file).is_file():
             raise ValueError(f"there is no certificate file {self.ca_file}")
         self.endpoint()

@@ -124,9 +124,10 @@ def parse_url(url: str | None, protocol: ProtocolName | None = None) -> tuple[Pr
     return meant, address.rstrip("/"), tls
 
 
-def image_tensor(image: bytes) -> Tensor:
-    """A batch of one encoded file: a BYTES element is its length in 4 bytes, then the bytes."""
-    return Tensor("image", "BYTES", (1, 1), len(image).to_bytes(4, "little") + image)
+def image_tensor(*images: bytes) -> Tensor:
+    """A batch of encoded files: a BYTES element is its length in 4 bytes, then the bytes."""
+    data = b"".join(part for image in images for part in (len(image).to_bytes(4, "little"), image))
+    return Tensor("image", "BYTES", (len(images), 1), data)
 
 
 def embedding_tensor(embeddings: np.ndarray) -> Tensor:

@@ -58,7 +58,7 @@ def bench(paths: Paths, inputs: InputOptions, options: BenchOptions, server: Ser
     reporter = Reporter()
     with exits(reporter):
         found = started(inputs.inputs(paths))
-        figures = asyncio.run(_bench(server.client(max(concurrencies)), found, options, concurrencies))
+        figures = asyncio.run(_bench(server.client(concurrency=max(concurrencies)), found, options, concurrencies))
     _print(figures, options.as_json)
     if any(each.failed for each in figures):
         reporter.say("some images failed: `clipsieve score` tells which and why")

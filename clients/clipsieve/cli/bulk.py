@@ -59,12 +59,12 @@ class ServersOptions(ServerOptions):
         ),
     ] = None
 
-    def servers(self, concurrency: int, wait_s: float) -> Servers:
+    def servers(self, run: RunOptions) -> Servers:
         urls = self.url.split(",") if self.url else [None]
         ca_file = self.ca_file and self.ca_file.absolute()  # workers have another current folder
         each = [replace(self, url=url and url.strip(), ca_file=ca_file) for url in urls]
-        clients = [ServerOptions.client(one, concurrency, wait_s) for one in each]
-        return Servers.from_clients(clients, wait_s)
+        clients = [ServerOptions.client(one, **run.asking()) for one in each]
+        return Servers.from_clients(clients, run.wait)
 
 
 @dataclass
@@ -135,7 +135,7 @@ def bulk(
     reporter = run.reporter(to_file=True)
     with exits(reporter):
         check_installed()
-        servers = server.servers(run.concurrency, run.wait)
+        servers = server.servers(run)
         out = job.out if is_remote(job.out) else os.path.abspath(local_path(job.out))
         plan = planned(out, inputs.inputs(paths), job.rows_per_file, asdict(heads), run.overwrite)
         failed = _Bulk(plan, servers, heads, job, reporter).run()

@@ -40,7 +40,7 @@ def embed(paths: Paths, output: EmbeddingOutput, inputs: InputOptions, server: S
     """Compute the images' embeddings."""
     reporter = run.reporter(to_file=True)
     with exits(reporter):
-        client = server.client(run.concurrency, run.wait)
+        client = server.client(**run.asking())
         check_place(output.out, EMBEDDING_SUFFIXES)
         check_free(output.out, run.overwrite)
         asyncio.run(_embed(client, inputs.inputs(paths), output.out, run.overwrite, reporter))

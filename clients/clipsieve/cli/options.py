@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
@@ -111,14 +111,14 @@ class ServerOptions:
         option("--header", "Sent with every request; may be repeated.", group=_SERVER, metavar="NAME:VALUE"),
     ] = None
 
-    def client(self, concurrency: int = 1, wait_s: float = 0.0) -> AsyncClient:
+    def client(self, **more: Any) -> AsyncClient:
+        """Args: more: of `Settings`, what is not about the server."""
         try:
             return AsyncClient(
                 self.url,
                 self.protocol.value if self.protocol else None,
                 self.timeout,
-                concurrency,
-                wait_s=wait_s,
+                **more,
                 tls=self.tls,
                 ca_file=self.ca_file,
                 token=self.token,
@@ -172,6 +172,18 @@ class RunOptions:
             show_default=True,
         ),
     ] = 32
+    images_per_request: Annotated[
+        int,
+        option(
+            "--images-per-request",
+            "At most so many small images go together; one that cannot be scored still fails alone.",
+            group=_RUN,
+            metavar="N",
+            min=1,
+            max=4096,
+            show_default=True,
+        ),
+    ] = 4
     wait: Annotated[
         float,
         option(
@@ -192,6 +204,14 @@ class RunOptions:
     json_log: Annotated[bool, option("--json-log", "Messages and progress on stderr as JSON lines.", group=_RUN)] = (
         False
     )
+
+    def asking(self) -> dict[str, Any]:
+        """Arguments for the client."""
+        return {
+            "concurrency": self.concurrency,
+            "wait_s": self.wait,
+            "images_per_request": self.images_per_request,
+        }
 
     def reporter(self, to_file: bool) -> Reporter:
         """With a bar where it would not mix with rows on the same terminal."""

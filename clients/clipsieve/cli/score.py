@@ -139,7 +139,7 @@ def score(
     job = _Job(inputs.inputs(paths), heads, output, arrange, run, reporter)
     with exits(reporter):
         job.check_arrange()
-        client = server.client(run.concurrency, run.wait)
+        client = server.client(**run.asking())
         if are_shards(job.inputs):
             asyncio.run(job.score_shards(client))
         elif output.out is None:

@@ -152,7 +152,7 @@ def video(
     sampling = frames.sampling()
     with exits(reporter):
         check_installed()
-        client = server.client(run.concurrency, run.wait)
+        client = server.client(**run.asking())
         job = _Job(paths, sampling, heads, run, reporter)
         if output.out is None:
             asyncio.run(job.to_stdout(client, output.format))
