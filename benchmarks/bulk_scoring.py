@@ -4,8 +4,9 @@
     python -m benchmarks.bulk_scoring --files 10000 100000
 
 Draws pictures as the demo does, names each many times over (hard links), starts the demo's server, and runs in turn
-perf_analyzer at several concurrencies, the command line over each number of files, and perf_analyzer again. CPU is
-of the client's process beside that of the server's processes in the same time. Prints a table and one JSON line.
+perf_analyzer at several concurrencies, the command line over each number of files, and perf_analyzer again. Both send
+one image a request and several (`--images-per-request`). CPU is of the client's process beside that of the server's
+processes in the same time. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Run:
     """`clipsieve score` over so many files."""
 
     files: int
+    images_per_request: int
     images_per_s: float
     """Of the whole process, its start included."""
     peak_mib: float
@@ -55,8 +57,10 @@ def link_files(pictures: list[Path], folder: Path, count: int) -> None:
         os.link(source, target.with_suffix(source.suffix))
 
 
-def score(url: str, folder: Path, count: int, out: Path, concurrency: int) -> Run:
+def score(url: str, folder: Path, count: int, concurrency: int, images_per_request: int) -> Run:
     command = [str(Path(sys.executable).with_name("clipsieve")), "score", str(folder), "--url", url, "--quiet"]
+    command += ["--images-per-request", str(images_per_request), "--overwrite"]
+    out = folder.with_suffix(".parquet")
     before, started = server_cpu_s(), time.perf_counter()
     process = subprocess.Popen([*command, "--concurrency", str(concurrency), "--out", str(out)])
     _, status, usage = os.wait4(process.pid, 0)
@@ -65,6 +69,7 @@ def score(url: str, folder: Path, count: int, out: Path, concurrency: int) -> Ru
         raise RuntimeError(f"clipsieve score ended with status {os.waitstatus_to_exitcode(status)}")
     return Run(
         files=count,
+        images_per_request=images_per_request,
         images_per_s=count / seconds,
         peak_mib=usage.ru_maxrss / 1024,
         client_cpu_ms=1000 * (usage.ru_utime + usage.ru_stime) / count,
@@ -82,6 +87,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bulk_scoring")
     parser.add_argument("--files", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--concurrency", type=int, default=32, help="of the command line (default %(default)s)")
+    parser.add_argument("--images-per-request", type=int, nargs="+", default=[1, 4])
     arguments = parser.parse_args()
     repository = repository_folder(load_recipe("demo"))
     with tempfile.TemporaryDirectory(prefix="clipsieve-bulk-") as temporary:
@@ -90,31 +96,42 @@ def main() -> int:
         pictures = sorted(path for path in (folder / "drawn").rglob("*") if path.is_file())
         log = folder / "tritonserver.log"
         with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_path=log) as server:
-            rates = perf_rates(server.grpc_url, pictures, folder / "perf-1")
+            sizes = arguments.images_per_request
+            rates = perf_rates(server.grpc_url, pictures, folder / "perf-1", sizes)
             runs = []
             for count in arguments.files:
                 link_files(pictures, folder / str(count), count)
-                out = folder / f"{count}.parquet"
-                runs.append(score(server.grpc_url, folder / str(count), count, out, arguments.concurrency))
-            rates += perf_rates(server.grpc_url, pictures, folder / "perf-2")
+                for size in sizes:
+                    runs.append(score(server.grpc_url, folder / str(count), count, arguments.concurrency, size))
+            rates += perf_rates(server.grpc_url, pictures, folder / "perf-2", sizes)
     report(rates, runs)
     return 0
 
 
-def perf_rates(url: str, pictures: list[Path], folder: Path) -> list[dict]:
-    folder.mkdir()
-    return measure(url, pictures, [16, 32, 64], folder, find_wheel().libraries)
+def perf_rates(url: str, pictures: list[Path], folder: Path, sizes: list[int]) -> list[dict]:
+    """One row for 16, 32 and 64 images in flight, for each number of images in a request."""
+    rows = []
+    for size in sizes:
+        (outputs := folder.with_name(f"{folder.name}-{size}")).mkdir()
+        in_flight = [max(1, images // size) for images in (16, 32, 64)]
+        measured = measure(url, pictures, in_flight, outputs, find_wheel().libraries, size)
+        rows += [row | {"images_per_request": size} for row in measured]
+    return rows
 
 
 def report(rates: list[dict], runs: list[Run]) -> None:
-    best = max(row["images_per_s"] for row in rates)
+    best: dict[int, float] = {}
     for row in rates:
-        print(f"perf_analyzer, concurrency {row['concurrency']:2}: {row['images_per_s']:6.1f} images/s")
-    print(f"{'files':>8} {'images/s':>9} {'of the best':>12} {'peak MiB':>9} {'client ms':>10} {'server ms':>10}")
+        size = row["images_per_request"]
+        best[size] = max(best.get(size, 0), row["images_per_s"])
+        print(f"perf_analyzer, {row['concurrency']:2} requests of {size}: {row['images_per_s']:6.1f} images/s")
+    head = f"{'files':>8} {'a request':>9} {'images/s':>9} {'peak MiB':>9} {'client ms':>10} {'server ms':>10}"
+    print(head + "".join(f"  of perf's best with {size}" for size in best))
     for run in runs:
         print(
-            f"{run.files:8} {run.images_per_s:9.1f} {run.images_per_s / best:12.2f} {run.peak_mib:9.1f} "
+            f"{run.files:8} {run.images_per_request:9} {run.images_per_s:9.1f} {run.peak_mib:9.1f} "
             f"{run.client_cpu_ms:10.2f} {run.server_cpu_ms:10.2f}"
+            + "".join(f"{run.images_per_s / rate:22.2f}" for rate in best.values())
         )
     machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
     print(json.dumps({"benchmark": "bulk_scoring", "perf": rates, "runs": [asdict(run) for run in runs]} | machine))

@@ -46,23 +46,33 @@ def link_libraries(wheel_libraries: Path, folder: Path) -> None:
 
 
 def measure(
-    url: str, photos: list[Path], concurrencies: list[int], outputs_folder: Path, wheel_libraries: Path
+    url: str,
+    photos: list[Path],
+    concurrencies: list[int],
+    outputs_folder: Path,
+    wheel_libraries: Path,
+    batch_size: int = 1,
 ) -> list[dict]:
-    """One row per concurrency: concurrency, images_per_s, p50_ms, p90_ms, p99_ms, stable_within_percent."""
+    """One row per concurrency: concurrency, images_per_s, p50_ms, p90_ms, p99_ms, stable_within_percent.
+
+    Args:
+        concurrencies: requests in flight.
+        batch_size: images in a request.
+    """
     data = outputs_folder / "images.json"
     data.write_text(json.dumps(input_data(photos)))
     link_libraries(wheel_libraries, outputs_folder)
     environment = os.environ | {"LD_LIBRARY_PATH": f"{outputs_folder}:{wheel_libraries}"}
-    return [_measure_one(url, concurrency, data, environment) for concurrency in concurrencies]
+    return [_measure_one(url, concurrency, batch_size, data, environment) for concurrency in concurrencies]
 
 
-def _measure_one(url: str, concurrency: int, data: Path, environment: dict[str, str]) -> dict:
+def _measure_one(url: str, concurrency: int, batch_size: int, data: Path, environment: dict[str, str]) -> dict:
     """Measure until three windows agree within 15 %; on a noisy machine, within 100 %, and say so in the row."""
     report, output = data.with_name(f"report-{concurrency}.csv"), ""
     for percentage in STABILITY_PERCENTAGES:
         command = [str(PERF_ANALYZER), "-m", "image_score", "-u", url, "-i", "grpc", "--input-data", str(data)]
         command += ["--concurrency-range", str(concurrency), "--measurement-interval", "2000", "-f", str(report)]
-        command += ["--stability-percentage", str(percentage), "--max-trials", "6", "--async"]
+        command += ["--stability-percentage", str(percentage), "--max-trials", "6", "--async", "-b", str(batch_size)]
         finished = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
         output = finished.stdout + finished.stderr
         if finished.returncode == 0 and report.is_file():
