@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from clipsieve.cli.filter import filter_command
-from clipsieve.filter import Columns, FilterError, Tally, Wanted, columns_of, filter_shards, read_rows, whole_file
+from clipsieve.filter import Columns, FilterError, Tally, Wanted, columns_of, read_rows
+from clipsieve.filter_shards import filter_shards, whole_file
 from clipsieve.paths import text_from_path
 from clipsieve.shards import ShardError, iter_samples, layout_of
 
@@ -170,7 +171,7 @@ def test_decisions_may_be_written_as_bands(tmp_path: Path) -> None:
     table.write_text("key,nsfw_score,nsfw_decision,error\na,0.9,block,\nb,0.1,allow,\nc,0.5,review,\nd,,,ERROR: no\n")
     assert _run(table, "--band", "block", "--band", "review").stdout == "a\nc\n"
     assert _run(table, "--band", "allow", "--keep-errors").stdout == "b\nd\n"
-    assert _run(table, "--band", "alow").exit_code == 1
+    assert _run(table, "--band", "alow").exit_code == 2
 
 
 def test_the_class_of_a_head_with_several(tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ def test_a_head_of_several(tmp_path: Path) -> None:
     assert _run(table, "--head", "taste", "--at-least", 5).stdout == "b\n"
     assert _run(table, "--head", "nsfw", "--band", "nsfw").stdout == "a\n"
     result = _run(table, "--below", 0.5)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "several columns of scores, nsfw_score, taste_score; choose with --head or --column" in result.stderr
 
 
@@ -202,7 +203,7 @@ def test_a_head_of_several(tmp_path: Path) -> None:
 )
 def test_what_the_table_does_not_have_is_told(data: Path, flags: list, words: str) -> None:
     result = _run(data / "0.parquet", *flags)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert words in result.stderr
 
 
@@ -220,13 +221,13 @@ def test_bad_tables_are_told(tmp_path: Path, content: str, words: str) -> None:
     table = tmp_path / "t.csv"
     table.write_text(content)
     result = _run(table, "--below", 2)
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert words in result.stderr
 
 
 def test_a_missing_table_is_told(tmp_path: Path) -> None:
     result = _run(tmp_path / "gone.parquet", "--below", 2)
-    assert (result.exit_code, "gone.parquet" in result.stderr) == (1, True)
+    assert (result.exit_code, "gone.parquet" in result.stderr) == (2, True)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +278,7 @@ def test_lists_keep_every_name(tmp_path: Path) -> None:
 def test_a_name_that_a_list_of_lines_cannot_hold_is_refused(tmp_path: Path, name: str) -> None:
     table = _scores(tmp_path / "t.parquet", [(name, 0.1, 0, None)])
     result = _run(table, "--below", 1, "--out", tmp_path / "t.txt")
-    assert (result.exit_code, "--null" in result.stderr) == (1, True)
+    assert (result.exit_code, "--null" in result.stderr) == (2, True)
     assert os.listdir(tmp_path) == ["t.parquet"]
     assert _run(table, "--below", 1, "-0").stdout_bytes == name.encode() + b"\0"
 
@@ -296,7 +297,7 @@ def test_an_empty_list_is_a_table_still(data: Path) -> None:
 
 def test_tables_of_different_kinds_do_not_go_to_one_list(data: Path, tmp_path: Path) -> None:
     result = _run(data / "0.parquet", _plain(tmp_path / "t.csv"), "--below", 1)
-    assert (result.exit_code, "filter them one by one" in result.stderr) == (1, True)
+    assert (result.exit_code, "filter them one by one" in result.stderr) == (2, True)
 
 
 def test_an_output_that_exists_is_refused(data: Path, tmp_path: Path) -> None:
@@ -349,7 +350,7 @@ def test_shards_may_lie_elsewhere(data: Path, tmp_path: Path) -> None:
     table.parent.mkdir()
     (data / "0.parquet").rename(table)
     result = _run(table, "--below", 0.2, "--out", tmp_path / "kept")
-    assert (result.exit_code, "there is no 0.tar in" in result.stderr) == (1, True)
+    assert (result.exit_code, "there is no 0.tar in" in result.stderr) == (2, True)
     assert _run(table, "--below", 0.2, "--out", tmp_path / "kept", "--shards", data).exit_code == 0
 
 

@@ -349,8 +349,8 @@ def test_every_flag_has_a_variable(tmp_path):
         (["t.csv", "--order", "best"], 2, "best"),
         (["t.csv", "--limit", "0"], 2, "--limit"),
         ([], 2, "TABLE"),
-        (["no.csv"], 1, "clipsieve: no.csv: cannot be read: No such file or directory"),
-        (["t.csv", "--score", "gore"], 1, "no column of scores 'gore'; there are: probability"),
+        (["no.csv"], 2, "clipsieve: no.csv: cannot be read: No such file or directory"),
+        (["t.csv", "--score", "gore"], 2, "no column of scores 'gore'; there are: probability"),
     ],
 )
 def test_errors_are_a_line_and_a_status(tmp_path, monkeypatch, arguments, status, words):

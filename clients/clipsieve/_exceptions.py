@@ -11,9 +11,9 @@ ClipsieveError
 │   │   └── VideoError  a video cannot be read, or not to its end (video.py)
 │   └── InferenceFailed because of the server or the time limit: sending it again may succeed
 ├── InputRefused        what was named is no list of images, or there is nothing to score (lists.py)
+│   ├── TableError      a table cannot be read, or lacks what is needed (table_batches.py)
+│   └── FilterError     tables, shards and what is to be kept do not fit together (filter.py)
 ├── ShardError          a WebDataset shard is cut off or damaged (shards.py)
-├── TableError          a table cannot be read, or lacks what is needed (table_batches.py)
-├── FilterError         tables, shards and what is to be kept do not fit together (filter.py)
 ├── ArrangeError        files cannot be put in order or linked (arrange.py)
 ├── RayFailed           a job on a Ray cluster cannot go on (ray/job.py)
 └── MissingExtra        a library that only one feature needs is not installed (video.py)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from clipsieve._exceptions import UnknownHead
-from clipsieve.arrange import ArrangeError, Scored
+from clipsieve.arrange import Scored
 from clipsieve.paths import path_from_text
 from clipsieve.score_columns import decision_column, score_columns, score_from_cell
-from clipsieve.table_batches import Batch, batches, column_names
+from clipsieve.table_batches import Batch, TableError, batches, column_names
 
 _NAMES = ("image_path", "video_path")
 
@@ -38,16 +38,16 @@ def source_of(names: Sequence[str], head: str | None = None) -> Source:
         head: a head's name, one of its labels as `<head>_<label>`, or a column; by default the first score counts.
 
     Raises:
-        ArrangeError: the columns are not those of scored files.
+        TableError: the columns are not those of scored files.
         UnknownHead: there is no score of that head; lists those there are.
     """
     path = next((name for name in _NAMES if name in names), None)
     if path is None:
         what = "has keys of shards, not files" if "key" in names else f"has no column {' or '.join(_NAMES)}"
-        raise ArrangeError(f"the table {what}; its columns are {', '.join(names) or 'none'}")
+        raise TableError(f"the table {what}; its columns are {', '.join(names) or 'none'}")
     scores = score_columns(names)
     if not scores:
-        raise ArrangeError(f"the table has no column of scores; its columns are {', '.join(names)}")
+        raise TableError(f"the table has no column of scores; its columns are {', '.join(names)}")
     if "probability" in scores:
         named = None if head == "probability" else head
         return Source(path, "probability", "class_name" if "class_name" in names else None, head=named)
@@ -61,9 +61,10 @@ def source_in(table: Path, head: str | None = None) -> Source:
     Raises:
         TableError: it cannot be read.
     """
+    names = column_names(table)
     try:
-        return source_of(column_names(table), head)
-    except (ArrangeError, UnknownHead) as error:
+        return source_of(names, head)
+    except (TableError, UnknownHead) as error:
         raise type(error)(f"{table}: {error}") from None
 
 
@@ -71,7 +72,7 @@ def read_scored(table: Path, source: Source) -> Iterator[Scored]:
     """The files of a table; one whose row has an error has neither score nor band.
 
     Raises:
-        TableError, ArrangeError: the table is damaged, or a value is not what its column holds.
+        TableError: the table is damaged, or a value is not what its column holds.
         UnknownHead: the rows are of another head.
     """
     wanted = (source.name, source.score, source.band, "error", "model_version")
@@ -83,7 +84,7 @@ def read_scored(table: Path, source: Source) -> Iterator[Scored]:
             try:
                 yield _scored(batch, place, source)
             except (ValueError, UnknownHead) as error:
-                kind = UnknownHead if isinstance(error, UnknownHead) else ArrangeError
+                kind = UnknownHead if isinstance(error, UnknownHead) else TableError
                 raise kind(f"{table}: row {number}: {error}") from None
 
 

@@ -201,6 +201,8 @@ class AsyncClient(Settings):
             names = _head_names(await transport.model_config(SCORE_MODEL, timeout_s))
             await transport.infer(SCORE_MODEL, image_tensor(_probe_image()), names, timeout_s)
         except ClipsieveError as error:
+            if isinstance(error, InferenceFailed) and error.code == "SERVER_BUSY":
+                return Health("busy", f"the server works, and has no room for another image now: {error}")
             return Health("failing", f"the server says that it is ready, but cannot score an image: {error}")
         elapsed_ms = (time.perf_counter() - started) * 1000
         return Health("ok", f"scored an image with {', '.join(names)} in {elapsed_ms:.0f} ms")

@@ -166,12 +166,14 @@ class Health:
     """What a health check found.
 
     `unavailable`: nothing answers. `not_ready`: a server answers and is still loading, or has a model
-    that failed to load. `failing`: it calls itself ready, but cannot score an image.
+    that failed to load. `failing`: it calls itself ready, but cannot score an image. `busy`: it works,
+    and refuses for want of room in a queue.
     """
 
-    status: Literal["ok", "unavailable", "not_ready", "failing"]
+    status: Literal["ok", "busy", "unavailable", "not_ready", "failing"]
     message: str
 
     @property
     def ok(self) -> bool:
-        return self.status == "ok"
+        """Whether it works; a restart would not help a busy server."""
+        return self.status in ("ok", "busy")

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clipsieve._exceptions import ClipsieveError
+from clipsieve.lists import InputRefused
 
 SUFFIXES = (".parquet", ".csv", ".jsonl", ".json")
 
@@ -19,7 +19,7 @@ Batch = dict[str, list[Any]]
 """Some rows, by column."""
 
 
-class TableError(ClipsieveError):
+class TableError(InputRefused):
     """A table cannot be read or lacks what is needed; the message names the file and says what."""
 
 

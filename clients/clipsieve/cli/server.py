@@ -7,6 +7,8 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Annotated
 
+import typer
+
 from clipsieve.cli.grouped import grouped, option
 from clipsieve.cli.options import FAILURE, UNAVAILABLE, ServerOptions, Timeout, exits, fail
 from clipsieve.printing import print_table
@@ -26,10 +28,13 @@ class HealthServerOptions(ServerOptions):
 
 @dataclass
 class HealthOptions:
+    deep: Annotated[
+        bool, option("--deep", "Score a small image with every head; this is what happens anyway.", group="Check")
+    ] = False
     shallow: Annotated[
         bool,
         option(
-            "--shallow",
+            "--shallow/--no-deep",
             "Only ask whether the server calls itself ready, which it does even when it cannot score.",
             group="Check",
         ),
@@ -56,7 +61,12 @@ def heads(server: ServerOptions, output: HeadsOptions) -> None:
 
 @grouped
 def health(server: HealthServerOptions, check: HealthOptions) -> None:
-    """Score a small image with every head; exit 0 if that works, 5 if nothing answers, 1 otherwise."""
+    """Score a small image with every head; exit 0 if that works, 5 if nothing answers, 1 otherwise.
+
+    A server that refuses the image because its queue is full works: the check says "busy" and exits with 0.
+    """
+    if check.deep and check.shallow:
+        raise typer.BadParameter("--deep and --no-deep exclude each other")
     client = server.client()
 
     async def run():
