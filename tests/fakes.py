@@ -67,6 +67,7 @@ class FakeModel:
     stub_dead: bool = False
     ready: bool = True
     max_batch_size: int = 8
+    priorities: set[int] = field(default_factory=set)
     sizes: list[int] = field(default_factory=list)
     """Images in each request."""
     not_a_number: bool = False
@@ -202,6 +203,7 @@ class _GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):
     def ModelInfer(self, request, context):
         images, outputs = _images(request.raw_input_contents[0]), [output.name for output in request.outputs]
         assert list(request.inputs[0].shape) == [len(images), 1]
+        self.model.priorities.add(request.parameters["priority"].int64_param)
         try:
             tensors = self.model.infer(images, outputs)
         except Failure as failure:
@@ -239,7 +241,9 @@ class _HttpHandler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
         header_length = int(self.headers["Inference-Header-Content-Length"])
-        requested = [output["name"] for output in json.loads(body[:header_length])["outputs"]]
+        header = json.loads(body[:header_length])
+        requested = [output["name"] for output in header["outputs"]]
+        self.model.priorities.add(header["parameters"]["priority"])
         try:
             tensors = self.model.infer(_images(body[header_length:]), requested)
         except Failure as failure:
@@ -254,8 +258,8 @@ class _HttpHandler(BaseHTTPRequestHandler):
             }
             for name, tensor in tensors.items()
         ]
-        header = json.dumps({"model_name": "image_score", "outputs": outputs}).encode()
-        self._reply(200, header + b"".join(tensor.tobytes() for tensor in tensors.values()), len(header))
+        answer = json.dumps({"model_name": "image_score", "outputs": outputs}).encode()
+        self._reply(200, answer + b"".join(tensor.tobytes() for tensor in tensors.values()), len(answer))
 
     def _reply(self, status: int, body: bytes, header_length: int | None = None) -> None:
         self.send_response(status)

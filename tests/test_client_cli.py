@@ -410,3 +410,10 @@ def test_embed_to_parquet(url, photos, tmp_path):
 def test_version():
     result = run_cli("--version")
     assert (result.exit_code, result.stdout.count(".")) == (0, 2)
+
+
+def test_a_run_lets_other_clients_pass_unless_it_is_told(photos, url, model):
+    run_cli("score", photos, "--url", url)
+    assert model.priorities == {2}
+    run_cli("score", photos, "--url", url, "--priority", "interactive")
+    assert model.priorities == {1, 2}

@@ -205,6 +205,14 @@ def test_server_that_never_answers_is_unavailable(silent_url, protocol):
         assert client.health(timeout_s=0.2).status == "unavailable"
 
 
+def test_priority_goes_with_each_request(url, protocol, model):
+    with Client(url, protocol) as client:
+        client.score([b"a"])
+    with Client(url, protocol, priority="bulk") as client:
+        client.score([b"a"])
+    assert model.priorities == {1, 2}
+
+
 def test_large_image_passes(client):
     image = b"\xff" * 40_000_000
     assert client.score([image])[0].scores[0] == fake_score(image)
@@ -387,7 +395,9 @@ def test_url_that_does_not_fit_is_refused(protocol, url, message):
         Client(url, protocol)
 
 
-@pytest.mark.parametrize("wrong", [{"timeout_s": 0}, {"concurrency": 0}, {"wait_s": -1}, {"ca_file": "no.pem"}])
+@pytest.mark.parametrize(
+    "wrong", [{"timeout_s": 0}, {"concurrency": 0}, {"wait_s": -1}, {"ca_file": "no.pem"}, {"priority": "high"}]
+)
 def test_settings_that_cannot_be_are_refused(wrong):
     with pytest.raises(ValueError, match=r"found|no certificate"):
         Client(**wrong)

@@ -275,7 +275,7 @@ class AsyncClient(Settings):
 
     def _connected(self) -> Transport:
         if self._transport is None:
-            self._transport = open_transport(self.endpoint(), self.retry)
+            self._transport = open_transport(self.endpoint(), self.retry, self.priority)
         return self._transport
 
 

@@ -27,8 +27,9 @@ _RETRY_BUFFER_BYTES = 1 << 30
 
 
 class GrpcTransport:
-    def __init__(self, endpoint: Endpoint, retry: Retry) -> None:
+    def __init__(self, endpoint: Endpoint, retry: Retry, priority: int) -> None:
         self._url = endpoint.address
+        self._priority = priority
         self._metadata = tuple((name.lower(), value) for name, value in endpoint.headers.items())
         self._channel = _open_channel(endpoint, retry)
         self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
@@ -52,7 +53,7 @@ class GrpcTransport:
     ) -> dict[str, np.ndarray]:
         try:
             answer = await self._stub.ModelInfer(
-                _request(model, tensor, outputs), timeout=timeout_s, metadata=self._metadata
+                _request(model, tensor, outputs, self._priority), timeout=timeout_s, metadata=self._metadata
             )
         except grpc.aio.AioRpcError as error:
             raise self._failure(error) from None
@@ -81,11 +82,12 @@ class GrpcTransport:
         return failure_from_status(code, error.details() or code, self._url)
 
 
-def _request(model: str, tensor: Tensor, outputs: Sequence[str]) -> Any:
+def _request(model: str, tensor: Tensor, outputs: Sequence[str], priority: int) -> Any:
     request = service_pb2.ModelInferRequest(model_name=model, raw_input_contents=[tensor.data])
     request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
     for name in outputs:
         request.outputs.add(name=name)
+    request.parameters["priority"].int64_param = priority
     return request
 
 

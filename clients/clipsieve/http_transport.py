@@ -35,10 +35,11 @@ _CODES = {
 
 
 class HttpTransport:
-    def __init__(self, endpoint: Endpoint, retry: Retry) -> None:
+    def __init__(self, endpoint: Endpoint, retry: Retry, priority: int) -> None:
         self._url = endpoint.address
         self._base = f"{'https' if endpoint.tls else 'http'}://{endpoint.address}/v2"
         self._retry = retry
+        self._priority = priority
         # Deadlines are set per call and the caller bounds what is in flight, so neither is limited here.
         connector = aiohttp.TCPConnector(limit=0, ssl=_trusted(endpoint) if endpoint.tls else True)
         timeout = aiohttp.ClientTimeout(total=None)
@@ -59,7 +60,7 @@ class HttpTransport:
     async def infer(
         self, model: str, tensor: Tensor, outputs: Sequence[str], timeout_s: float
     ) -> dict[str, np.ndarray]:
-        header = _request_header(tensor, outputs)
+        header = _request_header(tensor, outputs, self._priority)
         body = header + tensor.data
         try:
             arrays = await asyncio.wait_for(self._infer_with_retries(model, body, len(header)), timeout_s)
@@ -132,7 +133,7 @@ def _trusted(endpoint: Endpoint) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=endpoint.ca_file)
 
 
-def _request_header(tensor: Tensor, outputs: Sequence[str]) -> bytes:
+def _request_header(tensor: Tensor, outputs: Sequence[str], priority: int) -> bytes:
     sent = {
         "name": tensor.name,
         "datatype": tensor.datatype,
@@ -140,7 +141,7 @@ def _request_header(tensor: Tensor, outputs: Sequence[str]) -> bytes:
         "parameters": {"binary_data_size": len(tensor.data)},
     }
     wanted = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
-    return json.dumps({"inputs": [sent], "outputs": wanted}).encode()
+    return json.dumps({"inputs": [sent], "outputs": wanted, "parameters": {"priority": priority}}).encode()
 
 
 def _arrays_from_body(headers: Mapping[str, str], content: bytes) -> dict[str, np.ndarray]:

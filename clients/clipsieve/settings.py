@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
-from clipsieve.transport import Endpoint, ProtocolName, Retry, parse_url
+from clipsieve.transport import PRIORITIES, Endpoint, PriorityName, ProtocolName, Retry, parse_url
 
 
 @dataclass(eq=False)
@@ -26,6 +26,8 @@ class Settings:
     images_per_request: int = 4
     """At most so many small images share a request when many are waiting, which costs the client and the server less.
     An image that cannot be scored still fails alone. Embeddings are sent in the largest batches the server takes."""
+    priority: PriorityName = "interactive"
+    """`bulk` lets other clients' images pass: they are taken up when no interactive ones wait."""
     retry: Retry = field(default_factory=Retry)
     """How an inference is repeated when the server is unavailable or too busy."""
     wait_s: float = 0.0
@@ -45,6 +47,8 @@ class Settings:
             raise ValueError(f"timeout_s must be > 0, concurrency >= 1 and wait_s >= 0, found {found}")
         if self.images_per_request < 1:
             raise ValueError(f"images_per_request must be >= 1, found {self.images_per_request}")
+        if self.priority not in PRIORITIES:
+            raise ValueError(f"priority must be {' or '.join(PRIORITIES)}, found {self.priority!r}")
         if self.ca_file is not None and not Path(self.ca_file).is_file():
             raise ValueError(f"there is no certificate file {self.ca_file}")
         self.endpoint()

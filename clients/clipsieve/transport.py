@@ -15,6 +15,10 @@ import numpy as np
 from clipsieve._exceptions import InferenceFailed
 
 ProtocolName = Literal["grpc", "http"]
+PriorityName = Literal["interactive", "bulk"]
+
+PRIORITIES: dict[PriorityName, int] = {"interactive": 1, "bulk": 2}
+"""As Triton counts: 1 is taken first. A server without priorities takes no notice."""
 
 DEFAULT_ADDRESSES: dict[ProtocolName, str] = {"grpc": "localhost:8001", "http": "localhost:8000"}
 _SCHEMES: dict[str, tuple[ProtocolName, bool]] = {
@@ -92,15 +96,15 @@ class Transport(Protocol):
     async def close(self) -> None: ...
 
 
-def open_transport(endpoint: Endpoint, retry: Retry) -> Transport:
+def open_transport(endpoint: Endpoint, retry: Retry, priority: PriorityName) -> Transport:
     """Connect lazily: nothing is sent before the first call. Needs a running event loop."""
     if endpoint.protocol == "grpc":
         from clipsieve.grpc_transport import GrpcTransport
 
-        return GrpcTransport(endpoint, retry)
+        return GrpcTransport(endpoint, retry, PRIORITIES[priority])
     from clipsieve.http_transport import HttpTransport
 
-    return HttpTransport(endpoint, retry)
+    return HttpTransport(endpoint, retry, PRIORITIES[priority])
 
 
 def parse_url(url: str | None, protocol: ProtocolName | None = None) -> tuple[ProtocolName, str, bool]:

@@ -31,6 +31,11 @@ class Protocol(str, Enum):
     http = "http"
 
 
+class Priority(str, Enum):
+    interactive = "interactive"
+    bulk = "bulk"
+
+
 class Format(str, Enum):
     table = "table"
     csv = "csv"
@@ -184,6 +189,12 @@ class RunOptions:
             show_default=True,
         ),
     ] = 4
+    priority: Annotated[
+        Priority,
+        option(
+            "--priority", "With bulk the server takes up other clients' images first.", group=_RUN, show_default=True
+        ),
+    ] = Priority.bulk
     wait: Annotated[
         float,
         option(
@@ -211,6 +222,7 @@ class RunOptions:
             "concurrency": self.concurrency,
             "wait_s": self.wait,
             "images_per_request": self.images_per_request,
+            "priority": self.priority.value,
         }
 
     def reporter(self, to_file: bool) -> Reporter:
