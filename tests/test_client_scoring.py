@@ -131,6 +131,24 @@ def test_stub_that_dies_is_an_error_of_each_image(client, model):
     assert "not healthy" in score.error.message
 
 
+def test_stub_that_dies_is_waited_for_when_there_is_time(url, protocol, model, caplog):
+    model.stub_dead = True
+
+    def restart():
+        model.stub_dead = False
+
+    threading.Timer(0.3, restart).start()
+    with Client(url, protocol, wait_s=20, concurrency=4) as client:
+        assert all(score.ok for score in client.score([b"a", b"b"]))
+    assert "a process of the server has died" in caplog.text
+
+
+def test_stub_that_stays_dead_ends_the_run(url, protocol, model, caplog):
+    model.stub_dead = True
+    with Client(url, protocol, wait_s=0.6) as client, pytest.raises(ServerUnavailable, match="is not healthy"):
+        client.score([b"a"])
+
+
 def test_nan_is_no_score(client, model):
     model.not_a_number = True
     (score,) = client.score([b"one"])

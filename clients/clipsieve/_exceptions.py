@@ -99,7 +99,7 @@ def failure_from_status(code: str, message: str, url: str) -> ClipsieveError:
         url: where the call went, for the message.
     """
     if code == "UNAVAILABLE":
-        if "maximum queue size" in message:
+        if "maximum queue size" in message or "Request timeout expired" in message:  # no room, or waited too long
             return InferenceFailed("SERVER_BUSY", message)
         return ServerUnavailable(f"no answer from {url}: {message}")
     if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):

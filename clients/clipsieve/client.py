@@ -39,6 +39,9 @@ _READY_TIMEOUT_S = 5.0
 _REQUEST_BYTES = 1 << 20
 """A request takes no further image once it holds so many: what a request costs is nothing beside decoding those."""
 
+_STUB_DEAD = "is not healthy"
+"""In Triton's message when a model's Python process is gone; Triton never starts it again by itself."""
+
 _BUSY_PAUSE_S = (0.2, 1.0)
 """Before an image is sent again to a server whose queue stayed full; between these, so that not all come at once."""
 
@@ -266,6 +269,8 @@ class AsyncClient(Settings):
         except InferenceFailed as error:
             if error.code == "NOT_FOUND":  # a server that stops unloads its models and still answers
                 raise ServerUnavailable(f"the server no longer has the model {model}: {error.message}") from None
+            if self.wait_s and _STUB_DEAD in error.message:  # until it is restarted, which is seen by a healthy answer
+                raise ServerUnavailable(f"a process of the server has died: {error.message}") from None
             if error.code == "DEADLINE_EXCEEDED" and self.wait_s:
                 await self._is_ready()  # raises when it is not the image that is slow: the machine is gone
             raise
