@@ -318,11 +318,14 @@ def test_server_that_goes_away_leaves_rows_to_go_on_with(url, model, tmp_path):
     assert [row["image_path"] for row in _rows((tmp_path / "out.csv").read_text())] == [str(file) for file in files]
 
 
-def test_dead_stub_fails_each_image(url, model, photos):
+def test_dead_stub_fails_each_image_or_is_waited_for(url, model, photos, tmp_path):
     model.stub_dead = True
-    result = run_cli("score", photos, "--url", url)
+    result = run_cli("score", photos, "--url", url, "--wait", "0")
     assert result.exit_code == 3
     assert "0 scored, 5 failed (INTERNAL 5)" in result.stderr
+    result = run_cli("score", photos, "--url", url, "--wait", "0.6", "--out", tmp_path / "out.csv")
+    assert result.exit_code == 5
+    assert "a process of the server has died" in result.stderr
 
 
 def test_interrupt_keeps_the_rows_so_far(url, model, tmp_path):

@@ -226,9 +226,13 @@ def test_server_that_never_answers_is_unavailable(silent_url, protocol):
 def test_priority_goes_with_each_request(url, protocol, model):
     with Client(url, protocol) as client:
         client.score([b"a"])
+        assert model.priorities == {1}
+        client.score([b"a", b"b"])
+        assert model.priorities == {1, 2}
+    model.priorities.clear()
     with Client(url, protocol, priority="bulk") as client:
         client.score([b"a"])
-    assert model.priorities == {1, 2}
+    assert model.priorities == {2}
 
 
 def test_large_image_passes(client):

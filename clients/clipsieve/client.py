@@ -27,7 +27,7 @@ from clipsieve.outage import Outage
 from clipsieve.pump import pump, pump_groups
 from clipsieve.results import Embedding, EmbeddingScores, Head, HeadScore, Health, Score
 from clipsieve.settings import Settings
-from clipsieve.transport import ModelConfig, Tensor, Transport, embedding_tensor, image_tensor, open_transport
+from clipsieve.transport import ModelConfig, Request, Transport, embedding_tensor, image_tensor, open_transport
 
 SCORE_MODEL = "image_score"
 EMBEDDING_MODEL = "image_embedding"
@@ -174,7 +174,7 @@ class AsyncClient(Settings):
         outputs = ("score", "decision", "revision")
 
         async def score_batch(batch: np.ndarray) -> dict[str, np.ndarray]:
-            return await self._infer(f"{head}_head", embedding_tensor(batch), outputs)
+            return await self._infer(Request(f"{head}_head", embedding_tensor(batch), outputs))
 
         async with aclosing(pump(score_batch, batches, self.concurrency)) as answers:
             return _joined(chosen, [answer async for answer in answers])
@@ -202,7 +202,7 @@ class AsyncClient(Settings):
         started = time.perf_counter()
         try:
             names = _head_names(await transport.model_config(SCORE_MODEL, timeout_s))
-            await transport.infer(SCORE_MODEL, image_tensor(_probe_image()), names, timeout_s)
+            await transport.infer(Request(SCORE_MODEL, image_tensor(_probe_image()), names), timeout_s)
         except ClipsieveError as error:
             if isinstance(error, InferenceFailed) and error.code == "SERVER_BUSY":
                 return Health("busy", f"the server works, and has no room for another image now: {error}")
@@ -219,9 +219,11 @@ class AsyncClient(Settings):
     ) -> AsyncGenerator[_Result, None]:
         """Yield `result(image, answer)` for each image, in order."""
         most = min(self.images_per_request, await self._max_batch_size(model))
+        is_one = isinstance(images, Sequence) and len(images) == 1
+        priority = self.priority or ("interactive" if is_one else "bulk")
 
         def infer(files: Sequence[bytes]) -> Awaitable[dict[str, np.ndarray]]:
-            return self._infer(model, image_tensor(*files), outputs)
+            return self._infer(Request(model, image_tensor(*files), outputs, priority))
 
         async def results_of(group: list[ImageSource]) -> list[_Result]:
             answers: list[Answer] = []
@@ -247,12 +249,12 @@ class AsyncClient(Settings):
             self._max_batch_sizes[model] = max(1, config.max_batch_size)
         return self._max_batch_sizes[model]
 
-    async def _infer(self, model: str, tensor: Tensor, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+    async def _infer(self, request: Request) -> dict[str, np.ndarray]:
         """One answer; waits for a server that went away, or is too busy, as long as `wait_s` says."""
         give_up_at = time.monotonic() + self.wait_s
         while True:
             try:
-                answer = await self._infer_once(model, tensor, outputs)
+                answer = await self._infer_once(request)
             except ServerUnavailable as error:
                 await self._outage.wait(error)
             except InferenceFailed as error:
@@ -263,12 +265,14 @@ class AsyncClient(Settings):
                 self._outage.over()
                 return answer
 
-    async def _infer_once(self, model: str, tensor: Tensor, outputs: Sequence[str]) -> dict[str, np.ndarray]:
+    async def _infer_once(self, request: Request) -> dict[str, np.ndarray]:
         try:
-            return await self._connected().infer(model, tensor, outputs, self.timeout_s)
+            return await self._connected().infer(request, self.timeout_s)
         except InferenceFailed as error:
             if error.code == "NOT_FOUND":  # a server that stops unloads its models and still answers
-                raise ServerUnavailable(f"the server no longer has the model {model}: {error.message}") from None
+                raise ServerUnavailable(
+                    f"the server no longer has the model {request.model}: {error.message}"
+                ) from None
             if self.wait_s and _STUB_DEAD in error.message:  # until it is restarted, which is seen by a healthy answer
                 raise ServerUnavailable(f"a process of the server has died: {error.message}") from None
             if error.code == "DEADLINE_EXCEEDED" and self.wait_s:
@@ -280,7 +284,7 @@ class AsyncClient(Settings):
 
     def _connected(self) -> Transport:
         if self._transport is None:
-            self._transport = open_transport(self.endpoint(), self.retry, self.priority)
+            self._transport = open_transport(self.endpoint(), self.retry)
         return self._transport
 
 

@@ -7,7 +7,7 @@ for each request as sending it.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable
 from typing import Any, TypeVar
 
 import grpc
@@ -17,7 +17,7 @@ from tritonclient.grpc import service_pb2 as _service_pb2
 from tritonclient.grpc import service_pb2_grpc
 
 from clipsieve._exceptions import ClipsieveError, InferenceFailed, ServerUnavailable, failure_from_status
-from clipsieve.transport import Endpoint, ModelConfig, Retry, Tensor, array_from_wire, check_complete
+from clipsieve.transport import PRIORITIES, Endpoint, ModelConfig, Request, Retry, array_from_wire, check_complete
 
 _Answer = TypeVar("_Answer")
 
@@ -27,9 +27,8 @@ _RETRY_BUFFER_BYTES = 1 << 30
 
 
 class GrpcTransport:
-    def __init__(self, endpoint: Endpoint, retry: Retry, priority: int) -> None:
+    def __init__(self, endpoint: Endpoint, retry: Retry) -> None:
         self._url = endpoint.address
-        self._priority = priority
         self._metadata = tuple((name.lower(), value) for name, value in endpoint.headers.items())
         self._channel = _open_channel(endpoint, retry)
         self._stub: Any = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
@@ -48,20 +47,16 @@ class GrpcTransport:
             parameters={key: value.string_value for key, value in config.parameters.items()},
         )
 
-    async def infer(
-        self, model: str, tensor: Tensor, outputs: Sequence[str], timeout_s: float
-    ) -> dict[str, np.ndarray]:
+    async def infer(self, request: Request, timeout_s: float) -> dict[str, np.ndarray]:
         try:
-            answer = await self._stub.ModelInfer(
-                _request(model, tensor, outputs, self._priority), timeout=timeout_s, metadata=self._metadata
-            )
+            answer = await self._stub.ModelInfer(_message(request), timeout=timeout_s, metadata=self._metadata)
         except grpc.aio.AioRpcError as error:
             raise self._failure(error) from None
         arrays = {
             output.name: array_from_wire(output.datatype, output.shape, data)
             for output, data in zip(answer.outputs, answer.raw_output_contents, strict=False)
         }
-        check_complete(arrays, outputs)
+        check_complete(arrays, request.outputs)
         return arrays
 
     async def close(self) -> None:
@@ -82,13 +77,14 @@ class GrpcTransport:
         return failure_from_status(code, error.details() or code, self._url)
 
 
-def _request(model: str, tensor: Tensor, outputs: Sequence[str], priority: int) -> Any:
-    request = service_pb2.ModelInferRequest(model_name=model, raw_input_contents=[tensor.data])
-    request.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-    for name in outputs:
-        request.outputs.add(name=name)
-    request.parameters["priority"].int64_param = priority
-    return request
+def _message(request: Request) -> Any:
+    tensor = request.tensor
+    message = service_pb2.ModelInferRequest(model_name=request.model, raw_input_contents=[tensor.data])
+    message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+    for name in request.outputs:
+        message.outputs.add(name=name)
+    message.parameters["priority"].int64_param = PRIORITIES[request.priority]
+    return message
 
 
 def _open_channel(endpoint: Endpoint, retry: Retry) -> grpc.aio.Channel:

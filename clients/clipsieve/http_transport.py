@@ -7,14 +7,14 @@ import io
 import json
 import random
 import ssl
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 import aiohttp
 import numpy as np
 
 from clipsieve._exceptions import ClipsieveError, InferenceFailed, ServerUnavailable, failure_from_status
-from clipsieve.transport import Endpoint, ModelConfig, Retry, Tensor, array_from_wire, check_complete
+from clipsieve.transport import PRIORITIES, Endpoint, ModelConfig, Request, Retry, array_from_wire, check_complete
 
 _Answer = TypeVar("_Answer")
 
@@ -35,11 +35,10 @@ _CODES = {
 
 
 class HttpTransport:
-    def __init__(self, endpoint: Endpoint, retry: Retry, priority: int) -> None:
+    def __init__(self, endpoint: Endpoint, retry: Retry) -> None:
         self._url = endpoint.address
         self._base = f"{'https' if endpoint.tls else 'http'}://{endpoint.address}/v2"
         self._retry = retry
-        self._priority = priority
         # Deadlines are set per call and the caller bounds what is in flight, so neither is limited here.
         connector = aiohttp.TCPConnector(limit=0, ssl=_trusted(endpoint) if endpoint.tls else True)
         timeout = aiohttp.ClientTimeout(total=None)
@@ -57,16 +56,14 @@ class HttpTransport:
             parameters={key: value["string_value"] for key, value in config.get("parameters", {}).items()},
         )
 
-    async def infer(
-        self, model: str, tensor: Tensor, outputs: Sequence[str], timeout_s: float
-    ) -> dict[str, np.ndarray]:
-        header = _request_header(tensor, outputs, self._priority)
-        body = header + tensor.data
+    async def infer(self, request: Request, timeout_s: float) -> dict[str, np.ndarray]:
+        header = _header(request)
+        body = header + request.tensor.data
         try:
-            arrays = await asyncio.wait_for(self._infer_with_retries(model, body, len(header)), timeout_s)
+            arrays = await asyncio.wait_for(self._infer_with_retries(request.model, body, len(header)), timeout_s)
         except asyncio.TimeoutError:
             raise InferenceFailed("DEADLINE_EXCEEDED", f"no answer within {timeout_s:g} s") from None
-        check_complete(arrays, outputs)
+        check_complete(arrays, request.outputs)
         return arrays
 
     async def close(self) -> None:
@@ -133,15 +130,17 @@ def _trusted(endpoint: Endpoint) -> ssl.SSLContext:
     return ssl.create_default_context(cafile=endpoint.ca_file)
 
 
-def _request_header(tensor: Tensor, outputs: Sequence[str], priority: int) -> bytes:
+def _header(request: Request) -> bytes:
+    tensor = request.tensor
     sent = {
         "name": tensor.name,
         "datatype": tensor.datatype,
         "shape": tensor.shape,
         "parameters": {"binary_data_size": len(tensor.data)},
     }
-    wanted = [{"name": name, "parameters": {"binary_data": True}} for name in outputs]
-    return json.dumps({"inputs": [sent], "outputs": wanted, "parameters": {"priority": priority}}).encode()
+    wanted = [{"name": name, "parameters": {"binary_data": True}} for name in request.outputs]
+    parameters = {"priority": PRIORITIES[request.priority]}
+    return json.dumps({"inputs": [sent], "outputs": wanted, "parameters": parameters}).encode()
 
 
 def _arrays_from_body(headers: Mapping[str, str], content: bytes) -> dict[str, np.ndarray]:

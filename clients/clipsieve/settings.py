@@ -26,8 +26,9 @@ class Settings:
     images_per_request: int = 4
     """At most so many small images share a request when many are waiting, which costs the client and the server less.
     An image that cannot be scored still fails alone. Embeddings are sent in the largest batches the server takes."""
-    priority: PriorityName = "interactive"
-    """`bulk` lets other clients' images pass: they are taken up when no interactive ones wait."""
+    priority: PriorityName | None = None
+    """`bulk` images are taken up when no `interactive` ones wait, of any client, and may wait longer. By default the
+    image of a call with one is interactive, and those of a call with more are bulk."""
     retry: Retry = field(default_factory=Retry)
     """How an inference is repeated when the server is unavailable or too busy."""
     wait_s: float = 0.0
@@ -47,7 +48,7 @@ class Settings:
             raise ValueError(f"timeout_s must be > 0, concurrency >= 1 and wait_s >= 0, found {found}")
         if self.images_per_request < 1:
             raise ValueError(f"images_per_request must be >= 1, found {self.images_per_request}")
-        if self.priority not in PRIORITIES:
+        if self.priority not in (None, *PRIORITIES):
             raise ValueError(f"priority must be {' or '.join(PRIORITIES)}, found {self.priority!r}")
         if self.ca_file is not None and not Path(self.ca_file).is_file():
             raise ValueError(f"there is no certificate file {self.ca_file}")

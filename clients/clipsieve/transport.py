@@ -78,6 +78,16 @@ class Tensor:
     data: bytes
 
 
+@dataclass(frozen=True)
+class Request:
+    """One inference."""
+
+    model: str
+    tensor: Tensor
+    outputs: Sequence[str]
+    priority: PriorityName = "interactive"
+
+
 class Transport(Protocol):
     """One connection to one server. Methods raise only this package's exceptions."""
 
@@ -87,24 +97,22 @@ class Transport(Protocol):
 
     async def model_config(self, model: str, timeout_s: float) -> ModelConfig: ...
 
-    async def infer(
-        self, model: str, tensor: Tensor, outputs: Sequence[str], timeout_s: float
-    ) -> dict[str, np.ndarray]:
+    async def infer(self, request: Request, timeout_s: float) -> dict[str, np.ndarray]:
         """The named outputs, each (B, …) with the batch size of the input."""
         ...
 
     async def close(self) -> None: ...
 
 
-def open_transport(endpoint: Endpoint, retry: Retry, priority: PriorityName) -> Transport:
+def open_transport(endpoint: Endpoint, retry: Retry) -> Transport:
     """Connect lazily: nothing is sent before the first call. Needs a running event loop."""
     if endpoint.protocol == "grpc":
         from clipsieve.grpc_transport import GrpcTransport
 
-        return GrpcTransport(endpoint, retry, PRIORITIES[priority])
+        return GrpcTransport(endpoint, retry)
     from clipsieve.http_transport import HttpTransport
 
-    return HttpTransport(endpoint, retry, PRIORITIES[priority])
+    return HttpTransport(endpoint, retry)
 
 
 def parse_url(url: str | None, protocol: ProtocolName | None = None) -> tuple[ProtocolName, str, bool]:
