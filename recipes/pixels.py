@@ -14,18 +14,14 @@ from recipes.paths import MODEL_REPOSITORY
 from recipes.photos import Picture
 from recipes.schema import Serving
 
-_SERVED_FILE = MODEL_REPOSITORY / "preprocess" / "1" / "clip_pixels.py"
+_SERVED_FOLDER = MODEL_REPOSITORY / "preprocess" / "1"
 
 
 def served_module() -> ModuleType:
     """model_repository/preprocess/1/clip_pixels.py, imported once under the name `clip_pixels`."""
-    if "clip_pixels" not in sys.modules:
-        spec = importlib.util.spec_from_file_location("clip_pixels", _SERVED_FILE)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules["clip_pixels"] = module
-        spec.loader.exec_module(module)
+    for name in ("clip_files", "clip_pixels"):  # the second imports the first
+        if name not in sys.modules:
+            _import(name)
     return sys.modules["clip_pixels"]
 
 
@@ -40,6 +36,8 @@ def pixel_parameters(views: Sequence[Preprocessing], serving: Serving) -> dict[s
         "max_bytes": str(serving.max_bytes),
         "max_pixels": str(serving.max_pixels),
         "formats": ",".join(serving.formats),
+        "max_frames": str(serving.max_frames),
+        "max_scans": str(serving.max_scans),
     }
 
 
@@ -55,6 +53,15 @@ def served_pixels(views: Sequence[Preprocessing], serving: Serving, pictures: Se
     """The pictures as Triton will hand them to the encoder: (N, H, W, 3) uint8."""
     transform = served_transform(views, serving)
     return np.stack([transform(picture.data) for picture in pictures])
+
+
+def _import(name: str) -> None:
+    spec = importlib.util.spec_from_file_location(name, _SERVED_FOLDER / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
 
 
 def _resize_sizes(views: Sequence[Preprocessing]) -> str:

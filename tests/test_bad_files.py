@@ -18,7 +18,9 @@ from open_clip.transform import Compose, image_transform
 from pictures import SVG, encoded, jpeg, noise, png_bomb
 from PIL import Image
 
+from benchmarks.hostile_images import gif_of_frames, jpeg_of_scans, jpeg_of_segments, png, png_chunk, run_length_bmp
 from clipsieve import Client
+from recipes.pixels import served_module
 
 GOOD = {
     "photo.jpg": jpeg(),
@@ -37,6 +39,11 @@ BAD = {
     "bomb.png": (png_bomb(), "TOO_MANY_PIXELS"),
     "long.png": (encoded(Image.new("L", (1, 20_000)), "PNG"), "TOO_ELONGATED"),
     "huge.jpg": (b"\xff\xd8\xff" + bytes(33 * 2**20), "TOO_MANY_BYTES"),
+    "scans.jpg": (jpeg_of_scans(4000, 5000), "TOO_MANY_SCANS"),
+    "comments.jpg": (jpeg_of_segments(300_000), "TOO_MANY_PARTS"),
+    "frames.gif": (gif_of_frames(1001), "TOO_MANY_FRAMES"),
+    "runs.bmp": (run_length_bmp(8000, 8000, b"\1\5\0\0" * 8000), "TOO_MANY_PIXELS"),
+    "short.png": (png(8, 8, 0, bytes(20)), "DECODE_FAILED"),
 }
 
 
@@ -130,3 +137,52 @@ def test_paths_from_stdin_and_a_threshold_of_ones_own(server, folder):
     run = clipsieve("score", "-", "--url", server.grpc_url, "--threshold", "0", input=names)
     assert run.returncode == 0
     assert all(row["prediction"] == "1" for row in csv.DictReader(io.StringIO(run.stdout)))
+
+
+# ---- found by benchmarks.fuzz_images: files that Pillow alone takes, and a reference decoder refuses ----
+
+
+def transform():
+    module = served_module()
+    view = module.View(64, "shortest", "bicubic")
+    return module.Transform(views=(view,), max_bytes=2**25, max_pixels=10**6, formats=("PNG",))
+
+
+def grey_png(rows: bytes | None = None, **pieces: bytes) -> bytes:
+    return png(8, 8, 0, (b"\0" + b"\1" * 8) * 8 if rows is None else rows, **pieces)
+
+
+def with_byte_changed(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 0x40]) + data[at + 1 :]
+
+
+def without_palette() -> bytes:
+    data = encoded(noise(20, 20).quantize(4), "PNG")
+    at = data.index(b"PLTE") - 4
+    return data[:at] + data[at + 12 + int.from_bytes(data[at : at + 4], "big") :]
+
+
+WRONG_PNG = {
+    "pixels that end early": grey_png((b"\0" + b"\1" * 8) * 7),
+    "no pixels": grey_png(b""),
+    "a pixel checksum that is wrong": with_byte_changed(grey_png(), grey_png().index(b"IEND") - 5),
+    "no end": grey_png()[:-12],
+    "a header after the header": grey_png(before=grey_png()[8:33]),
+    "pixels apart": grey_png(after=png_chunk(b"tEXt", b"a\0b") + png_chunk(b"IDAT", b"more")),
+    "a chunk before the header": grey_png()[:8] + png_chunk(b"tEXt", b"a\0b") + grey_png()[8:],
+    "a compression that nobody knows": grey_png().replace(bytes([8, 0, 0]), bytes([8, 0, 16]), 1),
+    "a critical chunk that nobody knows": grey_png(before=png_chunk(b"ABCD", b"")),
+    "a chunk whose name is no name": grey_png(before=png_chunk(b"a\x10cd", b"")),
+    "colours without a palette": without_palette(),
+}
+
+
+@pytest.mark.parametrize("what", WRONG_PNG)
+def test_a_png_that_libpng_refuses_has_no_pixels(what):
+    with pytest.raises(served_module().ImageError, match=r"^DECODE_FAILED: "):
+        transform()(WRONG_PNG[what])
+
+
+def test_a_png_whose_last_row_is_black_has_pixels():
+    assert transform()(grey_png()).any()
+    assert not transform()(grey_png(bytes(9 * 8))).any()

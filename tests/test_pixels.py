@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import time
 from typing import cast
 
 import numpy as np
@@ -14,8 +15,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_clip.transform import Compose, image_transform
 from pictures import SVG, encoded, jpeg, noise, png_bomb
-from PIL import Image
+from PIL import Image, ImageOps
 
+from benchmarks.hostile_images import (
+    gif_of_blocks,
+    gif_of_frames,
+    jpeg_of_scans,
+    jpeg_of_segments,
+    jpeg_segment,
+    png_of_profiles,
+    run_length_bmp,
+    webp_canvas,
+    webp_of_frames,
+)
 from recipes.manifest import Preprocessing
 from recipes.photos import sample_photos
 from recipes.pixels import pixel_parameters, served_module, served_transform
@@ -23,6 +35,9 @@ from recipes.schema import Serving
 
 ImageError = served_module().ImageError
 BatchError = served_module().BatchError
+PREPROCESSING = Preprocessing(
+    image_size=64, resize_mode="shortest", interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1)
+)
 
 
 def transform_for(image_size=64, resize_mode="shortest", interpolation="bicubic", fill_color=0, **serving):
@@ -256,6 +271,93 @@ def test_damaged_files_are_refused_or_decoded_as_pillow_would(name, position, va
     assert pixels.shape == (64, 64, 3)
 
 
+# ---- what a file may cost ----
+
+
+@pytest.mark.parametrize(
+    ("data", "code"),
+    [
+        (jpeg_of_scans(64, 65), "TOO_MANY_SCANS"),
+        (jpeg_of_scans(64, 65, 0xCA), "TOO_MANY_SCANS"),
+        (jpeg_of_segments(300_000), "TOO_MANY_PARTS"),
+        (jpeg_of_segments(400, bytes(65_000), 0xDB), "TOO_MANY_PARTS"),
+        (b"\xff\xd8" + b"\xff" * 4_000_000, "DECODE_FAILED"),
+        (jpeg_of_segments(20_000, b"Exif\0\0MM\0*" + bytes(100), 0xE1), "DECODE_FAILED"),
+        (webp_of_frames(1001), "TOO_MANY_FRAMES"),
+        (webp_canvas(16_000_000), "TOO_MANY_PIXELS"),
+        (gif_of_frames(1001), "TOO_MANY_FRAMES"),
+        (gif_of_blocks(300_000), "TOO_MANY_PARTS"),
+        (run_length_bmp(8000, 8000, b"\1\5\0\0" * 8000), "TOO_MANY_PIXELS"),
+        (run_length_bmp(100, 100, b"\1\5" * 1_000_000), "TOO_MANY_PARTS"),
+        (b"/9j/ " + b"AA " * 2_000_000, "DECODE_FAILED"),
+    ],
+)
+def test_files_that_ask_for_more_than_their_pixels_are_refused_at_once(data, code):
+    started = time.process_time()
+    assert code_of(transform_for(), data) == code
+    assert time.process_time() - started < 2
+
+
+@pytest.mark.parametrize(
+    "data", [jpeg_of_scans(64, 64), webp_of_frames(1000), gif_of_frames(1000), png_of_profiles(500)]
+)
+def test_files_within_the_limits_are_decoded(data):
+    assert transform_for()(data).shape == (64, 64, 3)
+
+
+def test_limits_are_the_recipes():
+    assert code_of(transform_for(max_scans=9), ORDINARY["progressive.jpg"]) == "TOO_MANY_SCANS"
+    assert code_of(transform_for(max_frames=1), gif_of_frames(2)) == "TOO_MANY_FRAMES"
+    assert transform_for(max_scans=10)(ORDINARY["progressive.jpg"]).shape == (64, 64, 3)
+    assert transform_for(max_frames=1)(gif_of_frames(1)).shape == (64, 64, 3)
+
+
+def test_frames_of_every_animated_format_are_counted():
+    frames = [noise(40, 30, seed=seed) for seed in range(3)]
+    for format in ("GIF", "WEBP", "PNG", "AVIF"):
+        data = encoded(frames[0], format, save_all=True, append_images=frames[1:], duration=50)
+        assert code_of(transform_for(max_frames=2, formats=[format]), data) == "TOO_MANY_FRAMES"
+        assert transform_for(max_frames=3, formats=[format])(data).shape == (64, 64, 3)
+
+
+def test_configs_stamped_before_these_limits_are_still_read():
+    parameters = pixel_parameters([PREPROCESSING], Serving())
+    older = {key: value for key, value in parameters.items() if key not in ("max_frames", "max_scans")}
+    assert served_module().Transform.from_parameters(older) == served_module().Transform.from_parameters(parameters)
+
+
+def test_a_scan_hidden_in_a_segment_among_pixels_is_no_scan():
+    data = ORDINARY["progressive.jpg"]
+    end = data.rindex(b"\xff\xd9")
+    hidden = jpeg_segment(0xFE, b"\xff\xda" * 100)
+    expected = transform_for()(data)
+    assert np.array_equal(transform_for()(data[:end] + hidden + data[end:]), expected)
+    assert np.array_equal(transform_for()(data + b"\xff\xda" * 100), expected)  # after the picture's end
+
+
+@pytest.mark.parametrize("orientation", [1, 3, 6])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+def test_leaving_metadata_out_keeps_the_orientation_and_the_pixels(format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"exif": exif, "icc_profile": bytes(3000)} | ({"comment": b"hello"} if format == "JPEG" else {})
+    data = encoded(noise(120, 80), format, **options)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+    assert np.array_equal(transform_for()(data), open_clip_pixels(upright))
+
+
+def test_orientation_in_xmp_is_applied():
+    xmp = b'<x:xmpmeta tiff:Orientation="3"/>'
+    expected = open_clip_pixels(ImageOps.exif_transpose(Image.open(io.BytesIO(jpeg(xmp=xmp)))))
+    assert np.array_equal(transform_for()(jpeg(xmp=xmp)), expected)
+    assert not np.array_equal(transform_for()(jpeg()), expected)
+
+
+def test_a_large_transparent_picture_is_composited_as_a_whole_one_would_be():
+    rgba = noise(1500, 1500, "RGBA")
+    assert np.array_equal(transform_for()(encoded(rgba, "PNG")), open_clip_pixels(composited(rgba)))
+
+
 # ---- text input ----
 
 
@@ -308,9 +410,6 @@ def test_a_batch_with_bad_images_names_each_of_them():
     [("resize_mode", "stretch"), ("interpolation", "nearest"), ("formats", "JPEG,EPS"), ("image_size", "wide")],
 )
 def test_parameters_that_make_no_sense_are_refused(key, value):
-    preprocessing = Preprocessing(
-        image_size=64, resize_mode="shortest", interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1)
-    )
-    parameters = pixel_parameters([preprocessing], Serving()) | {key: value}
+    parameters = pixel_parameters([PREPROCESSING], Serving()) | {key: value}
     with pytest.raises(ValueError, match=value.split(",")[-1]):
         served_module().Transform.from_parameters(parameters)

@@ -1,7 +1,8 @@
 """Encoded image files to the pixels a CLIP image encoder was trained on.
 
 The one definition of clipsieve's preprocessing: Triton serves it, training and the build's parity
-check load this same file. It needs Pillow and numpy alone and knows nothing of Triton.
+check load this same file. It needs Pillow and numpy alone and knows nothing of Triton; what a file may ask
+of a decoder is decided before it, in `clip_files`.
 
 For an image in an ordinary mode the pixels are bit-equal to open_clip's own transform
 (`open_clip.transform.image_transform`, torchvision on PIL images), which resizes and crops in the
@@ -18,16 +19,20 @@ import base64
 import binascii
 import io
 import re
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from clip_files import ImageError, Limits, check_png_rows, without_ballast
 
 # Importing a plugin registers its decoder; only those named by `formats` are ever tried.
 from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 # The limit on pixels below is checked on the header, before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
+# Damaged metadata is warned of in ever new words, each of which Python would print, and remember for ever.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 PLUGINS = {
     "JPEG": JpegImagePlugin,
@@ -47,6 +52,7 @@ SIGNATURES = {
 }
 # How base64 of each signature begins. None of these can begin a raw image file.
 BASE64_STARTS = (b"/9j/", b"iVBORw0KGgo", b"UklGR", b"R0lGOD", b"Qk", b"AAAA")
+WHITESPACE = b" \t\n\r\v\f"
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZE_MODES = ("shortest", "longest", "squash")
 UPRIGHT = {  # EXIF orientation → the transposition that undoes it
@@ -59,15 +65,8 @@ UPRIGHT = {  # EXIF orientation → the transposition that undoes it
     8: Image.Transpose.ROTATE_90,
 }
 EXIF_ORIENTATION = 0x0112
-
-
-class ImageError(ValueError):
-    """An image that gets no pixels: `code` is stable for programs, `message` is for people."""
-
-    def __init__(self, code: str, message: str) -> None:
-        super().__init__(f"{code}: {message}")
-        self.code = code
-        self.message = message
+BAND_PIXELS = 2**20
+"""How much of a transparent or 16-bit picture is changed at once."""
 
 
 class BatchError(ValueError):
@@ -136,12 +135,16 @@ class Transform:
         max_bytes: largest encoded file.
         max_pixels: largest width × height, of the file (by its header) and after resizing.
         formats: decoders that may be used, by Pillow's names.
+        max_frames: of an animation; only the first is scored. 1 refuses animations.
+        max_scans: passes of a JPEG over the picture, each of which takes up to 1 ms a megapixel.
     """
 
     views: tuple[View, ...]
     max_bytes: int
     max_pixels: int
     formats: tuple[str, ...]
+    max_frames: int = 1000
+    max_scans: int = 64
 
     def __post_init__(self) -> None:
         for name in self.formats:
@@ -167,7 +170,13 @@ class Transform:
             max_bytes=int(parameters["max_bytes"]),
             max_pixels=int(parameters["max_pixels"]),
             formats=tuple(parameters["formats"].split(",")),
+            max_frames=int(parameters.get("max_frames", cls.max_frames)),
+            max_scans=int(parameters.get("max_scans", cls.max_scans)),
         )
+
+    @property
+    def limits(self) -> Limits:
+        return Limits(max_pixels=self.max_pixels, max_frames=self.max_frames, max_scans=self.max_scans)
 
     def __call__(self, data: bytes) -> np.ndarray:
         """Decode one image, and resize and crop it for each view: (H, W, 3) uint8.
@@ -176,14 +185,16 @@ class Transform:
             data: an encoded image file, its base64 text, or a data: URI.
 
         Raises:
-            ImageError: EMPTY, TOO_MANY_BYTES, BAD_BASE64, NOT_AN_IMAGE, TOO_MANY_PIXELS, TOO_ELONGATED
-                or DECODE_FAILED.
+            ImageError: EMPTY, TOO_MANY_BYTES, BAD_BASE64, NOT_AN_IMAGE, TOO_MANY_PIXELS, TOO_ELONGATED,
+                TOO_MANY_FRAMES, TOO_MANY_SCANS, TOO_MANY_PARTS or DECODE_FAILED.
         """
         data = raw_bytes(data, self.max_bytes)
         try:
             with self._open(data) as image:
                 self._check_size(image)
                 image.load()
+                if image.format == "PNG" and _ends_in_zeros(image):
+                    check_png_rows(data)
                 picture = _composited(_upright(image))
                 return stacked([view.of(picture) for view in self.views])
         except ImageError:
@@ -205,17 +216,20 @@ class Transform:
 
     def _open(self, data: bytes) -> Image.Image:
         """Read the header only."""
-        if not any(SIGNATURES[name].match(data) for name in self.formats):
+        format = next((name for name in self.formats if SIGNATURES[name].match(data)), None)
+        if format is None:
             raise ImageError(
                 "NOT_AN_IMAGE",
                 f"{len(data)} bytes that begin {data[:8].hex(' ')} are none of {', '.join(self.formats)}",
             )
-        return Image.open(io.BytesIO(data), formats=self.formats)
+        image = Image.open(io.BytesIO(without_ballast(data, format, self.limits)), formats=(format,))
+        if format == "AVIF":  # the others' frames are counted already
+            self.limits.check_frames(getattr(image, "n_frames", 1))
+        return image
 
     def _check_size(self, image: Image.Image) -> None:
         width, height = image.size
-        if width * height > self.max_pixels:
-            raise ImageError("TOO_MANY_PIXELS", f"{width} × {height} is over the limit of {self.max_pixels} pixels")
+        self.limits.check_pixels(width, height)
         for view in self.views:
             resized_width, resized_height = view.resized(width, height)
             if min(resized_width, resized_height) < 1 or resized_width * resized_height > self.max_pixels:
@@ -263,12 +277,19 @@ def _from_base64(text: bytes) -> bytes:
         if not comma or not header.lower().endswith(b";base64"):
             raise ImageError("BAD_BASE64", "a data: URI must read data:<type>;base64,<text>")
     try:
-        decoded = base64.b64decode(b"".join(text.split()), validate=True)
+        decoded = base64.b64decode(text.translate(None, WHITESPACE), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ImageError("BAD_BASE64", f"not base64 text: {error}") from error
     if not decoded:
         raise ImageError("EMPTY", "0 bytes after base64 decoding")
     return decoded
+
+
+def _ends_in_zeros(image: Image.Image) -> bool:
+    """The last rows (two: they end different passes of an interlaced file), as they are before anything is decoded."""
+    width, height = image.size
+    ends = [image.crop((0, row, width, row + 1)).tobytes() for row in range(max(0, height - 2), height)]
+    return height < 2 or not all(map(any, ends))
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -283,10 +304,28 @@ def _upright(image: Image.Image) -> Image.Image:
 def _composited(image: Image.Image) -> Image.Image:
     """Transparency on white, 16-bit grey to 8 bits; any other image unchanged."""
     if image.mode.startswith("I"):  # I;16, I;16B, or I holding 16-bit values
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
-        return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
-    if not image.has_transparency_data:
-        return image
+        return _in_bands(image, "L", _eight_bit)
+    return _in_bands(image, "RGB", _on_white) if image.has_transparency_data else image
+
+
+def _in_bands(image: Image.Image, mode: str, change: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """`change` of a few rows after another, into an image of `mode`: a large picture is not copied whole."""
+    width, height = image.size
+    rows = max(1, BAND_PIXELS // width)
+    if rows >= height:
+        return change(image)
+    changed = Image.new(mode, image.size)
+    for top in range(0, height, rows):
+        changed.paste(change(image.crop((0, top, width, min(top + rows, height)))), (0, top))
+    return changed
+
+
+def _eight_bit(image: Image.Image) -> Image.Image:
+    grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535)
+    return Image.fromarray(((grey + 128) // 257).astype(np.uint8))
+
+
+def _on_white(image: Image.Image) -> Image.Image:
     rgba = image.convert("RGBA")
     white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
     return Image.alpha_composite(white, rgba).convert("RGB")

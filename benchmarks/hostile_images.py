@@ -1,0 +1,195 @@
+"""The costliest image files that the limits let through, and those that they stop: seconds and memory of each.
+
+    python -m benchmarks.hostile_images
+
+Each file is made to cost the served preprocessing as much as its format can be made to, at the recipe's
+default limits, and decoded in a process of its own, whose CPU time is shown. Prints a table and one JSON
+line; the largest figure is the bound on one image that SECURITY.md states.
+"""
+
+from __future__ import annotations
+
+import argparse
+import concurrent.futures
+import io
+import json
+import os
+import platform
+import struct
+import sys
+import time
+import zlib
+from collections.abc import Callable
+from multiprocessing import get_context
+from pathlib import Path
+
+from PIL import Image
+
+from benchmarks.fuzz_images import answer, transform
+from benchmarks.image_mutations import FORMATS
+
+SIDE = 8000
+"""64 megapixels, the limit, as a square."""
+
+
+def jpeg_segment(marker: int, body: bytes) -> bytes:
+    return b"\xff" + bytes([marker]) + struct.pack(">H", len(body) + 2) + body
+
+
+def jpeg_of_scans(side: int, scans: int, frame: int = 0xC2) -> bytes:
+    """A grey picture, flat, refined again and again by scans of a few bytes; `frame` 0xCA is arithmetic coding."""
+    tables = jpeg_segment(0xDB, b"\0" + b"\1" * 64)
+    tables += jpeg_segment(frame, struct.pack(">BHHB", 8, side, side, 1) + b"\1\x11\0")
+    for table, symbol in ((b"\0", b"\0"), (b"\x10", b"\xe0")):  # one code of one bit each
+        tables += jpeg_segment(0xC4, table + b"\1" + bytes(15) + symbol)
+    first = jpeg_segment(0xDA, b"\1\1\0\0\0\1") + b"\0"
+    refinement = jpeg_segment(0xDA, b"\1\1\0\1\x3f\x10") + bytes(200)
+    return b"\xff\xd8" + tables + first + refinement * (scans - 1) + b"\xff\xd9"
+
+
+def jpeg_of_segments(count: int, body: bytes = b"", marker: int = 0xFE) -> bytes:
+    return b"\xff\xd8" + jpeg_segment(marker, body) * count
+
+
+def png_chunk(kind: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+
+def png(side: int, depth: int, color: int, rows: bytes, before: bytes = b"", after: bytes = b"") -> bytes:
+    head = png_chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, depth, color, 0, 0, 0))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + head
+        + before
+        + png_chunk(b"IDAT", zlib.compress(rows, 1))
+        + after
+        + png_chunk(b"IEND", b"")
+    )
+
+
+def paeth_rows(side: int, pixel_bytes: int) -> bytes:
+    return (b"\4" + b"\1" * (side * pixel_bytes)) * side
+
+
+def png_of_profiles(count: int) -> bytes:
+    """Each a kilobyte that unpacks to a megabyte."""
+    profile = png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**20 - 1), 9))
+    return png(8, 8, 0, (b"\0" + b"\1" * 8) * 8, before=profile * count)
+
+
+def webp_of_frames(count: int) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGBA", (16, 16), (1, 2, 3, 99)).save(buffer, "WEBP", lossless=True)
+    pixels = buffer.getvalue()[buffer.getvalue().index(b"VP8L") :]
+    frame = bytes(6) + b"\x0f\0\0" * 2 + b"\x64\0\0\0" + pixels
+    body = _riff(b"VP8X", b"\x12\0\0\0" + b"\x3f\0\0" * 2) + _riff(b"ANIM", bytes(6)) + _riff(b"ANMF", frame) * count
+    return b"RIFF" + struct.pack("<I", 4 + len(body)) + b"WEBP" + body
+
+
+def webp_canvas(side: int) -> bytes:
+    """A canvas of side × side pixels before a picture of 16 × 16."""
+    data = webp_of_frames(2)
+    size = (side - 1).to_bytes(3, "little")
+    return data[:24] + size + size + data[30:]
+
+
+def gif_of_blocks(count: int) -> bytes:
+    return b"GIF89a\1\0\1\0\0\0\0" + b"!\xfe" + b"\1a" * count + b"\0;"
+
+
+def gif_of_frames(count: int) -> bytes:
+    frame = b",\0\0\0\0\2\0\2\0\0" + b"\2\3\x84\x8f\x05\0"
+    return b"GIF89a\2\0\2\0\x80\0\0\0\0\0\xff\xff\xff" + frame * count + b";"
+
+
+def run_length_bmp(width: int, height: int, runs: bytes) -> bytes:
+    palette = b"".join(bytes([value, 255 - value, 7, 0]) for value in range(256))
+    head = b"BM" + struct.pack("<IHHI", 54 + len(palette) + len(runs), 0, 0, 54 + len(palette))
+    return head + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0) + palette + runs
+
+
+def flat(format: str, mode: str = "RGB", side: int = SIDE, **options) -> bytes:
+    buffer = io.BytesIO()
+    Image.new(mode, (side, side), 90).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def noisy(format: str, side: int, mode: str = "RGB", **options) -> bytes:
+    buffer = io.BytesIO()
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    Image.frombytes(mode, (side, side), os.urandom(side * side * channels)).save(buffer, format, **options)
+    return buffer.getvalue()
+
+
+def _riff(kind: bytes, body: bytes) -> bytes:
+    return kind + struct.pack("<I", len(body)) + body + bytes(len(body) % 2)
+
+
+HOSTILE: dict[str, Callable[[], bytes]] = {
+    "JPEG, 64 refinements": lambda: jpeg_of_scans(SIDE, 64),
+    "JPEG, 64 refinements, arithmetic": lambda: jpeg_of_scans(SIDE, 64, 0xCA),
+    "JPEG, 65 scans": lambda: jpeg_of_scans(SIDE, 65),
+    "JPEG, progressive, flat": lambda: flat("JPEG", progressive=True),
+    "JPEG, progressive, noise": lambda: noisy("JPEG", 4800, quality=95, progressive=True),
+    "JPEG, CMYK, flat": lambda: flat("JPEG", "CMYK"),
+    "JPEG, 8 million comments": lambda: jpeg_of_segments(8_000_000),
+    "JPEG, EXIF 200,000 times": lambda: jpeg_of_segments(200_000, b"Exif\0\0MM\0*" + bytes(100), 0xE1),
+    "JPEG, 32 MiB of fill bytes": lambda: b"\xff\xd8" + b"\xff" * (2**25 - 2),
+    "PNG, 16-bit RGBA, Paeth": lambda: png(SIDE, 16, 6, paeth_rows(SIDE, 8)),
+    "PNG, 8-bit RGBA, Paeth": lambda: png(SIDE, 8, 6, paeth_rows(SIDE, 4)),
+    "PNG, 16-bit grey": lambda: png(SIDE, 16, 0, paeth_rows(SIDE, 2)),
+    "PNG, black": lambda: png(SIDE, 8, 2, bytes((3 * SIDE + 1) * SIDE)),
+    "PNG, 30,000 profiles": lambda: png_of_profiles(30_000),
+    "PNG, noise": lambda: noisy("PNG", 2800, "RGBA", compress_level=1),
+    "WEBP, flat": lambda: flat("WEBP", method=0),
+    "WEBP, lossless, flat": lambda: flat("WEBP", lossless=True, method=0, quality=0),
+    "WEBP, noise": lambda: noisy("WEBP", 2900, quality=100, method=0),
+    "WEBP, animated canvas": lambda: webp_canvas(SIDE),
+    "WEBP, canvas of 10^9 pixels": lambda: webp_canvas(32_000),
+    "WEBP, 300,000 frames": lambda: webp_of_frames(300_000),
+    "GIF, flat, transparent": lambda: flat("GIF", "P", transparency=0),
+    "GIF, noise": lambda: noisy("GIF", 4800, "L"),
+    "GIF, 16 million blocks": lambda: gif_of_blocks(16_000_000),
+    "GIF, 1,001 frames": lambda: gif_of_frames(1001),
+    "BMP, runs of one pixel": lambda: run_length_bmp(2000, 2000, b"\1\5" * 4_000_000),
+    "BMP, empty rows": lambda: run_length_bmp(2000, 2000, b"\1\5\0\0" * 2000),
+    "BMP, 64 megapixels of runs": lambda: run_length_bmp(SIDE, SIDE, b"\1\5\0\0" * SIDE),
+    "AVIF, flat": lambda: flat("AVIF", speed=10),
+    "AVIF, noise": lambda: noisy("AVIF", 4000, speed=10, quality=100),
+    "base64 in words of two": lambda: b"/9j/ " + b"AA " * 15_000_000,
+}
+
+
+def cost(name: str, data: bytes) -> dict:
+    decode = transform()
+    before = peak_mib()
+    started = time.process_time()
+    code = answer(data, decode)
+    seconds = time.process_time() - started
+    return {"file": name, "mib": len(data) / 2**20, "code": code, "seconds": seconds, "grown_mib": peak_mib() - before}
+
+
+def peak_mib() -> float:
+    """Of this process; ru_maxrss would include that of its parent."""
+    status = Path("/proc/self/status").read_text(encoding="ascii")
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile_images")
+    parser.add_argument("--only", default="", help=f"files whose name starts so, such as {FORMATS[0]}")
+    arguments = parser.parse_args()
+    rows = []
+    print(f"{'file':34} {'MiB':>6} {'CPU s':>8} {'MiB more':>9}  answer")
+    for name in [name for name in HOSTILE if name.startswith(arguments.only)]:
+        with concurrent.futures.ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
+            rows.append(process.submit(cost, name, HOSTILE[name]()).result())
+        row = rows[-1]
+        print(f"{name:34} {row['mib']:6.2f} {row['seconds']:8.3f} {row['grown_mib']:9.0f}  {row['code']}", flush=True)
+    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
+    print(json.dumps({"benchmark": "hostile_images", "rows": rows} | machine))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
