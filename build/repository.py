@@ -19,9 +19,10 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from build import repository_check, repository_configs
+from build import repository_check, repository_configs, watch_configs
 from build.engine import TARGETS
 from build.repository_check import RepositoryError
+from build.repository_warmup import warmup_file, warmup_tensor
 from recipes.gpu import Machine, find_machine
 from recipes.manifest import (
     EncoderManifest,
@@ -31,6 +32,7 @@ from recipes.manifest import (
     read_encoder,
     read_engine,
     read_head,
+    write_atomically,
 )
 from recipes.paths import MODEL_REPOSITORY, encoder_folder, head_folder, repository_folder
 from recipes.plans import cc_model_filenames, find_plans, fits, manifest_path, plan_name, unserved
@@ -79,6 +81,7 @@ def install(recipe: Recipe, target: Path, engine: str = "auto") -> None:
     if target == MODEL_REPOSITORY:
         repository_check.compare_configs(configs, target)
         _install_binaries(artefacts, plans, target)
+        _install_warmup(recipe, target)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as partial:
@@ -89,7 +92,9 @@ def install(recipe: Recipe, target: Path, engine: str = "auto") -> None:
             (fresh / name / "config.pbtxt").write_text(repository_configs.to_text(config, recipe.name))
         for source in (MODEL_REPOSITORY / "preprocess" / "1").glob("*.py"):
             shutil.copy(source, fresh / "preprocess" / "1")
+        watch_configs.install_code(configs, fresh)
         _install_binaries(artefacts, plans, fresh)
+        _install_warmup(recipe, fresh)
         if target.exists():
             target.rename(Path(partial) / "previous")
         fresh.rename(target)
@@ -141,11 +146,12 @@ def installed_names(plans: list[Path]) -> dict[str, Path]:
 def stamped_configs(
     recipe: Recipe, artefacts: Artefacts, plans: list[str]
 ) -> dict[str, repository_configs.ModelConfig]:
-    """`repository_configs.stamped`, with Triton's map from compute capability to plan where there are several.
+    """`repository_configs.stamped`, with the watches and Triton's map from compute capability to plan, if any.
 
     The default file name, which is not there, tells Triton the backend, and an unlisted GPU that it has no plan.
     """
     configs = repository_configs.stamped(recipe, artefacts.encoder, artefacts.heads)
+    watch_configs.add_watches(configs, recipe, artefacts.heads)
     if names := cc_model_filenames(plans):
         configs["clip_encoder"].default_model_filename = plan_name()
         configs["clip_encoder"].cc_model_filenames.update(names)
@@ -159,6 +165,11 @@ def _install_binaries(artefacts: Artefacts, plans: dict[str, Path], target: Path
     for folder, head in zip(artefacts.head_folders, artefacts.heads, strict=True):
         files = _onnx_files(folder) | {"head.json": folder / "head.json"}
         _install_files(files, target / f"{head.name}_head" / "1")
+
+
+def _install_warmup(recipe: Recipe, target: Path) -> None:
+    if recipe.serving.warmup != "none":
+        write_atomically(warmup_file(target), warmup_tensor(recipe.serving))
 
 
 def _onnx_files(source: Path) -> dict[str, Path]:

@@ -11,8 +11,12 @@ from pathlib import Path
 import onnx
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig  # pyright: ignore[reportAttributeAccessIssue] (generated code)
 
-from build.repository_configs import ConfigError, head_parameters, read_config
+from build.repository_configs import ConfigError, read_config
+from build.repository_queues import queue_problems
+from build.repository_warmup import file_problems, sample_problems
+from build.watch_configs import code_problems
 from recipes.gpu import Machine
+from recipes.head_parameters import head_parameters
 from recipes.manifest import (
     EncoderManifest,
     HeadManifest,
@@ -43,10 +47,13 @@ def check(repository: Path, machine: Machine | None = None) -> list[str]:
     problems = check_texts(repository)
     if problems:
         return problems
-    for folder, config in _read_configs(repository)[0].items():
+    configs = _read_configs(repository)[0]
+    for folder, config in configs.items():
         if config.platform != "ensemble" and config.backend != "python":
             problems += _check_model_file(repository / folder / "1", config)
-    return problems + _check_manifests(repository) + repository_problems(repository, machine)
+    problems += file_problems(repository, configs["preprocess"])
+    problems += code_problems(repository) + _check_manifests(repository)
+    return problems + repository_problems(repository, machine)
 
 
 def check_texts(repository: Path) -> list[str]:
@@ -57,6 +64,7 @@ def check_texts(repository: Path) -> list[str]:
     for folder, config in configs.items():
         if config.name != folder:
             problems.append(f"{folder}/config.pbtxt: name is {config.name!r}, the folder is {folder!r}")
+        problems += sample_problems(config) + queue_problems(config)
         if config.platform == "ensemble":
             problems += _check_wiring(config, configs)
     return problems

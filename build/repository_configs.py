@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig  # pyright: ignore[reportAttributeAccessIssue] (generated code)
 
+from build.repository_queues import set_queues
+from build.repository_warmup import set_warmup
+from recipes.head_parameters import head_parameters
 from recipes.manifest import EncoderManifest, HeadManifest
 from recipes.paths import MODEL_REPOSITORY
 from recipes.pixels import pixel_parameters
@@ -46,6 +48,7 @@ def stamped(recipe: Recipe, encoder: EncoderManifest, heads: list[HeadManifest])
     configs |= {f"{head.name}_head": _head(head) for head in heads}
     for config in configs.values():
         config.max_batch_size = recipe.serving.max_batch_size
+        set_warmup(config, recipe.serving)
     return configs
 
 
@@ -57,6 +60,7 @@ def _preprocess(serving: Serving, encoder: EncoderManifest) -> ModelConfig:
     config = _template("preprocess")
     config.output[0].dims[:] = encoder.input.dims
     config.instance_group[0].count = serving.preprocess_instances
+    set_queues(config, serving)
     _set_parameters(config, pixel_parameters(encoder.preprocessing, serving))
     return config
 
@@ -67,6 +71,7 @@ def _encoder(serving: Serving, encoder: EncoderManifest) -> ModelConfig:
     config.output[0].dims[:] = encoder.output.dims
     config.instance_group[0].count = serving.encoder_instances
     config.dynamic_batching.max_queue_delay_microseconds = serving.max_queue_delay_us
+    set_queues(config, serving)
     _set_parameters(config, {"intra_op_thread_count": str(serving.intra_op_threads)})
     return config
 
@@ -81,19 +86,6 @@ def _head(head: HeadManifest) -> ModelConfig:
     if head.notice:
         _set_parameters(config, {"notice": head.notice})
     return config
-
-
-def head_parameters(head: HeadManifest) -> dict[str, str]:
-    """What clients learn of a head from its config: each value JSON, but for the task."""
-    thresholds = [
-        [{"value": point.value, "operating_point": point.operating_point} for point in row] for row in head.thresholds
-    ]
-    return {
-        "task": head.task,
-        "labels": json.dumps(head.labels),
-        "class_names": json.dumps(head.class_names),
-        "thresholds": json.dumps(thresholds),
-    }
 
 
 def _image_embedding(encoder: EncoderManifest) -> ModelConfig:

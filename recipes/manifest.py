@@ -232,6 +232,16 @@ class Prevalence(_Part):
     target: float
 
 
+class ScoreDistribution(_Part):
+    """Of a head's scores on held-out data, which served scores are compared with to see a drift."""
+
+    images: int
+    edges: list[float]
+    """Upper edges of the histogram's bins, ascending; a last bin takes what is above."""
+    ratios: list[list[float]]
+    """For each label the share of scores at or below each edge."""
+
+
 _DECIDING = ("name", "encoder", "labels", "layers", "activation", "calibration", "prevalence", "weights_sha256")
 
 
@@ -259,6 +269,8 @@ class HeadManifest(_Part):
     """For each label its thresholds, ascending; `decision` counts how many the score passed."""
     weights_sha256: str
     metrics: dict[str, Any]
+    score_distribution: ScoreDistribution | None = None
+    """On the validation and test splits, which the weights never saw; a published head has none."""
     training: dict[str, Any]
     """Data fingerprint, counts, split and seed."""
     versions: dict[str, str]

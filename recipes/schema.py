@@ -200,6 +200,9 @@ class Head(_Section):
     published: Published | None = None
     source: Path | None = None
     """Folder with head.json; by default artifacts/heads/<name>, where training.fit writes."""
+    shadow: ModelName | None = None
+    """Another head of the recipe, a candidate for this one's place: whenever this head scores, the candidate does
+    beside it, and metrics compare the two. It is no output of `image_score`. Needs `serving: {watch: true}`."""
     fit: Fit = Fit()
 
     @property
@@ -301,11 +304,26 @@ class Build(_Section):
 
 
 class Serving(_Section):
-    """What `build.repository` stamps into the configs, and the limits on an input image."""
+    """What `build.repository` stamps into the configs, and the limits on an input image.
+
+    A request with the parameter `priority` 2 is bulk work: it is taken up when no other request waits, and may wait
+    twenty times as long. Any other request is interactive.
+    """
 
     max_batch_size: int = Field(default=32, ge=1, le=1024)
     max_queue_delay_us: int = Field(default=0, ge=0)
-    """How long the encoder waits for a fuller batch. 0 batches whatever has queued meanwhile."""
+    """How long the encoder waits for a fuller batch. 0 batches whatever has queued meanwhile; more needs both limits
+    below to be 0."""
+    queue_timeout_ms: int = Field(default=1000, ge=0, le=3_600_000)
+    """How long an interactive request may wait for the preprocessing, and again for the encoder, before it is refused
+    as UNAVAILABLE; it may ask for less (its `timeout`, in microseconds). It is also how long the server needs to
+    recover from an overload. 0 is no limit."""
+    max_queue_size: int = Field(default=4096, ge=0, le=1_000_000)
+    """Requests that may wait in each queue; the next one is UNAVAILABLE at once. A bound on memory rather than on load:
+    at it Triton's batcher takes up work twice a second. 0 is no limit, and with no timeout either no priorities."""
+    warmup: Literal["full", "single", "none"] = "full"
+    """What each model runs before the server is ready: `full` a picture, then a batch of `max_batch_size`; `single`
+    one picture, for a large encoder on a CPU, whose full batch takes seconds at every start; `none` nothing."""
     preprocess_instances: int = Field(default=2, ge=1)
     """Python processes that decode images; about one a core."""
     encoder_instances: int = Field(default=1, ge=1)
@@ -318,6 +336,27 @@ class Serving(_Section):
     """Largest width × height, read from the header before decoding; also bounds the resized image."""
     formats: list[ImageFormat] = Field(default=["JPEG", "PNG", "WEBP", "GIF", "BMP"], min_length=1)
     """Decoders that are enabled. Anything else is NOT_AN_IMAGE."""
+    max_frames: int = Field(default=1000, ge=1)
+    """Most frames of an animation, of which only the first is scored. 1 refuses animations."""
+    max_scans: int = Field(default=64, ge=1)
+    """Most passes of a JPEG over the picture; progressive files have about 10."""
+    watch: bool = False
+    """Count every head's scores and decisions in the server's metrics, by one more step after the head. A process and
+    some hundred microseconds of a core for each head; what `serving.drift` and a `shadow` need."""
+
+    @property
+    def limits_queues(self) -> bool:
+        """Whether a request can be refused for load; only then there are priorities."""
+        return bool(self.max_queue_size or self.queue_timeout_ms)
+
+    @model_validator(mode="after")
+    def _queue_limits(self) -> Serving:
+        if self.max_queue_delay_us and self.limits_queues:
+            raise ValueError(
+                f"max_queue_delay_us {self.max_queue_delay_us} beside queue limits makes Triton's batcher lose ever "
+                "more throughput (triton server #8870); set max_queue_size and queue_timeout_ms to 0, or leave it 0"
+            )
+        return self
 
 
 class Recipe(_Section):
@@ -348,6 +387,27 @@ class Recipe(_Section):
         if reserved:
             raise ValueError(f"head names may not end in _decision, _revision or _head, found {reserved}")
         return self
+
+    @model_validator(mode="after")
+    def _shadows(self) -> Recipe:
+        heads = {head.name: head for head in self.heads}
+        for head in self.heads:
+            if head.shadow is None:
+                continue
+            shadow = heads.get(head.shadow)
+            if shadow is None or shadow is head or shadow.shadow is not None:
+                others = [other.name for other in self.heads if other is not head and other.shadow is None]
+                raise ValueError(f"shadow of head {head.name} must be another head, {others}; found {head.shadow!r}")
+            if (shadow.task, shadow.class_names) != (head.task, head.class_names):
+                raise ValueError(f"head {head.name} and its shadow {shadow.name} must have one task and class_names")
+            if not self.serving.watch:
+                raise ValueError(f"head {head.name} has a shadow, which is compared only with serving: {{watch: true}}")
+        return self
+
+    @property
+    def shadows(self) -> set[str]:
+        """Names of the heads that run beside another and are no outputs of `image_score`."""
+        return {head.shadow for head in self.heads if head.shadow is not None}
 
     def head(self, name: str | None) -> Head:
         """The head called `name`, or the only one when `name` is None."""

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import io
+import re
+import time
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import tritonclient.grpc as grpc
@@ -10,6 +14,31 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 
 ENSEMBLES = ("image_score", "image_embedding")
+REQUEST_ID = "probe"  # metrics do not count these (metric_counters.py beside the served preprocessing)
+HIGHEST_PRIORITY = 1  # passes what waits in a queue with priority levels, and means nothing to others
+QUEUE_REFUSAL = re.compile("maximum queue size|timeout expired", re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Why a probe got no answer.
+
+    Attributes:
+        kind: `busy`, the server works and refuses for want of room in a queue; `late`, no answer within the deadline;
+            `failed`, anything else.
+        message: what the server said.
+    """
+
+    kind: Literal["busy", "late", "failed"]
+    message: str
+
+    def __str__(self) -> str:
+        return self.message
+
+    @property
+    def is_final(self) -> bool:
+        """A dead Python process is never restarted by the server."""
+        return "is not healthy" in self.message
 
 
 def tiny_png() -> bytes:
@@ -19,18 +48,32 @@ def tiny_png() -> bytes:
     return buffer.getvalue()
 
 
-def probe(client: grpc.InferenceServerClient, timeout_s: float = 10.0) -> str | None:
-    """Score and embed a tiny picture with every head; None when it worked, else what went wrong."""
+def probe(client: grpc.InferenceServerClient, timeout_s: float = 10.0) -> Finding | None:
+    """Score and embed a tiny picture with every head within `timeout_s`; None when it worked, else what went wrong."""
     tensor = grpc.InferInput("image", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[tiny_png()]], dtype=object))
+    deadline = time.monotonic() + timeout_s
     for model in ENSEMBLES:
+        left_s = max(0.01, deadline - time.monotonic())
         try:
-            result = client.infer(model, [tensor], client_timeout=timeout_s)
+            result = client.infer(
+                model, [tensor], request_id=REQUEST_ID, client_timeout=left_s, priority=HIGHEST_PRIORITY
+            )
         except InferenceServerException as error:
-            return f"{model}: {error.message()}"
+            return finding_from(model, error)
         assert result is not None
         for output in result.get_response().outputs:
             values = result.as_numpy(output.name)
             if values is None or not np.isfinite(values).all():
-                return f"{model}: output {output.name} is {values}"
+                return Finding("failed", f"{model}: output {output.name} is {values}")
     return None
+
+
+def finding_from(model: str, error: InferenceServerException) -> Finding:
+    """Sort a failed call by its gRPC status and message."""
+    message = f"{model}: {error.message()}"
+    if error.status() == "StatusCode.DEADLINE_EXCEEDED":
+        return Finding("late", message)
+    if error.status() == "StatusCode.UNAVAILABLE" and QUEUE_REFUSAL.search(message):
+        return Finding("busy", message)
+    return Finding("failed", message)

@@ -129,6 +129,17 @@ def test_the_written_head_has_the_metrics_it_claims(store: Store, encoder: Encod
     assert metrics["auroc"] > 0.9  # the best possible is 0.998
 
 
+def test_the_score_distribution_is_that_of_the_held_out_rows(store: Store, encoder: EncoderFingerprint) -> None:
+    store.append(_rows(200))
+    assert _fit() == 0
+    data = fit.labelled_rows(read_embeddings(store.folder, encoder), CLASSES)
+    split, found = _split(store, data), read_head(_head_folder()).score_distribution
+    assert found is not None
+    scores = _scores_by_hand(_head_folder(), data.embedding[np.concatenate([split.validation, split.test])])
+    assert (found.images, len(found.ratios)) == (70, 1)
+    np.testing.assert_allclose(found.ratios[0], [(scores <= edge).mean() for edge in found.edges], atol=1e-6)
+
+
 def test_report_holds_the_loss_curve(store: Store) -> None:
     store.append(_rows(100))
     assert _fit() == 0

@@ -43,6 +43,9 @@ def test_a_recipe_may_be_a_path(tmp_path):
         (minimal(serving={"max_pixls": 3}), "serving.max_pixls: unknown key; did you mean 'max_pixels'?"),
         (minimal(serving={"zzz": 3}), "serving.zzz: unknown key; valid keys: max_batch_size"),
         (minimal(serving={"max_batch_size": 0}), "serving.max_batch_size: Input should be greater than"),
+        (minimal(serving={"queue_timeout_ms": -1}), "serving.queue_timeout_ms: Input should be greater than"),
+        (minimal(serving={"max_queue_delay_us": 5}), "set max_queue_size and queue_timeout_ms to 0, or leave it 0"),
+        (minimal(serving={"warmup": "some"}), "serving.warmup: Input should be 'full'"),
         (minimal(heads=[]), "heads: List should have at least 1 item"),
         (minimal(encoder={}), "encoder: model is required, or concatenate with several encoders"),
         (minimal(heads=[{"name": "a", "class_names": ["x", "y", "z"]}]), "a binary head has 2 class_names, found 3"),
@@ -64,6 +67,13 @@ def test_the_value_found_is_in_the_message():
 
 def test_all_mistakes_are_reported_at_once():
     assert len(error_of(minimal(encodr={}, servng={})).splitlines()) == 2
+
+
+def test_a_batching_delay_goes_without_queue_limits():
+    serving = parse_recipe(
+        minimal(serving={"max_queue_delay_us": 5, "max_queue_size": 0, "queue_timeout_ms": 0})
+    ).serving
+    assert not serving.limits_queues
 
 
 def test_unknown_recipe_names_the_nearest():

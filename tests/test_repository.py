@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import io
 import shutil
+import subprocess
 from pathlib import Path
 
 import onnx
 import open_clip
 import pytest
 from artefacts import encoder_manifest, write_head
+from PIL import Image
+from tritonclient.utils import deserialize_bytes_tensor
 
 from build import repository_check, repository_configs
 from build.head import build_head
 from build.repository import install, main, read_artefacts
 from build.repository_check import RepositoryError, check, check_texts, compare_configs
 from build.repository_configs import ConfigError, read_config, stamped
+from build.repository_queues import LIMITED, queue_problems
+from build.repository_warmup import draw_picture, sample_problems, warmup_file, warmup_tensor
 from recipes.manifest import EncoderManifest, HeadManifest, ManifestError, read_encoder
-from recipes.paths import DEFAULT_RECIPE, MODEL_REPOSITORY, encoder_folder
-from recipes.schema import Head, load_recipe, parse_recipe
+from recipes.paths import DEFAULT_RECIPE, MODEL_REPOSITORY, ROOT, encoder_folder
+from recipes.pixels import served_transform
+from recipes.schema import Head, Recipe, load_recipe, parse_recipe
 
 
 @pytest.fixture
@@ -224,3 +231,147 @@ def test_stamped_text_says_where_it_comes_from(repository):
     text = (repository / "image_score/config.pbtxt").read_text()
     assert text.startswith("# Stamped by `python -m build.repository --recipe demo`; do not edit.")
     assert repository_configs.read_config(repository / "image_score/config.pbtxt").platform == "ensemble"
+
+
+# ---- queue limits and warm-up ----
+
+
+def with_serving(name: str, **changes) -> Recipe:
+    recipe = load_recipe(name)
+    return parse_recipe(recipe.model_dump(mode="json") | {"serving": recipe.serving.model_dump(mode="json") | changes})
+
+
+def policies(config) -> dict[int, tuple[int, int, bool]]:
+    """By priority level: how many may wait, for how many microseconds, and whether a request may say less."""
+    return {
+        level: (policy.max_queue_size, policy.default_timeout_microseconds, policy.allow_timeout_override)
+        for level, policy in config.dynamic_batching.priority_queue_policy.items()
+    }
+
+
+@pytest.mark.parametrize("model", ["preprocess", "clip_encoder"])
+def test_queue_limits_are_the_recipes(tmp_path, model):
+    recipe = with_serving(DEFAULT_RECIPE, queue_timeout_ms=300, max_queue_size=50)
+    config = stamped(recipe, default_encoder(), default_heads(tmp_path))[model]
+    assert policies(config) == {1: (50, 300_000, True), 2: (50, 6_000_000, True)}
+    assert (config.dynamic_batching.priority_levels, config.dynamic_batching.default_priority_level) == (2, 1)
+
+
+@pytest.mark.parametrize("model", ["preprocess", "clip_encoder"])
+def test_without_limits_there_is_one_plain_queue(tmp_path, model):
+    recipe = with_serving(DEFAULT_RECIPE, queue_timeout_ms=0, max_queue_size=0)
+    batching = stamped(recipe, default_encoder(), default_heads(tmp_path))[model].dynamic_batching
+    assert (batching.priority_levels, batching.default_priority_level, len(batching.priority_queue_policy)) == (0, 0, 0)
+
+
+def test_heads_have_no_queue_limits(tmp_path):
+    for name, config in stamped(load_recipe(DEFAULT_RECIPE), default_encoder(), default_heads(tmp_path)).items():
+        assert name in LIMITED or not queue_problems(config)
+        assert name in LIMITED or not policies(config)
+
+
+HARMFUL_QUEUES = [
+    (
+        "demo_head",
+        "dynamic_batching {",
+        "dynamic_batching { default_queue_policy { max_queue_size: 8 }",
+        "can wedge the",
+    ),
+    (
+        "clip_encoder",
+        "dynamic_batching {",
+        "dynamic_batching { max_queue_delay_microseconds: 9",
+        "beside a queue policy",
+    ),
+]
+
+
+@pytest.mark.parametrize(("model", "old", "new", "expected"), HARMFUL_QUEUES)
+def test_limits_that_do_harm_are_noticed(copy, model, old, new, expected):
+    edit(copy / model / "config.pbtxt", old, new)
+    assert any(expected in problem for problem in check_texts(copy)), check_texts(copy)
+
+
+@pytest.mark.parametrize(
+    ("warmup", "expected"),
+    [
+        ("full", {"preprocess": [1], "clip_encoder": [1, 8], "nsfw_head": [1, 8], "image_score": []}),
+        ("single", {"preprocess": [1], "clip_encoder": [1], "nsfw_head": [1], "image_score": []}),
+        ("none", {"preprocess": [], "clip_encoder": [], "nsfw_head": [], "image_score": []}),
+    ],
+)
+def test_warmup_batches_are_the_recipes(tmp_path, warmup, expected):
+    recipe = with_serving(DEFAULT_RECIPE, warmup=warmup, max_batch_size=8)
+    configs = stamped(recipe, default_encoder(), default_heads(tmp_path))
+    found = {name: [sample.batch_size for sample in configs[name].model_warmup] for name in expected}
+    assert found == expected
+
+
+def test_warmup_feeds_every_model_in_the_shapes_of_its_inputs(repository):
+    for name in ("preprocess", "clip_encoder", "demo_head"):
+        config = read_config(repository / name / "config.pbtxt")
+        assert config.model_warmup
+        assert sample_problems(config) == []
+
+
+SPOILED_WARMUPS = [
+    ("clip_encoder", "batch_size: 32\n", "batch_size: 33\n", "warm-up 'full' has batch_size 33, max_batch_size is 32"),
+    ("demo_head", 'key: "embedding"', 'key: "pixels"', "demo_head: warm-up 'single' feeds {'pixels'"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("model", "old", "new", "expected"), SPOILED_WARMUPS)
+def test_warmups_that_triton_would_refuse_are_noticed(copy, model, old, new, expected):
+    path = copy / model / "config.pbtxt"
+    text = path.read_text()
+    start = text.index("model_warmup")
+    path.write_text(text[:start] + text[start:].replace(old, new, 1))
+    assert any(expected in problem for problem in check_texts(copy)), check_texts(copy)
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        (None, "warmup/image: not found; make it with: make engines"),
+        (b"\x05\0\0\0abc", "promise 5, 3 follow; run: make engines"),
+        (b"\x03\0\0\0abc", "preprocess refuses it (NOT_AN_IMAGE"),
+    ],
+)
+def test_a_warmup_picture_that_would_keep_the_server_from_starting_is_noticed(copy, data, expected):
+    path = warmup_file(copy)
+    path.unlink()
+    if data is not None:
+        path.write_bytes(data)
+    assert any(expected in problem for problem in check(copy)), check(copy)
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"])
+def test_the_warmup_picture_is_in_a_format_that_is_served(demo, encoder, format):
+    serving = with_serving("demo", formats=[format]).serving
+    picture = draw_picture(serving)
+    assert Image.open(io.BytesIO(picture)).format == format
+    assert served_transform(encoder.preprocessing, serving)(picture).shape == (112, 112, 3)
+
+
+def test_the_warmup_picture_keeps_the_recipes_limits(encoder):
+    serving = with_serving("demo", max_bytes=3000, max_pixels=20_000, formats=["PNG", "JPEG"]).serving
+    picture = draw_picture(serving)
+    assert picture.startswith(b"\xff\xd8\xff")
+    assert len(picture) <= 3000
+    served_transform(encoder.preprocessing, serving)(picture)
+
+
+def test_the_warmup_picture_is_a_bytes_tensor_of_one(demo):
+    tensor = warmup_tensor(demo.serving)
+    assert deserialize_bytes_tensor(tensor).tolist() == [draw_picture(demo.serving)]
+
+
+def test_without_a_warmup_no_picture_is_written(demo, repository, tmp_path):
+    install(with_serving("demo", warmup="none"), tmp_path / "models")
+    assert not warmup_file(tmp_path / "models").exists()
+    assert check(tmp_path / "models") == []
+
+
+def test_the_warmup_picture_of_the_default_recipe_is_ignored_by_git():
+    command = ["git", "check-ignore", "-q", str(warmup_file(MODEL_REPOSITORY))]
+    assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0

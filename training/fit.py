@@ -34,6 +34,7 @@ from recipes.manifest import (
     HeadManifest,
     Layer,
     Prevalence,
+    ScoreDistribution,
     Threshold,
     read_encoder,
     tool_versions,
@@ -52,6 +53,7 @@ from training.operating_points import Chosen, OperatingPoint, choose_threshold, 
 from training.optimize import LOSSES, Curve, Examples, Loss, Task, optimize
 from training.plots import Column, fit_pngs
 from training.progress import console
+from training.score_distribution import score_distribution
 from training.split import Split, saved_split
 from training.store import Embeddings, read_embeddings, store_folder
 from training.tracking import git_commit, started_run, tracking_uri
@@ -101,6 +103,7 @@ class Fitted:
     thresholds: list[list[Threshold]]
     test_targets: np.ndarray  # (n test, L)
     test_scores: np.ndarray  # (n test, L)
+    score_distribution: ScoreDistribution  # of both held-out parts
     metrics: dict[str, Any]
     report: dict[str, Any]  # calibration before and after, operating points as chosen
     device: str
@@ -186,6 +189,7 @@ def fit_head(data: Labelled, head: Head, device: str, split: Split) -> Fitted:
         thresholds=thresholds,
         test_targets=test.targets,
         test_scores=scores[1],
+        score_distribution=score_distribution(head.task, np.concatenate(scores)),
         metrics=task_metrics(
             head.task,
             head.labels,
@@ -230,6 +234,7 @@ def head_manifest(
         thresholds=fitted.thresholds,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         metrics=fitted.metrics,
+        score_distribution=fitted.score_distribution,
         training={
             "data_sha256": data.fingerprint,
             "counts": _counts(fitted.split, data.label, head),

@@ -8,12 +8,20 @@ import json
 
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports] (inside Triton only)
 from clip_pixels import BatchError, Transform
+from image_counts import DESCRIPTIONS, CountedTransform
+from metric_counters import PROBE_ID, Counters, Flusher, TritonRegistry
 
 
 class TritonPythonModel:
     def initialize(self, args):
         parameters = json.loads(args["model_config"])["parameters"]
         self.transform = Transform.from_parameters({key: value["string_value"] for key, value in parameters.items()})
+        counters = Counters(TritonRegistry(pb_utils, DESCRIPTIONS))
+        self.counted = CountedTransform.of(self.transform, counters)
+        self.flusher = Flusher(counters.flush)
+
+    def finalize(self):
+        self.flusher.stop()
 
     def execute(self, requests):
         return [self.respond(request) for request in requests]
@@ -21,7 +29,8 @@ class TritonPythonModel:
     def respond(self, request):
         try:
             images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()  # (B, 1) object
-            pixels = self.transform.batch(images.reshape(-1))  # (B, H, W, 3) uint8
+            transform = self.transform if request.request_id() == PROBE_ID else self.counted
+            pixels = transform.batch(images.reshape(-1))  # (B, H, W, 3) uint8
         except BatchError as error:
             refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=refusal)
