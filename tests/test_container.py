@@ -21,6 +21,7 @@ from recipes.paths import ROOT
 from serving.container import health
 from serving.embedded import EmbeddedServer
 from serving.triton_wheel import TritonWheel
+from serving.tritonserver_options import ADMIN_APIS, ADMIN_HEADER, control_options, tracing_options
 
 CONTAINER = ROOT / "serving" / "container"
 DOCKERFILE = (CONTAINER / "Dockerfile").read_text()
@@ -101,6 +102,68 @@ def test_the_server_is_shut_in(name):
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
 
+@pytest.mark.parametrize("name", ["prometheus", "blackbox", "grafana"])
+def test_what_watches_is_shut_in_too(name):
+    service = COMPOSE["services"][name]
+    assert service["profiles"] == ["monitoring"]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert not service["user"].startswith(("0", "root"))
+    assert all(port.startswith("127.0.0.1:") for port in service.get("ports", []))
+    assert all(volume["read_only"] for volume in service["volumes"] if volume["type"] == "bind")
+
+
+@pytest.mark.parametrize("name", ["prometheus", "blackbox", "grafana"])
+def test_images_of_others_have_versions(name):
+    assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-[a-z/-]+:v?\d+\.\d+\.\d+\}", COMPOSE["services"][name]["image"])
+
+
+def test_every_file_that_compose_mounts_is_there():
+    for service in COMPOSE["services"].values():
+        for volume in service.get("volumes", []):
+            if isinstance(volume, dict) and volume["type"] == "bind" and not volume["source"].startswith("$"):
+                assert (CONTAINER / volume["source"]).exists(), volume
+            if isinstance(volume, dict) and volume["type"] == "volume":
+                assert volume["source"] in COMPOSE["volumes"]
+
+
+def test_prometheus_finds_what_it_scrapes_in_compose():
+    text = (ROOT / "serving" / "monitoring" / "prometheus.yml").read_text()
+    config = yaml.safe_load(text)
+    places = {place.split("//")[-1].split("/")[0] for place in re.findall(r"http://[^\s]+|\w+:\d{4}", text)}
+    assert places >= {"triton:8002", "triton:8000", "blackbox:9115"}
+    assert {place.split(":")[0] for place in places if "[" not in place} <= set(COMPOSE["services"])
+    assert COMPOSE["services"]["triton-cpu"]["networks"]["default"]["aliases"] == ["triton"]
+    mounted = {Path(volume["target"]).name for volume in COMPOSE["services"]["prometheus"]["volumes"]}
+    assert mounted >= {"prometheus.yml", *config["rule_files"]}
+
+
+def test_grafana_finds_its_datasource_and_its_dashboard():
+    grafana = COMPOSE["services"]["grafana"]
+    folders = {volume["target"]: CONTAINER / volume["source"] for volume in grafana["volumes"] if "source" in volume}
+    (provider,) = yaml.safe_load((folders["/etc/grafana/provisioning"] / "dashboards" / "clipsieve.yaml").read_text())[
+        "providers"
+    ]
+    home = Path(grafana["environment"]["GF_DASHBOARDS_DEFAULT_HOME_DASHBOARD_PATH"])
+    assert (folders[provider["options"]["path"]] / home.name).is_file()
+    sources = yaml.safe_load((folders["/etc/grafana/provisioning"] / "datasources" / "prometheus.yaml").read_text())
+    assert sources["datasources"][0]["url"] == "http://prometheus:9090"
+
+
+def test_nobody_logs_in_to_grafana():
+    environment = COMPOSE["services"]["grafana"]["environment"]
+    assert environment["GF_AUTH_ANONYMOUS_ORG_ROLE"] == "Viewer"
+    assert environment["GF_AUTH_DISABLE_LOGIN_FORM"] == "true"
+    assert environment["GF_AUTH_BASIC_ENABLED"] == "false"
+    assert environment["GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION"] == "true"
+
+
+def test_the_servers_command_is_the_images_with_more_options():
+    (command,) = (json.loads(line.removeprefix("CMD ")) for line in stage("serve") if line.startswith("CMD"))
+    assert COMPOSE["services"]["triton"]["command"][: len(command)] == command
+
+
 def test_the_server_gets_longer_to_stop_than_its_requests():
     (seconds,) = re.findall(r"--exit-timeout-secs=(\d+)", (CONTAINER / "start.sh").read_text())
     assert int(COMPOSE["services"]["triton"]["stop_grace_period"].removesuffix("s")) > int(seconds)
@@ -132,7 +195,8 @@ def test_start_checks_first_and_then_starts_triton_as_the_embedded_server_does(t
     kept = ("--model-control", "--disable-auto", "--backend-config", "--exit-timeout")
     wheel = TritonWheel(environment=tmp_path, site_packages=tmp_path, python="3.11")
     embedded = EmbeddedServer(tmp_path, log_path=tmp_path / "log")._command(wheel, tmp_path)
-    flags = re.findall(r"--\S+", text.split("exec tritonserver")[1])
+    (tmp_path / "models").mkdir()
+    flags = start(tmp_path / "models", tmp_path).stdout.splitlines()[1:]
     assert {flag for flag in flags if flag.startswith(kept)} == {flag for flag in embedded if flag.startswith(kept)}
 
 
@@ -182,20 +246,31 @@ def test_unhealthy_servers(status, body, expected, capsys):
     assert re.search(expected, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize("message", ["Exceeds maximum queue size", "Request timeout expired"])
+def test_a_busy_server_is_healthy(message, capsys):
+    server = answering(503, json.dumps({"error": message}))
+    try:
+        assert health.main([f"http://127.0.0.1:{server.server_port}"]) == 0
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert f'busy: image_score: {{"error": "{message}' in capsys.readouterr().err
+
+
 def test_no_server_is_unhealthy(capsys):
     assert health.main(["http://127.0.0.1:9"]) == 1
     assert "unhealthy: image_score: " in capsys.readouterr().err
 
 
-def start(models, tmp_path) -> subprocess.CompletedProcess:
+def start(models, tmp_path, **variables: str) -> subprocess.CompletedProcess:
     """start.sh with this checkout in place of the image's copy, and a tritonserver that prints its arguments."""
     fake = tmp_path / "bin" / "tritonserver"
-    fake.parent.mkdir()
+    fake.parent.mkdir(exist_ok=True)
     fake.write_text('#!/bin/sh\npwd; printf "%s\\n" "$@"\n')
     fake.chmod(0o755)
     path = f"{fake.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
     command = ["sh", str(CONTAINER / "start.sh"), "--log-verbose=1"]
-    environment = os.environ | {"MODELS": str(models), "PATH": path, "TMPDIR": str(tmp_path)}
+    environment = os.environ | {"MODELS": str(models), "PATH": path, "TMPDIR": str(tmp_path)} | variables
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
@@ -207,6 +282,50 @@ def test_start_becomes_tritonserver_in_an_empty_folder(tmp_path):
     assert list(Path(folder).iterdir()) == []
     assert arguments[0] == f"--model-repository={tmp_path / 'models'}"
     assert arguments[-1] == "--log-verbose=1"
+
+
+def test_nobody_has_the_key_of_the_admin_apis_unless_it_is_given(tmp_path):
+    (tmp_path / "models").mkdir()
+    keys = set()
+    for _ in range(2):
+        arguments = start(tmp_path / "models", tmp_path).stdout
+        (grpc_key,) = re.findall(
+            rf"--grpc-restricted-protocol={ADMIN_APIS}:{ADMIN_HEADER}=([0-9a-f]{{32}})\n", arguments
+        )
+        assert f"--http-restricted-api={ADMIN_APIS}:{ADMIN_HEADER}={grpc_key}\n" in arguments
+        keys.add(grpc_key)
+    assert len(keys) == 2
+
+
+def test_explicit_control_is_that_of_the_embedded_server(tmp_path):
+    (tmp_path / "models").mkdir()
+    key = "0123456789abcdef"
+    done = start(tmp_path / "models", tmp_path, MODEL_CONTROL="explicit", CLIPSIEVE_ADMIN_KEY=key)
+    assert set(control_options("explicit", key)) < set(done.stdout.splitlines())
+
+
+def test_tracing_is_that_of_the_embedded_server_but_for_its_rate(tmp_path):
+    (tmp_path / "models").mkdir()
+    url = "http://collector:4318/v1/traces"
+    done = start(tmp_path / "models", tmp_path, TRACING_URL=url, TRACING_RATE="1")
+    assert set(tracing_options(url)) < set(done.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("variables", "expected"),
+    [
+        ({"MODEL_CONTROL": "explicit"}, "MODEL_CONTROL=explicit needs one"),
+        ({"MODEL_CONTROL": "poll"}, "MODEL_CONTROL is none or explicit, found poll"),
+        ({"CLIPSIEVE_ADMIN_KEY": "short"}, "needs 16 or more characters, found 5"),
+        ({"CLIPSIEVE_ADMIN_KEY": "sixteen letters!"}, "may hold letters, digits, _ and - only"),
+    ],
+)
+def test_start_refuses_a_setting_it_cannot_use(tmp_path, variables, expected):
+    (tmp_path / "models").mkdir()
+    done = start(tmp_path / "models", tmp_path, **variables)
+    assert done.returncode != 0
+    assert done.stdout == ""
+    assert expected in done.stderr
 
 
 def test_start_refuses_a_plan_that_does_not_fit(tmp_path):

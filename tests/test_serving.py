@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import ClassVar, NoReturn
 
 import psutil
 import pytest
 from pictures import jpeg
+from typer.testing import CliRunner
 
-from clipsieve import Client
+from clipsieve import Client, InferenceFailed
+from clipsieve.cli.main import app
 from recipes.paths import ROOT
 from serving.embedded import EmbeddedServer, free_ports, main, refuse_plans
 from serving.triton_wheel import ServingError, find_wheel
+from serving.tritonserver_options import tracing_options
 
 
 def start(repository: Path, tmp_path: Path) -> EmbeddedServer:
@@ -57,6 +64,74 @@ def test_a_killed_stub_is_noticed_by_health(repository, tmp_path):
         finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
         assert finished.returncode == 1
         assert "cannot score an image" in finished.stderr
+
+
+def health(*arguments: str) -> tuple[int, str]:
+    """Exit status and output of `clipsieve health`."""
+    result = CliRunner().invoke(app, ["health", *arguments])
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(("flag", "expected"), [("--deep", "scored an image"), ("--no-deep", "no image was scored")])
+def test_health_says_what_it_did(server, flag, expected):
+    status, output = health("--url", server.grpc_url, flag)
+    assert (status, expected in output) == (0, True), output
+
+
+def test_health_is_deep_or_not(server):
+    status, output = health("--deep", "--shallow", "--url", server.grpc_url)
+    assert status == 2
+    assert "exclude each other" in output
+
+
+def test_a_busy_server_is_healthy(model, url, monkeypatch):
+    async def full(*arguments: object) -> NoReturn:
+        raise InferenceFailed("SERVER_BUSY", "Exceeds maximum queue size")
+
+    monkeypatch.setattr("clipsieve.grpc_transport.GrpcTransport.infer", full)
+    status, output = health("--url", url)
+    assert (status, output.startswith("busy: ")) == (0, True), output
+
+
+class Collector(BaseHTTPRequestHandler):
+    """An OpenTelemetry collector that keeps what it is sent."""
+
+    received: ClassVar[list[tuple[str, dict]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.received.append((self.path, json.loads(body)))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_traces_reach_a_collector(repository, tmp_path):
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        with EmbeddedServer(
+            repository,
+            http_port=0,
+            grpc_port=0,
+            metrics_port=0,
+            log_path=tmp_path / "log",
+            exit_timeout_s=4,
+            tracing_url=f"http://127.0.0.1:{collector.server_port}/v1/traces",
+        ):
+            pass  # ready means that a picture was scored; what is left is sent at the end
+        collector.shutdown()
+    assert {path for path, _ in Collector.received} == {"/v1/traces"}
+    scopes = [scope for _, body in Collector.received for part in body["resourceSpans"] for scope in part["scopeSpans"]]
+    names = {span["name"] for scope in scopes for span in scope["spans"]}
+    assert {"image_score", "preprocess", "clip_encoder", "demo_head"} <= names
+
+
+@pytest.mark.parametrize("url", ["collector:4318", "http://", "ftp://collector/v1/traces", "http://collector"])
+def test_traces_go_to_an_http_address(url):
+    with pytest.raises(ServingError, match="4318/v1/traces"):
+        tracing_options(url)
 
 
 def test_stopping_leaves_no_process_and_no_file(repository, tmp_path):

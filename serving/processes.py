@@ -1,0 +1,53 @@
+"""The Python processes of a running tritonserver, as the kernel sees them: which are dead or stopped."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+STUB = "triton_python_b"  # the kernel keeps 15 characters of triton_python_backend_stub
+CONDITIONS = {"Z": "is dead", "X": "is dead", "T": "is stopped"}
+
+
+class Child(NamedTuple):
+    pid: int
+    name: str
+    """At most 15 characters."""
+    state: str
+    """One letter, as proc(5) has them."""
+
+
+def broken_stubs(server_pid: int, settle_s: float = 1.0) -> list[str]:
+    """A line for each Python process that is dead or stopped, such as `Python process 12 is dead`.
+
+    Those that are in that state a second time after `settle_s`: a model that is unloaded leaves one for a moment.
+    """
+    found = _broken(server_pid)
+    if not found:
+        return []
+    time.sleep(settle_s)
+    still = _broken(server_pid)
+    return [f"Python process {pid} {CONDITIONS[state]}" for pid, state in still.items() if pid in found]
+
+
+def children(parent_pid: int) -> list[Child]:
+    """The direct children of a process."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            text = path.read_text(errors="replace")
+        except OSError:
+            continue  # it ended meanwhile
+        before, _, after = text.rpartition(")")  # a name may hold spaces and brackets
+        state, parent = after.split()[:2]
+        if int(parent) == parent_pid:
+            found.append(Child(int(path.parent.name), before.partition("(")[2], state))
+    return found
+
+
+def _broken(server_pid: int) -> dict[int, str]:
+    """State by process id."""
+    return {
+        child.pid: child.state for child in children(server_pid) if child.name == STUB and child.state in CONDITIONS
+    }

@@ -1,0 +1,238 @@
+"""A tritonserver process on loopback, from the wheel nvidia-pytriton: how it starts, gets ready and stops."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Literal
+
+import tritonclient.grpc as grpc
+
+from serving.probe import Finding, probe
+from serving.triton_wheel import ServingError, TritonWheel, find_wheel, lay_out_backends
+from serving.tritonserver_options import Control, control_options, tracing_options
+
+HOST = "127.0.0.1"
+SHARED_MEMORY_BYTES = 16 * 2**20  # of each Python process, at the start and by growth
+
+
+class EmbeddedServer:
+    """A tritonserver process; use it as a context manager.
+
+    Args:
+        repository: a model repository made by `build.repository`.
+        http_port, grpc_port, metrics_port: loopback ports; 0 picks a free one.
+        log_path: where the server's log goes.
+        ready_timeout_s: how long models may take to load.
+        exit_timeout_s: how long requests in flight may take when it stops.
+        control: `explicit` lets those with the `admin_key` load other versions of a model; see `control_options`.
+        tracing_url: where OpenTelemetry's spans go; see `tracing_options`.
+
+    Raises:
+        ServingError: on entering, when the server cannot start or answer; with the end of its log.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        http_port: int = 8000,
+        grpc_port: int = 8001,
+        metrics_port: int = 8002,
+        log_path: Path,
+        ready_timeout_s: float = 300,
+        exit_timeout_s: int = 30,
+        control: Control = "none",
+        admin_key: str | None = None,
+        tracing_url: str | None = None,
+    ) -> None:
+        self._options = [*control_options(control, admin_key), *tracing_options(tracing_url)]
+        self.repository = repository
+        self.http_port, self.grpc_port, self.metrics_port = free_ports(http_port, grpc_port, metrics_port)
+        self.log_path = log_path
+        self.ready_timeout_s = ready_timeout_s
+        self.exit_timeout_s = exit_timeout_s
+        self._process: subprocess.Popen | None = None
+        self._is_stopped = False
+        self._folder: Path | None = None
+
+    @property
+    def http_url(self) -> str:
+        return f"{HOST}:{self.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        return f"{HOST}:{self.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{HOST}:{self.metrics_port}/metrics"
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None
+        return self._process.pid
+
+    def __enter__(self) -> EmbeddedServer:
+        self._start_and_wait("wb")
+        return self
+
+    def start_again(self) -> None:
+        """After `stop`: the same repository, on the same ports, and the log goes on.
+
+        Raises:
+            ServingError: it cannot start or answer.
+        """
+        self._start_and_wait("ab")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def poll(self) -> int | None:
+        """The server's exit status, or None while it runs."""
+        assert self._process is not None
+        return self._process.poll()
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        """Block until the server ends by itself; its exit status, or None when it still runs after `timeout_s`."""
+        assert self._process is not None
+        try:
+            return self._process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def stop(self, grace_s: float | None = None) -> None:
+        """Let requests in flight finish, for `grace_s` at most, then end the server and every process it started."""
+        if self._process is not None and not self._is_stopped:
+            self._process.terminate()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(self.exit_timeout_s + 5 if grace_s is None else grace_s)
+            kill_group(self._process.pid)
+            self._process.wait()
+            self._is_stopped = True  # from now on its number may be another's
+        if self._folder is not None:
+            shutil.rmtree(self._folder, ignore_errors=True)
+
+    def log_tail(self, lines: int = 25) -> str:
+        """The last lines of the log that say something: no tables, no mere information."""
+        text = self.log_path.read_text(errors="replace") if self.log_path.is_file() else ""
+        telling = [line for line in text.splitlines() if line and not re.match(r"[|+]|I\d{4} ", line)]
+        return "\n".join(telling[-lines:])
+
+    def _start_and_wait(self, log_mode: Literal["wb", "ab"]) -> None:
+        wheel = find_wheel()
+        if not (self.repository / "image_score" / "config.pbtxt").is_file():
+            raise ServingError(f"{self.repository}: no model repository; build it with: make engines")
+        self._folder = Path(tempfile.mkdtemp(prefix="clipsieve-"))
+        try:
+            self._start(wheel, self._folder, log_mode)
+            self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+
+    def _start(self, wheel: TritonWheel, folder: Path, log_mode: Literal["wb", "ab"]) -> None:
+        lay_out_backends(wheel, folder / "backends")
+        # The server crashes on a space in its repository's path; a link has none.
+        (folder / "models").symlink_to(self.repository.resolve(), target_is_directory=True)
+        (folder / "empty").mkdir()
+        self.log_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.log_path.open(log_mode) as log:
+            self._process = subprocess.Popen(
+                self._command(wheel, folder),
+                cwd=folder / "empty",  # the current directory comes first on the Python processes' sys.path
+                env=self._environment(wheel),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,  # a Ctrl-C reaches us alone; we end the server in order
+            )
+        self._is_stopped = False
+
+    def _command(self, wheel: TritonWheel, folder: Path) -> list[str]:
+        return [
+            str(wheel.tritonserver),
+            f"--model-repository={folder / 'models'}",
+            f"--backend-directory={folder / 'backends'}",
+            "--disable-auto-complete-config",
+            f"--http-address={HOST}",
+            f"--http-port={self.http_port}",
+            f"--grpc-address={HOST}",
+            f"--grpc-port={self.grpc_port}",
+            f"--metrics-address={HOST}",
+            f"--metrics-port={self.metrics_port}",
+            f"--exit-timeout-secs={self.exit_timeout_s}",
+            f"--backend-config=python,shm-default-byte-size={SHARED_MEMORY_BYTES}",
+            f"--backend-config=python,shm-growth-byte-size={SHARED_MEMORY_BYTES}",
+            *self._options,
+        ]
+
+    def _environment(self, wheel: TritonWheel) -> dict[str, str]:
+        """The Python processes run the first python3 on PATH, and heed nothing else of the environment."""
+        path = f"{wheel.environment.resolve() / 'bin'}:{os.environ.get('PATH', '')}"
+        return os.environ | {"PATH": path, "LD_LIBRARY_PATH": str(wheel.libraries)}
+
+    def _wait_until_ready(self) -> None:
+        deadline = time.monotonic() + self.ready_timeout_s
+        with grpc.InferenceServerClient(self.grpc_url) as client:
+            for problem in self._problems(client):
+                if problem is None:
+                    return
+                if time.monotonic() > deadline:
+                    raise ServingError(
+                        f"no successful inference within {self.ready_timeout_s:.0f} s ({problem}); "
+                        f"end of {self.log_path}:\n{self.log_tail()}"
+                    )
+                time.sleep(0.1)
+
+    def _problems(self, client: grpc.InferenceServerClient) -> Iterator[Finding | None]:
+        """What keeps the server from answering, again and again; None once it answers."""
+        while True:
+            if (status := self.poll()) is not None:
+                raise ServingError(
+                    f"tritonserver ended with status {status}; end of {self.log_path}:\n{self.log_tail()}"
+                )
+            problem = probe(client)
+            if problem is not None and problem.is_final:
+                raise ServingError(f"{problem}; end of {self.log_path}:\n{self.log_tail()}")
+            yield problem
+
+
+def free_ports(*ports: int) -> list[int]:
+    """The ports themselves, with a free one in place of each 0.
+
+    Raises:
+        ServingError: a port is taken.
+    """
+    sockets = [socket.socket() for _ in ports]
+    try:
+        for opened, port in zip(sockets, ports, strict=True):
+            opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                opened.bind((HOST, port))
+            except OSError as error:
+                raise ServingError(
+                    f"port {port} is taken ({error.strerror}); choose another, e.g. --grpc-port"
+                ) from error
+        return [opened.getsockname()[1] for opened in sockets]
+    finally:
+        for opened in sockets:
+            opened.close()
+
+
+def kill_group(pid: int) -> None:
+    """End whatever is left of a process group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)

@@ -1,0 +1,49 @@
+"""After a rollout: the watch of a head compares its scores with the training of the version that serves now."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from recipes.manifest import HeadManifest, write_atomically
+from recipes.score_edges import default_edges
+from serving.config_text import edited, parsed
+from serving.model_control import ControlledServer
+from serving.triton_wheel import ServingError
+
+PARAMETER = "watched"
+
+
+def update_watch(repository: Path, head: HeadManifest, server: ControlledServer) -> None:
+    """Write what the watch knows of the head into its config, and load it; nothing where no watch is installed.
+
+    Its counters begin again at 0 then, as at a restart.
+
+    Raises:
+        ServingError: it does not load; its config is as it was.
+    """
+    path = repository / f"{head.name}_watch" / "config.pbtxt"
+    if not path.is_file():
+        return
+    before = path.read_text(encoding="utf-8")
+    text = watched_text(before, head, path)
+    if text == before:
+        return
+    write_atomically(path, text.encode())
+    try:
+        server.load(path.parent.name)
+    except ServingError:
+        write_atomically(path, before.encode())
+        raise
+
+
+def watched_text(text: str, head: HeadManifest, path: Path) -> str:
+    """The watch's config for another version of its head; see `WatchedHead` in score_watch/score_counts.py."""
+    watched = json.loads(parsed(text, path).parameters[PARAMETER].string_value)
+    known = head.score_distribution
+    for key in ("training_ratios", "training_revision"):
+        watched.pop(key, None)
+    watched["edges"] = default_edges(head.task) if known is None else known.edges
+    if known is not None:
+        watched |= {"training_ratios": known.ratios, "training_revision": f"{head.revision:016x}"}
+    return edited(text, None, {PARAMETER: json.dumps(watched)}, path)

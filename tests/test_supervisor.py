@@ -1,0 +1,345 @@
+"""The supervisor: what it takes for broken, what it leaves alone, and the server it brings back."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import psutil
+import pytest
+import tritonclient.grpc as grpc
+from pictures import jpeg
+from tritonclient.utils import InferenceServerException
+
+from clipsieve import Client
+from clipsieve.transport import Retry
+from recipes.paths import ROOT
+from serving.embedded import EmbeddedServer, free_ports, keep_serving, parser
+from serving.probe import Finding, finding_from
+from serving.processes import broken_stubs, children
+from serving.supervisor import Pace, Supervisor, Work, ending, hung_models, pause_s, work_from_metrics
+from serving.triton_wheel import ServingError
+
+QUICK = Pace(interval_s=0.3, deadline_s=3, first_pause_s=0.1)
+
+
+# What is broken
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "kind"),
+    [
+        ("StatusCode.UNAVAILABLE", "in ensemble 'image_score', Exceeds maximum queue size", "busy"),
+        ("StatusCode.UNAVAILABLE", "Request timeout expired", "busy"),
+        ("StatusCode.UNAVAILABLE", "failed to connect to all addresses", "failed"),
+        ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", "late"),
+        ("StatusCode.INTERNAL", "Stub process 'preprocess_0_0' is not healthy.", "failed"),
+    ],
+)
+def test_a_failed_probe_is_sorted_by_what_the_server_said(status, message, kind):
+    finding = finding_from("image_score", InferenceServerException(message, status))
+    assert finding == Finding(kind, f"image_score: {message}")
+    assert finding.is_final == ("healthy" in message)
+
+
+METRICS = """\
+# HELP nv_inference_request_success Number of successful inference requests, all batch sizes
+nv_inference_request_success{model="image_score",version="1"} 605
+nv_inference_request_success{model="demo_head",version="1"} 600
+nv_inference_request_success{model="demo_head",version="2"} 5
+nv_inference_request_failure{model="demo_head",reason="OTHER",version="1"} 7
+nv_inference_pending_request_count{model="clip_encoder",version="1"} 3
+"""
+
+
+def test_work_is_read_from_the_metrics_and_versions_are_added():
+    assert work_from_metrics(METRICS) == Work({"image_score": 605, "demo_head": 605}, {"clip_encoder": 3})
+
+
+NOTHING = {"image_score": 5.0, "image_embedding": 0.0, "clip_encoder": 5.0, "demo_head": 5.0}
+
+
+@pytest.mark.parametrize(
+    ("finished", "waiting", "hung"),
+    [
+        ({}, {}, ["image_score", "image_embedding"]),  # nothing was answered at all
+        ({"image_score": 9.0, "clip_encoder": 9.0}, {"clip_encoder": 4.0}, []),  # busy
+        ({"image_score": 9.0, "clip_encoder": 9.0}, {"demo_head": 4.0}, ["demo_head"]),  # one head of several
+    ],
+)
+def test_a_model_hangs_when_it_finishes_nothing_although_requests_wait(finished, waiting, hung):
+    assert hung_models(Work(NOTHING, waiting), Work(NOTHING | finished, waiting)) == hung
+
+
+def test_without_metrics_a_late_probe_counts():
+    assert hung_models(Work({}, {}), Work({}, {})) == ["image_score", "image_embedding"]
+
+
+def test_the_kernel_names_dead_children():
+    with subprocess.Popen([sys.executable, "-c", ""], stdout=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 20
+        states: dict[int, str] = {}
+        while states.get(process.pid) != "Z" and time.monotonic() < deadline:
+            states = {child.pid: child.state for child in children(os.getpid())}
+            time.sleep(0.02)
+        assert states[process.pid] == "Z"
+    assert broken_stubs(os.getpid(), settle_s=0) == []  # dead, but none of Triton's
+
+
+def test_pauses_double_up_to_the_longest():
+    assert [pause_s(Pace(), count) for count in range(1, 10)] == [0, 1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_how_a_process_ended():
+    assert [ending(1), ending(-9)] == ["with status 1", "by SIGKILL"]
+
+
+# When it acts: a server that does as it is told
+
+
+class ToldServer:
+    """Stands for an EmbeddedServer: ends or fails to start as the test says."""
+
+    grpc_url = "127.0.0.1:9"
+    metrics_url = "http://127.0.0.1:9/metrics"
+    log_path = Path("log")
+    exit_timeout_s = 1
+    pid = os.getpid()
+
+    def __init__(self, status: int | None = None, refuses: int = 0) -> None:
+        self.status = status
+        self.refuses = refuses
+        self.events: list[str] = []
+
+    def wait(self, timeout_s: float | None = None) -> int | None:
+        return self.status
+
+    def stop(self, grace_s: float | None = None) -> None:
+        self.events.append("stop")
+
+    def start_again(self) -> None:
+        self.events.append("start")
+        if self.refuses:
+            self.refuses -= 1
+            raise ServingError("it does not start")
+
+    def log_tail(self) -> str:
+        return "its last words"
+
+
+def supervise(server: ToldServer, pace: Pace, findings: list[Finding | None] | None = None) -> tuple[Supervisor, list]:
+    """A supervisor whose probes find what the test says."""
+    said: list[str] = []
+    supervisor = Supervisor(cast(EmbeddedServer, server), pace, said.append)
+    if findings is not None:
+        cast(Any, supervisor).look = lambda before: findings.pop(0)
+    return supervisor, said
+
+
+def test_a_server_that_ended_is_reported_at_once():
+    supervisor, _ = supervise(ToldServer(status=-9), QUICK)
+    assert supervisor.next_problem() == "tritonserver ended by SIGKILL"
+
+
+def test_one_failed_probe_is_not_enough_and_a_good_one_begins_again():
+    failed, fine = Finding("failed", "no"), None
+    supervisor, said = supervise(ToldServer(), QUICK, [failed, failed, fine, failed, failed, failed])
+    assert supervisor.next_problem() == "no (3 probes in a row)"
+    assert said == ["a probe failed, looking again in 0.3 s: no"] * 4
+
+
+def test_a_dead_python_process_needs_no_second_probe():
+    supervisor, _ = supervise(ToldServer(), QUICK, [Finding("failed", "Stub process 'x' is not healthy.")])
+    assert supervisor.next_problem() == "Stub process 'x' is not healthy."
+
+
+def test_it_tries_until_the_server_starts_and_gives_up_at_the_limit():
+    pace = Pace(first_pause_s=0.01, max_restarts=3)
+    server = ToldServer(refuses=2)
+    supervisor, said = supervise(server, pace)
+    supervisor.restart("it died")
+    assert server.events == ["stop", "start"] * 3
+    assert [line.split(":")[0] for line in said[:-1]] == ["restarting"] * 3
+    assert "serving again" in said[-1]
+    with pytest.raises(ServingError, match=r"(?s)restarted 3 times within 10 minutes, giving up: again.*last words"):
+        supervisor.restart("again")
+
+
+def test_restarts_are_forgotten_after_the_window():
+    supervisor, _ = supervise(ToldServer(), Pace(max_restarts=1, window_s=0.05))
+    supervisor.restart("once")
+    time.sleep(0.06)
+    supervisor.restart("twice")
+
+
+def test_without_restarts_the_command_ends_with_its_server():
+    arguments = parser().parse_args(["--recipe", "demo", "--no-restart"])
+    with pytest.raises(ServingError, match=r"(?s)tritonserver ended by SIGKILL.*its last words"):
+        keep_serving(cast(EmbeddedServer, ToldServer(status=-9)), arguments)
+
+
+# The real server
+
+
+@contextlib.contextmanager
+def started(repository: Path, tmp_path: Path) -> Iterator[EmbeddedServer]:
+    log = tmp_path / "log"
+    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_path=log, exit_timeout_s=4) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def supervised(server: EmbeddedServer, pace: Pace = QUICK) -> Iterator[list[str]]:
+    """A supervisor in a thread; what it says. The thread ends with the server it can no longer start."""
+    said: list[str] = []
+    supervisor = Supervisor(server, pace, said.append)
+    done = threading.Event()
+    ordinary_wait = server.wait
+
+    def wait(timeout_s: float | None = None) -> int | None:
+        if done.is_set():
+            raise ServingError("the test is over")
+        return ordinary_wait(timeout_s)
+
+    server.wait = wait  # type: ignore[method-assign]
+
+    def run() -> None:
+        with contextlib.suppress(ServingError):
+            supervisor.run()
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    try:
+        yield said
+    finally:
+        done.set()
+        thread.join(60)
+
+
+def until(condition: Callable[[], bool], timeout_s: float = 60) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, "did not happen in time"
+        time.sleep(0.05)
+
+
+def stub_of(server: EmbeddedServer, model: str) -> psutil.Process:
+    processes = psutil.Process(server.pid).children()
+    return next(process for process in processes if any(f"/{model}/" in word for word in process.cmdline()))
+
+
+FAULTS: dict[str, tuple[Callable[[EmbeddedServer], None], str]] = {
+    "the server is killed": (lambda server: os.kill(server.pid, signal.SIGKILL), "tritonserver ended by SIGKILL"),
+    "a stub is killed": (lambda server: stub_of(server, "preprocess").kill(), "is dead|is not healthy"),
+    "a stub hangs": (lambda server: stub_of(server, "clip_encoder").suspend(), "is stopped|is not healthy"),
+}
+
+
+def test_what_no_longer_works_is_brought_back_on_the_same_ports(repository, tmp_path):
+    """One server through every fault."""
+    pace = Pace(interval_s=0.3, deadline_s=3, first_pause_s=0.1, max_restarts=len(FAULTS))
+    with started(repository, tmp_path) as server, supervised(server, pace) as said:
+        ports = server.grpc_url, server.http_url, server.metrics_url
+        for count, (harm, reason) in enumerate(FAULTS.values(), start=1):
+            before = server.pid
+            harm(server)
+            until(lambda count=count: sum("serving again" in line for line in said) == count)
+            assert server.pid != before
+            restarts = [line for line in said if line.startswith("restarting")]
+            assert len(restarts) == count
+            assert re.search(reason, restarts[-1])
+            with Client(server.grpc_url) as client:
+                assert client.score([jpeg()])[0].ok
+        assert (server.grpc_url, server.http_url, server.metrics_url) == ports
+        assert (tmp_path / "log").read_text().count("Started GRPCInferenceService") == 1 + len(FAULTS)
+
+
+def test_a_busy_server_is_left_alone(repository, tmp_path):
+    """More requests than the queues hold, and a deadline that probes miss under that load."""
+    pace = Pace(interval_s=0.3, deadline_s=0.4)
+    with (
+        started(repository, tmp_path) as server,
+        supervised(server, pace) as said,
+        Client(server.grpc_url, concurrency=200, images_per_request=1, retry=Retry(attempts=1)) as client,
+    ):
+        process = server.pid
+        scores = client.score(jpeg() for _ in range(600))
+        codes = {score.error.code for score in scores if score.error is not None}
+        assert codes <= {"SERVER_BUSY"}
+        assert any(score.ok for score in scores)
+        assert server.pid == process
+        assert not [line for line in said if line.startswith("restarting")]
+
+
+# The command
+
+
+@contextlib.contextmanager
+def command(*options: str) -> Iterator[tuple[subprocess.Popen, str]]:
+    """`python -m serving.embedded` once it serves, with its gRPC address."""
+    ports = free_ports(0, 0, 0)
+    words = [sys.executable, "-m", "serving.embedded", "--recipe", "demo", *options]
+    for name, port in zip(("http", "grpc", "metrics"), ports, strict=True):
+        words += [f"--{name}-port", str(port)]
+    process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    try:
+        said_until(process, "image_score/infer")
+        yield process, f"127.0.0.1:{ports[1]}"
+    finally:
+        process.terminate()
+        process.wait(60)
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def said_until(process: subprocess.Popen, text: str) -> list[str]:
+    """Lines on stderr up to one that has `text`."""
+    assert process.stderr is not None
+    lines: list[str] = []
+    for line in process.stderr:
+        lines.append(line)
+        if text in line:
+            return lines
+    raise AssertionError(f"ended without {text!r}: {lines}")
+
+
+def tritonserver_of(process: subprocess.Popen) -> psutil.Process:
+    return next(child for child in psutil.Process(process.pid).children() if child.name() == "tritonserver")
+
+
+def test_the_command_restarts_a_killed_server_and_stops_in_order(repository, tmp_path):
+    with command("--log", str(tmp_path / "log")) as (process, url):
+        tritonserver_of(process).kill()
+        said = said_until(process, "serving again")
+        assert "restarting: tritonserver ended by SIGKILL" in said[0]
+        assert "serving.supervisor: " in said[0]
+        server = tritonserver_of(process)
+        answers: list[InferenceServerException | None] = []
+        with grpc.InferenceServerClient(url) as client:
+            for _ in range(12):
+                client.async_infer("image_score", [pictures()], lambda result, error: answers.append(error))
+            until(lambda: bool(answers))
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(60) == 0
+            until(lambda: len(answers) == 12)
+        statuses = {error.status() for error in answers if error is not None}
+        assert statuses <= {"StatusCode.UNAVAILABLE"}  # 2.51 refuses the next step of an ensemble under way
+        assert None in answers
+        assert not server.is_running()
+
+
+def pictures() -> grpc.InferInput:
+    """Sixteen in one request, to be at work for a moment."""
+    tensor = grpc.InferInput("image", [16, 1], "BYTES")
+    tensor.set_data_from_numpy(np.array([[jpeg(640, 480)]] * 16, dtype=object))
+    return tensor
