@@ -1,0 +1,59 @@
+"""The table of faults: what was done, what the clients saw, what the server did, how many requests were lost.
+
+    make demo                                        # builds what is served
+    python -m benchmarks.faults                      # all, about 6 minutes
+    python -m benchmarks.faults --only SIGTERM clock
+
+Each fault has a server of its own, with two kinds of honest clients on it: interactive ones that show every error, and
+bulk ones that wait for a server that went away. A lost request got neither a score nor an error within its deadline.
+Prints a table and one JSON line; the exit status is 1 when a request was lost or got another picture's score.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
+
+from benchmarks.faults import connections, processes, resources
+from benchmarks.faults.scene import Row, row_of
+from recipes.paths import repository_folder
+from recipes.schema import load_recipe
+
+FAULTS = [*processes.FAULTS, *resources.FAULTS, *connections.FAULTS]
+
+
+def line_of(row: Row) -> str:
+    if row.skipped:
+        return f"| {row.fault} | not run: {row.skipped} | | | | |"
+    cells = (row.fault, row.client_saw, row.server_did, row.gap_s, row.lost, row.wrong)
+    return f"| {' | '.join(str(cell) for cell in cells)} |"
+
+
+def table(rows: list[Row]) -> str:
+    head = ["| done | clients saw | server did | longest gap, s | lost | wrong |", "|---|---|---|---|---|---|"]
+    return "\n".join([*head, *map(line_of, rows)])
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults")
+    parser.add_argument("--only", nargs="+", default=[""], help="faults whose name contains one of these")
+    arguments = parser.parse_args(argv)
+    repository = repository_folder(load_recipe("demo"))
+    rows = []
+    for fault in FAULTS:
+        if any(part in fault.name for part in arguments.only):
+            print(f"{fault.name} …", file=sys.stderr, flush=True)
+            with tempfile.TemporaryDirectory(prefix="clipsieve-faults-") as folder:
+                rows.append(row_of(fault, repository, Path(folder)))
+            print(line_of(rows[-1]), file=sys.stderr, flush=True)
+    print(table(rows))
+    print(json.dumps({"benchmark": "faults", "rows": [asdict(row) for row in rows]}))
+    return 1 if any(row.lost or row.wrong for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,37 @@
+"""The embedded server started by another command, such as prlimit, or with more in its environment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from serving.embedded import EmbeddedServer
+from serving.triton_wheel import TritonWheel
+
+
+class PrefixedServer(EmbeddedServer):
+    """Arguments: those of `EmbeddedServer` but for the ports, which are free ones; and
+
+    prefix: a command that ends by running the command that follows it, in the same process.
+    environment: variables beside those of the embedded server.
+    """
+
+    def __init__(
+        self,
+        repository: Path,
+        *,
+        log_path: Path,
+        prefix: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(repository, http_port=0, grpc_port=0, metrics_port=0, log_path=log_path, **options)
+        self._prefix = list(prefix)
+        self._more_environment = dict(environment or {})
+
+    def _command(self, wheel: TritonWheel, folder: Path) -> list[str]:
+        return self._prefix + super()._command(wheel, folder)
+
+    def _environment(self, wheel: TritonWheel) -> dict[str, str]:
+        return super()._environment(wheel) | self._more_environment
