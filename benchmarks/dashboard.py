@@ -32,16 +32,9 @@ from serving.embedded import EmbeddedServer
 from serving.monitoring.local import watched
 from serving.monitoring.preview import DASHBOARD, layout, page
 from serving.monitoring.queries import Prometheus, Window, variables_of
-from serving.triton_wheel import TritonWheel
 
 INTERVAL_S = 2
-
-
-class ServerWithQuantiles(EmbeddedServer):
-    """With the latency summaries that compose.yaml switches on."""
-
-    def _command(self, wheel: TritonWheel, folder: Path) -> list[str]:
-        return [*super()._command(wheel, folder), "--metrics-config=summary_latencies=true"]
+QUANTILES = "--metrics-config=summary_latencies=true"  # which compose.yaml switches on
 
 
 def score_for(client: Client, seconds: float, progress: Progress, task: TaskID) -> int:
@@ -92,7 +85,9 @@ def main(argv: list[str] | None = None) -> int:
     seconds = 60 * arguments.minutes
     log = arguments.out / "tritonserver.log"
     with (
-        ServerWithQuantiles(repository, http_port=0, grpc_port=0, metrics_port=0, log_path=log) as server,
+        EmbeddedServer(
+            repository, http_port=0, grpc_port=0, metrics_port=0, log_path=log, options=[QUANTILES]
+        ) as server,
         watched(
             server.http_port, server.metrics_port, arguments.out / "prometheus", interval_s=INTERVAL_S
         ) as prometheus,

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from serving.processes import STUB, children
-
-_REGION = re.compile(r"/dev/shm/triton_\S+")
 
 
 def stubs(server_pid: int) -> dict[str, list[int]]:
@@ -31,13 +28,6 @@ def resident_mib(server_pid: int) -> dict[str, float]:
         for index, pid in enumerate(sorted(pids)):
             held[model if len(pids) == 1 else f"{model} {index}"] = _resident_mib(pid)
     return held
-
-
-def region_files(server_pid: int) -> list[Path]:
-    """The files in /dev/shm that the server and its Python processes share."""
-    pids = [server_pid, *(pid for pids in stubs(server_pid).values() for pid in pids)]
-    maps = "".join(Path(f"/proc/{pid}/maps").read_text() for pid in pids)
-    return sorted({Path(found) for found in _REGION.findall(maps)})
 
 
 def held_mib(files: list[Path]) -> float:

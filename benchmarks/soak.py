@@ -29,10 +29,11 @@ import numpy as np
 
 from benchmarks.offered_load import Answer, Caller, connect, percentile_ms, score_request
 from benchmarks.prefixed_server import PrefixedServer
-from benchmarks.server_processes import held_mib, region_files, resident_mib
+from benchmarks.server_processes import held_mib, resident_mib
 from recipes.paths import repository_folder
 from recipes.photos import calibration_pictures, verification_pictures
 from recipes.schema import load_recipe
+from serving.processes import shared_regions
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -132,7 +133,7 @@ async def watch(pid: int, every_s: float, answers: list[Answer], take: Callable[
     for turn in itertools.count(1):
         await asyncio.sleep(max(0, started + turn * every_s - time.perf_counter()))
         fresh, seen = answers[seen:], len(answers)
-        memory = resident_mib(pid), held_mib(region_files(pid))
+        memory = resident_mib(pid), held_mib(shared_regions(pid))
         take(sample_of(fresh, time.perf_counter() - started, every_s, *memory))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from pathlib import Path
 from typing import NamedTuple
@@ -29,6 +30,15 @@ def broken_stubs(server_pid: int, settle_s: float = 1.0) -> list[str]:
     time.sleep(settle_s)
     still = _broken(server_pid)
     return [f"Python process {pid} {CONDITIONS[state]}" for pid, state in still.items() if pid in found]
+
+
+def shared_regions(server_pid: int) -> list[Path]:
+    """The files in /dev/shm that the server shares with its Python processes; it deletes them unless it is killed."""
+    try:
+        maps = Path(f"/proc/{server_pid}/maps").read_text()
+    except OSError:  # it ended
+        return []
+    return sorted({Path(found) for found in re.findall(r"/dev/shm/triton_\S+", maps)})
 
 
 def children(parent_pid: int) -> list[Child]:

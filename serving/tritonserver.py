@@ -11,7 +11,7 @@ import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -19,11 +19,13 @@ from typing import Literal
 import tritonclient.grpc as grpc
 
 from serving.probe import Finding, probe
+from serving.processes import shared_regions
 from serving.triton_wheel import ServingError, TritonWheel, find_wheel, lay_out_backends
 from serving.tritonserver_options import Control, control_options, tracing_options
 
 HOST = "127.0.0.1"
 SHARED_MEMORY_BYTES = 16 * 2**20  # of each Python process, at the start and by growth
+STACK_BYTES = 64 * 2**20  # 2.51 ends by a stack overflow on deeply nested JSON, and on bodies in many small chunks
 
 
 class EmbeddedServer:
@@ -37,6 +39,7 @@ class EmbeddedServer:
         exit_timeout_s: how long requests in flight may take when it stops.
         control: `explicit` lets those with the `admin_key` load other versions of a model; see `control_options`.
         tracing_url: where OpenTelemetry's spans go; see `tracing_options`.
+        options: more of tritonserver's own.
 
     Raises:
         ServingError: on entering, when the server cannot start or answer; with the end of its log.
@@ -55,8 +58,10 @@ class EmbeddedServer:
         control: Control = "none",
         admin_key: str | None = None,
         tracing_url: str | None = None,
+        options: Sequence[str] = (),
     ) -> None:
-        self._options = [*control_options(control, admin_key), *tracing_options(tracing_url)]
+        self._options = [*control_options(control, admin_key), *tracing_options(tracing_url), *options]
+        self._regions: list[Path] = []
         self.repository = repository
         self.http_port, self.grpc_port, self.metrics_port = free_ports(http_port, grpc_port, metrics_port)
         self.log_path = log_path
@@ -116,12 +121,15 @@ class EmbeddedServer:
     def stop(self, grace_s: float | None = None) -> None:
         """Let requests in flight finish, for `grace_s` at most, then end the server and every process it started."""
         if self._process is not None and not self._is_stopped:
+            self._regions = shared_regions(self._process.pid) or self._regions
             self._process.terminate()
             with contextlib.suppress(subprocess.TimeoutExpired):
                 self._process.wait(self.exit_timeout_s + 5 if grace_s is None else grace_s)
             kill_group(self._process.pid)
             self._process.wait()
             self._is_stopped = True  # from now on its number may be another's
+            for region in self._regions:
+                region.unlink(missing_ok=True)  # where the server was killed it is still there, and holds memory
         if self._folder is not None:
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -139,6 +147,7 @@ class EmbeddedServer:
         try:
             self._start(wheel, self._folder, log_mode)
             self._wait_until_ready()
+            self._regions = shared_regions(self.pid)
         except BaseException:
             self.stop()
             raise
@@ -162,7 +171,9 @@ class EmbeddedServer:
         self._is_stopped = False
 
     def _command(self, wheel: TritonWheel, folder: Path) -> list[str]:
+        larger_stacks = ["prlimit", f"--stack={STACK_BYTES}:"] if shutil.which("prlimit") else []
         return [
+            *larger_stacks,
             str(wheel.tritonserver),
             f"--model-repository={folder / 'models'}",
             f"--backend-directory={folder / 'backends'}",
@@ -174,6 +185,7 @@ class EmbeddedServer:
             f"--metrics-address={HOST}",
             f"--metrics-port={self.metrics_port}",
             f"--exit-timeout-secs={self.exit_timeout_s}",
+            "--grpc-infer-allocation-pool-size=1",  # else it keeps the memory of its eight largest requests
             f"--backend-config=python,shm-default-byte-size={SHARED_MEMORY_BYTES}",
             f"--backend-config=python,shm-growth-byte-size={SHARED_MEMORY_BYTES}",
             *self._options,

@@ -16,8 +16,9 @@ from benchmarks.faults.__main__ import FAULTS, line_of
 from benchmarks.faults.load import Group, Load, Request
 from benchmarks.faults.scene import Row, Scene, pictures
 from benchmarks.prefixed_server import PrefixedServer
-from benchmarks.server_processes import held_mib, region_files, resident_mib, stubs
+from benchmarks.server_processes import held_mib, resident_mib, stubs
 from clipsieve import Client
+from serving.processes import shared_regions
 
 
 @pytest.fixture(scope="module")
@@ -90,11 +91,10 @@ def test_a_dead_head_and_then_a_dead_server(repository, tmp_path, few_pictures):
             wait_for(group, "INTERNAL")
             with Client(server.grpc_url) as client:
                 assert client.embed(few_pictures[:1])[0].ok
-            left_behind = region_files(server.pid)
+            assert (regions := shared_regions(server.pid))
             os.kill(server.pid, signal.SIGKILL)
             wait_for(group, "ServerUnavailable")
-    for path in left_behind:  # of a server that is killed
-        path.unlink(missing_ok=True)
+    assert not any(path.exists() for path in regions)
     assert set(group.counts()) == {"ok", "INTERNAL", "ServerUnavailable"}
     assert max(request.ended_s - request.sent_s for request in group.requests) < group.timeout_s
 
@@ -105,15 +105,22 @@ def test_a_dead_head_and_then_a_dead_server(repository, tmp_path, few_pictures):
 def test_processes_are_found_by_model(server):
     assert {model: len(pids) for model, pids in stubs(server.pid).items()} == {
         "preprocess": 2,
-        "clip_encoder": 1,
+        "clip_encoder": 2,
         "demo_head": 1,
     }
     held = resident_mib(server.pid)
-    assert set(held) == {"tritonserver", "preprocess 0", "preprocess 1", "clip_encoder", "demo_head"}
+    assert set(held) == {
+        "tritonserver",
+        "preprocess 0",
+        "preprocess 1",
+        "clip_encoder 0",
+        "clip_encoder 1",
+        "demo_head",
+    }
     assert all(mib > 5 for mib in held.values())
-    files = region_files(server.pid)
-    assert len(files) == 4
-    assert held_mib(files) == pytest.approx(64, rel=0.5)
+    files = shared_regions(server.pid)
+    assert len(files) == 5
+    assert held_mib(files) == pytest.approx(80, rel=0.5)
 
 
 def test_a_group_tells_its_outcomes_and_longest_gap():

@@ -33,7 +33,7 @@ from serving.monitoring.dashboard import dashboard
 from serving.monitoring.local import local_config, watched
 from serving.monitoring.preview import layout, page
 from serving.monitoring.queries import Window, variables_of
-from serving.triton_wheel import ServingError, TritonWheel
+from serving.triton_wheel import ServingError
 
 MONITORING = ROOT / "serving" / "monitoring"
 ALERTS = yaml.safe_load((MONITORING / "alerts.yml").read_text())
@@ -57,13 +57,6 @@ EDGES = PROBABILITY_EDGES
 EVENLY = [(index + 1) / (len(EDGES) + 1) for index in range(len(EDGES))]
 
 
-class ServerWithQuantiles(EmbeddedServer):
-    """With the option that compose.yaml gives the server."""
-
-    def _command(self, wheel: TritonWheel, folder: Path) -> list[str]:
-        return [*super()._command(wheel, folder), QUANTILES]
-
-
 @pytest.fixture(scope="module")
 def watching(encoder: EncoderManifest, tmp_path_factory) -> Iterator[EmbeddedServer]:
     """The real server with all it exports without a GPU: a head with a known training distribution, and its shadow."""
@@ -83,7 +76,8 @@ def watching(encoder: EncoderManifest, tmp_path_factory) -> Iterator[EmbeddedSer
         build_head(source, recipe.build.opset)
     install(recipe, folder / "models")
     log = folder / "tritonserver.log"
-    with ServerWithQuantiles(folder / "models", http_port=0, grpc_port=0, metrics_port=0, log_path=log) as server:
+    models = folder / "models"
+    with EmbeddedServer(models, http_port=0, grpc_port=0, metrics_port=0, log_path=log, options=[QUANTILES]) as server:
         yield server
 
 

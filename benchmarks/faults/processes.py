@@ -13,7 +13,8 @@ from pathlib import Path
 from benchmarks.faults.load import Group
 from benchmarks.faults.scene import Fault, Scene, Skipped, condition, set_verbosity, wait_for_restart
 from benchmarks.prefixed_server import PrefixedServer
-from benchmarks.server_processes import held_mib, region_files, stubs
+from benchmarks.server_processes import held_mib, stubs
+from serving.processes import shared_regions
 
 LOG_DATE = re.compile(r"^[IWE](\d{4}) ", re.MULTILINE)  # month and day
 _FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))
@@ -37,14 +38,14 @@ def signal_stubs(model_end: str, number: signal.Signals) -> Callable[[Scene], st
 
 
 def kill_server(scene: Scene) -> str:
-    files = region_files(scene.server.pid)
+    files = shared_regions(scene.server.pid)
     os.kill(scene.server.pid, signal.SIGKILL)
     wait_for_restart(scene)
     return f"restarted by the supervisor on the same ports; {held_mib(files):.0f} MiB left behind in /dev/shm"
 
 
 def kill_server_alone(scene: Scene) -> str:
-    files = region_files(scene.server.pid)
+    files = shared_regions(scene.server.pid)
     os.kill(scene.server.pid, signal.SIGKILL)
     time.sleep(3)
     for path in files:

@@ -31,6 +31,7 @@ exec tritonserver \
     --model-repository="$models" \
     --model-control-mode="$control" \
     --disable-auto-complete-config \
+    --grpc-infer-allocation-pool-size=1 \
     --exit-timeout-secs=30 \
     --backend-config=python,shm-default-byte-size=16777216 \
     --backend-config=python,shm-growth-byte-size=16777216 \
