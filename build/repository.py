@@ -82,6 +82,8 @@ def install(recipe: Recipe, target: Path, engine: str = "auto") -> None:
         repository_check.compare_configs(configs, target)
         _install_binaries(artefacts, plans, target)
         _install_warmup(recipe, target)
+        for record in target.glob("*_head/*/rollout.json"):  # a newer version than the one installed would be served
+            shutil.rmtree(record.parent)
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".partial-") as partial:
@@ -103,7 +105,8 @@ def install(recipe: Recipe, target: Path, engine: str = "auto") -> None:
 def check_installed(recipe: Recipe, target: Path, machine: Machine | None = None) -> list[str]:
     """Problems of an installed repository in itself and against the recipe; see `repository_check`."""
     plans = [plan.name for plan in find_plans(target / "clip_encoder" / "1")]
-    repository_check.compare_configs(stamped_configs(recipe, read_artefacts(recipe), plans), target)
+    configs = stamped_configs(recipe, read_artefacts(recipe), plans)
+    repository_check.compare_configs(configs, target, rolled_out=True)
     return repository_check.check(target, machine)
 
 

@@ -50,10 +50,17 @@ def check(repository: Path, machine: Machine | None = None) -> list[str]:
     configs = _read_configs(repository)[0]
     for folder, config in configs.items():
         if config.platform != "ensemble" and config.backend != "python":
-            problems += _check_model_file(repository / folder / "1", config)
+            problems += _check_model_file(served_folder(repository / folder, config), config)
     problems += file_problems(repository, configs["preprocess"])
     problems += code_problems(repository) + _check_manifests(repository)
     return problems + repository_problems(repository, machine)
+
+
+def served_folder(model: Path, config: ModelConfig) -> Path:
+    """The version of a model that Triton serves: the one a rollout has put into `version_policy`, or the newest."""
+    named = list(config.version_policy.specific.versions)
+    found = [int(path.name) for path in model.glob("[0-9]*") if path.name.isdecimal()]
+    return model / str(max(named or found or [1]))
 
 
 def check_texts(repository: Path) -> list[str]:
@@ -81,8 +88,11 @@ def _read_configs(repository: Path) -> tuple[dict[str, ModelConfig], list[str]]:
     return configs, problems
 
 
-def compare_configs(expected: dict[str, ModelConfig], repository: Path) -> None:
+def compare_configs(expected: dict[str, ModelConfig], repository: Path, *, rolled_out: bool = False) -> None:
     """The installed configs must say what the recipe and its artefacts say.
+
+    Args:
+        rolled_out: a head's `version_policy` may name another version than the first.
 
     Raises:
         RepositoryError: naming each model and field with both values.
@@ -97,7 +107,8 @@ def compare_configs(expected: dict[str, ModelConfig], repository: Path) -> None:
         lines += [
             f"{name}/config.pbtxt: {field}: installed {getattr(installed, field)!s}, the recipe wants {wanted!s}"
             for field in ModelConfig.DESCRIPTOR.fields_by_name
-            if (wanted := getattr(config, field)) != getattr(installed, field)
+            if not (rolled_out and field == "version_policy")
+            and (wanted := getattr(config, field)) != getattr(installed, field)
         ]
     if lines:
         raise RepositoryError(
@@ -112,7 +123,8 @@ def _check_model_file(version: Path, config: ModelConfig) -> list[str]:
     path, plans = version / "model.onnx", find_plans(version)
     if path.is_file() == bool(plans):
         found = ", ".join(file.name for file in [path, *plans] if plans) or "neither"
-        return [f"{config.name}/1: needs exactly one of model.onnx and model.plan, found {found}; run: make engines"]
+        where = f"{config.name}/{version.name}"
+        return [f"{where}: needs exactly one of model.onnx and model.plan, found {found}; run: make engines"]
     if plans:
         return _check_plans(config, plans)
     model = onnx.load(path, load_external_data=False)
@@ -226,7 +238,8 @@ def _check_manifests(repository: Path) -> list[str]:
     except ManifestError as error:
         return [str(error)]
     problems = _check_encoder_file(repository / "clip_encoder" / "1", encoder)
-    for folder in sorted(repository.glob("*_head/1")):
+    for path in sorted(repository.glob("*_head/config.pbtxt")):
+        folder = served_folder(path.parent, read_config(path))
         if not (folder / "model.onnx").is_file():
             continue  # _check_model_file says so
         try:

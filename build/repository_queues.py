@@ -14,7 +14,7 @@ from recipes.schema import Serving
 
 LIMITED = ("preprocess", "clip_encoder")
 INTERACTIVE, BULK = 1, 2
-PATIENCE = {INTERACTIVE: 1, BULK: 20}
+PATIENCE = {INTERACTIVE: 1, BULK: 30}
 """By level: how many times the recipe's timeout a request may wait."""
 
 

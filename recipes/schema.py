@@ -307,14 +307,14 @@ class Serving(_Section):
     """What `build.repository` stamps into the configs, and the limits on an input image.
 
     A request with the parameter `priority` 2 is bulk work: it is taken up when no other request waits, and may wait
-    twenty times as long. Any other request is interactive.
+    thirty times as long. Any other request is interactive.
     """
 
     max_batch_size: int = Field(default=32, ge=1, le=1024)
     max_queue_delay_us: int = Field(default=0, ge=0)
     """How long the encoder waits for a fuller batch. 0 batches whatever has queued meanwhile; more needs both limits
     below to be 0."""
-    queue_timeout_ms: int = Field(default=1000, ge=0, le=3_600_000)
+    queue_timeout_ms: int = Field(default=700, ge=0, le=3_600_000)
     """How long an interactive request may wait for the preprocessing, and again for the encoder, before it is refused
     as UNAVAILABLE; it may ask for less (its `timeout`, in microseconds). It is also how long the server needs to
     recover from an overload. 0 is no limit."""

@@ -253,7 +253,7 @@ def policies(config) -> dict[int, tuple[int, int, bool]]:
 def test_queue_limits_are_the_recipes(tmp_path, model):
     recipe = with_serving(DEFAULT_RECIPE, queue_timeout_ms=300, max_queue_size=50)
     config = stamped(recipe, default_encoder(), default_heads(tmp_path))[model]
-    assert policies(config) == {1: (50, 300_000, True), 2: (50, 6_000_000, True)}
+    assert policies(config) == {1: (50, 300_000, True), 2: (50, 9_000_000, True)}
     assert (config.dynamic_batching.priority_levels, config.dynamic_batching.default_priority_level) == (2, 1)
 
 
@@ -375,3 +375,15 @@ def test_without_a_warmup_no_picture_is_written(demo, repository, tmp_path):
 def test_the_warmup_picture_of_the_default_recipe_is_ignored_by_git():
     command = ["git", "check-ignore", "-q", str(warmup_file(MODEL_REPOSITORY))]
     assert subprocess.run(command, cwd=ROOT, check=False).returncode == 0
+
+
+def test_after_a_rollout_the_served_version_is_checked(repository, tmp_path):
+    target = Path(shutil.copytree(repository, tmp_path / "models"))
+    head = target / "demo_head"
+    shutil.copytree(head / "1", head / "2")
+    with (head / "config.pbtxt").open("a") as config:
+        config.write("version_policy { specific { versions: 2 } }\n")
+    (head / "1" / "model.onnx").unlink()
+    assert check(target) == []
+    (head / "2" / "model.onnx").unlink()
+    assert [problem for problem in check(target) if problem.startswith("demo_head/2: needs exactly one")]

@@ -92,7 +92,7 @@ def without_ballast(data: bytes, format: str, limits: Limits) -> bytes:
 def _jpeg(data: bytes, limits: Limits) -> bytes:
     """Without comments and application data but the first EXIF and XMP; scans counted where each is a pass."""
     kept: list[bytes | memoryview] = [data[:2]]
-    seen, frame = set(), b""
+    seen, frame, size = set(), b"", 0
     for marker, start, end in _jpeg_segments(data):
         segment = data[start:end]
         if marker == JPEG_SOS:
@@ -107,8 +107,9 @@ def _jpeg(data: bytes, limits: Limits) -> bytes:
             if kind is None or kind in seen:
                 continue
             seen.add(kind)
-        elif sum(map(len, kept)) > MAX_TABLE_BYTES:
+        elif size > MAX_TABLE_BYTES:
             raise _too_many_parts(f"its tables have over {MAX_TABLE_BYTES} bytes")
+        size += len(segment)
         kept.append(segment)
     raise _broken("no scan of a JPEG was found")
 
