@@ -111,7 +111,7 @@ def _explained(error: InferenceServerException) -> str:
     """What the server said, in one line, with a remedy where there is one."""
     message = " ".join(str(error.message()).split())
     if "protocol is restricted" in message:
-        return f"{message}; the server has another CLIPSIEVE_ADMIN_KEY"
+        return f"{message}; the server has another CLIPSIEVE_ADMIN_KEY, or runs without --control explicit"
     if "not allowed" in message:
         return f"{message}; start the server with explicit model control (serving.embedded --control explicit)"
     return f"{message:.500}"

@@ -21,16 +21,16 @@ ADMIN_APIS = "model-repository,shared-memory,trace,logging"
 def control_options(control: Control, admin_key: str | None) -> list[str]:
     """How models are loaded.
 
-    `none` loads all at the start and keeps them. `explicit` does the same and then takes orders. With both, those who
-    do not send the key in `ADMIN_HEADER` are refused the `ADMIN_APIS`; without a key that is everybody.
+    `none` loads all at the start and keeps them, and refuses everybody the `ADMIN_APIS`. `explicit` loads them too and
+    then takes orders from those who send the key in `ADMIN_HEADER`.
 
     Raises:
-        ServingError: `explicit` without a key, or one that is too short or cannot stand in an option.
+        ServingError: `explicit` without a key, or with one that is too short or cannot stand in an option.
     """
-    if control == "none" and admin_key is None:
-        admin_key = secrets.token_hex(16)  # nobody has it
-    check_admin_key(admin_key)
-    mode = ["--model-control-mode=none"] if control == "none" else ["--model-control-mode=explicit", "--load-model=*"]
+    if control == "none":
+        mode, admin_key = ["--model-control-mode=none"], secrets.token_hex(16)  # which nobody has
+    else:
+        mode, admin_key = ["--model-control-mode=explicit", "--load-model=*"], check_admin_key(admin_key)
     return [
         *mode,
         f"--grpc-restricted-protocol={ADMIN_APIS}:{ADMIN_HEADER}={admin_key}",

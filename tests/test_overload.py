@@ -38,7 +38,7 @@ class TritonPythonModel:
 
 def slow_repository(demo: Recipe, target: Path) -> Path:
     """The demo in small batches, and with an encoder that takes its time."""
-    serving = demo.serving.model_copy(update={"max_batch_size": 8})
+    serving = demo.serving.model_copy(update={"max_batch_size": 8, "encoder_instances": 1})
     install(demo.model_copy(update={"serving": serving}), target)
     (target / "clip_encoder/1/model.onnx").unlink()
     (target / "clip_encoder/1/model.py").write_text(SLOW_ENCODER)

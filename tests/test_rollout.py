@@ -336,7 +336,14 @@ def test_another_repository_than_the_servers_is_noticed(controlled, tmp_path):
 def test_explicit_control_wants_a_key(key):
     with pytest.raises(ServingError, match="openssl rand -hex 16"):
         control_options("explicit", key)
-    assert control_options("none", key) == ["--model-control-mode=none"]
+
+
+def test_without_control_nobody_has_the_key():
+    one, other = control_options("none", KEY), control_options("none", KEY)
+    assert one[0] == "--model-control-mode=none"
+    assert len(one) == 3
+    assert one[1:] != other[1:]
+    assert KEY not in " ".join(one)
 
 
 def refusal_of(call: Callable[[], object]) -> str:
