@@ -6,7 +6,8 @@
 Writes artifacts/encoders/<id>/model.onnx (`pixels` UINT8 [B, H, W, 3] → `embedding` FP32 [B, D]; cast,
 mean/std and L2 normalisation inside) and encoder.json; for a recipe in fp16 or int8 also the file made from it,
 in artifacts/encoders/<id>-<precision>/. What is there and would come out the same is kept. Nothing is written
-when a check fails.
+when a check fails. A recipe with `decode: scaled` has an <id> of its own; what its decoding does to embeddings of
+photographs is in encoder.json, under `parity`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +32,7 @@ from recipes.manifest import (
     write_manifest,
 )
 from recipes.paths import encoder_folder
-from recipes.schema import Precision, Recipe, RecipeError, load_recipe
+from recipes.schema import Encoder, Precision, Recipe, RecipeError, load_recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -63,11 +65,11 @@ def make_encoder(recipe: Recipe) -> list[EncoderManifest]:
 
 def build_encoder(recipe: Recipe, folder: Path) -> EncoderManifest:
     """Export, check and install the recipe's encoder in fp32 into `folder`; raises as `make_encoder`."""
+    from build.decode_parity import check_decode
     from build.export import EncoderGraph, export_onnx, release_weights
     from build.parity import check_embeddings, onnx_embeddings, torch_reference
-    from build.tower import load_tower
 
-    towers = [load_tower(encoder) for encoder in recipe.encoder.towers]
+    towers = load_towers(recipe)
     reference = torch_reference(towers, recipe)
     manifest = describe(recipe, towers, reference.embeddings.shape[1])
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,7 +80,19 @@ def build_encoder(recipe: Recipe, folder: Path) -> EncoderManifest:
         release_weights(graph)  # memory for onnxruntime's copy of them
         embeddings = onnx_embeddings(path, reference.pixels)
         parity = check_embeddings(reference, embeddings, recipe, "fp32")
+        parity |= check_decode(path, manifest.preprocessing, recipe)
         return _install(manifest, parity, path, folder, torch=reference.embeddings, embeddings=embeddings)
+
+
+def load_towers(recipe: Recipe) -> list[Tower]:
+    """The recipe's towers; how a file is decoded for them is the recipe's to say, not their library's."""
+    from build.tower import load_tower
+
+    def load(encoder: Encoder) -> Tower:
+        tower = load_tower(encoder)
+        return replace(tower, preprocessing=tower.preprocessing.model_copy(update={"decode": encoder.decode}))
+
+    return [load(encoder) for encoder in recipe.encoder.towers]
 
 
 def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifest:
@@ -105,8 +119,14 @@ def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifes
             to_int8(source / "model.onnx", path, calibration)
             embeddings = onnx_embeddings(path, pixels)
         parity = check_embeddings(reference, embeddings, recipe, precision)
+        parity = _decode_parity(full) | parity
         manifest = full.model_copy(update={"precision": precision, "made_from": full.onnx_sha256})
         return _install(manifest, parity, path, folder, embeddings=embeddings)
+
+
+def _decode_parity(manifest: EncoderManifest) -> dict[str, float]:
+    """What of the parity is the decoding's: the same at every precision."""
+    return {key: value for key, value in manifest.parity.items() if key.startswith("scaled_")}
 
 
 def _to_float16(source: Path, path: Path, pixels: np.ndarray) -> np.ndarray:
@@ -174,6 +194,7 @@ def up_to_date(
         and manifest.versions == versions(recipe)
         and (manifest.precision, manifest.made_from) == (precision, made_from)
         and manifest.parity["cosine_min"] >= recipe.build.minimum_cosine.at(precision)
+        and manifest.parity.get("scaled_cosine_mean", 1) >= recipe.build.minimum_cosine.scaled
         and manifest.source_sha256 == [source_sha256(encoder) for encoder in recipe.encoder.towers]
         and path.is_file()
         and (folder / VERIFICATION).is_file()
@@ -223,9 +244,12 @@ def main(argv: list[str] | None = None) -> int:
 
 def _report(manifest: EncoderManifest) -> None:
     parity, views = manifest.parity, " and ".join(str(view.image_size) for view in manifest.preprocessing)
+    pixels = "pixels bit-equal"
+    if "scaled_cosine_mean" in parity:
+        pixels += f" when decoded exactly, mean cosine {parity['scaled_cosine_mean']:.5f} to them when scaled"
     print(
         f"encoder {manifest.id}, {manifest.precision}: {manifest.embed_dim} dims, {views} px; "
-        f"{parity['pictures']:.0f} pictures against torch: pixels bit-equal, cosine ≥ {parity['cosine_min']:.7f}",
+        f"{parity['pictures']:.0f} pictures against torch: {pixels}, cosine ≥ {parity['cosine_min']:.7f}",
         file=sys.stderr,
     )
 

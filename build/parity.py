@@ -1,6 +1,7 @@
 """The encoder's parity check: the library's transform and towers in torch against what will be served.
 
-Pixels must be bit-equal; embeddings must agree to the recipe's minimum cosine. Photographs and drawn pictures
+Pixels must be bit-equal (of `decode: scaled` those that its exact sibling would serve; what scaling does is measured
+by `build.decode_parity`); embeddings must agree to the recipe's minimum cosine. Photographs and drawn pictures
 (`recipes.photos`) are the inputs.
 """
 
@@ -10,6 +11,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -21,8 +23,8 @@ from build.errors import ParityError
 from build.layers import HiddenLayers, blocks_of, summary_of_tokens
 from build.tower import Tower, views_of
 from recipes.photos import Picture, verification_pictures
-from recipes.pixels import served_module, served_pixels
-from recipes.schema import Precision, Recipe
+from recipes.pixels import served_pixels
+from recipes.schema import Precision, Recipe, Serving
 
 BATCH = 8
 
@@ -33,8 +35,8 @@ class Reference:
 
     Attributes:
         names: (N,) of the pictures.
-        pixels: (N, H, W, 3) uint8, all views; found equal to the served transform's.
-        embeddings: (N, embed_dim) float32, from torch.
+        pixels: (N, H, W, 3) uint8, all views, as served.
+        embeddings: (N, embed_dim) float32, from torch on these pixels.
     """
 
     names: list[str]
@@ -43,22 +45,35 @@ class Reference:
 
 
 def torch_reference(towers: list[Tower], recipe: Recipe) -> Reference:
-    """The pictures through the served transform, and through each tower in torch behind its own transform.
+    """The pictures through the served transform, which is checked, and from there through each tower in torch.
 
     Raises:
         ParityError: a pixel of a picture differs; naming the picture and how many.
     """
     pictures = verification_pictures()
-    pixels = served_pixels(views_of(towers), recipe.serving, pictures)
-    library_views = {tower.preprocessing: tower for tower in towers}.values()
-    for picture, served in zip(pictures, pixels, strict=True):
-        expected = served_module().stacked([_library_pixels(tower, picture) for tower in library_views])
-        if unequal := int((served != expected).sum()):
+    for tower in {tower.preprocessing: tower for tower in towers}.values():
+        _check_pixels(tower, pictures, recipe.serving)
+    views = views_of(towers)
+    pixels = served_pixels(views, recipe.serving, pictures)
+    squares = dict(zip(views, _squares(pixels, [view.image_size for view in views]), strict=True))
+    embeddings = [_torch_embeddings(tower, squares[tower.preprocessing]) for tower in towers]
+    return Reference([picture.name for picture in pictures], pixels, np.concatenate(embeddings, axis=1))
+
+
+def _squares(pixels: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
+    """The views in (N, H, W, 3) pixels, where they lie below one another: (N, S, S, 3) for each of the sizes."""
+    ends = np.cumsum(sizes).tolist()
+    return [pixels[:, end - size : end, :size] for end, size in zip(ends, sizes, strict=True)]
+
+
+def _check_pixels(tower: Tower, pictures: list[Picture], serving: Serving) -> None:
+    """Compare the tower's view, decoded exactly, with the library's transform, bit by bit."""
+    view = tower.preprocessing.model_copy(update={"decode": "exact"})
+    for picture, served in zip(pictures, served_pixels([view], serving, pictures), strict=True):
+        if unequal := int((served != _library_pixels(tower, picture)).sum()):
             raise ParityError(
-                f"{picture.name}: {unequal} of {served.size} pixel values differ from {towers[0].library}'s transform"
+                f"{picture.name}: {unequal} of {served.size} pixel values differ from {tower.library}'s transform"
             )
-    embeddings = np.concatenate([_torch_embeddings(tower, pictures) for tower in towers], axis=1)
-    return Reference([picture.name for picture in pictures], pixels, embeddings)
 
 
 def check_embeddings(
@@ -111,19 +126,26 @@ def _batches(rows: np.ndarray) -> Iterator[np.ndarray]:
 def _library_pixels(tower: Tower, picture: Picture) -> np.ndarray:
     """The library's transform up to, and not including, its conversion to a float tensor."""
     with Image.open(io.BytesIO(picture.data)) as image:
-        for step in tower.transform.transforms:
-            if type(step).__name__ == "MaybeToTensor":
-                return np.asarray(image)
+        for step in _steps(tower)[0]:
             image = step(image)
-    raise AssertionError("the library's transform no longer has a MaybeToTensor step")
+        return np.asarray(image)
+
+
+def _steps(tower: Tower) -> tuple[list[Any], list[Any]]:
+    """The library's transform: what it does to a picture, and from its conversion to a float tensor on."""
+    steps = list(tower.transform.transforms)
+    names = [type(step).__name__ for step in steps]
+    assert "MaybeToTensor" in names, "the library's transform no longer has a MaybeToTensor step"
+    conversion = names.index("MaybeToTensor")
+    return steps[:conversion], steps[conversion:]
 
 
 @torch.inference_mode()
-def _torch_embeddings(tower: Tower, pictures: list[Picture]) -> np.ndarray:
-    inputs = []
-    for picture in pictures:
-        with Image.open(io.BytesIO(picture.data)) as image:
-            inputs.append(tower.transform(image))
+def _torch_embeddings(tower: Tower, pixels: np.ndarray) -> np.ndarray:
+    """(N, S, S, 3) uint8 → (N, embed_dim) float32, normalised by the library's own transform."""
+    inputs: list[Any] = [Image.fromarray(square) for square in pixels]
+    for step in _steps(tower)[1]:
+        inputs = [step(square) for square in inputs]
     visual = tower.visual
     embeddings = []
     for batch in torch.stack(inputs).split(BATCH):

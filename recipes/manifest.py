@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from recipes.schema import Precision
+from recipes.schema import Decode, Precision
 
 _Manifest = TypeVar("_Manifest", bound=BaseModel)
 
@@ -46,6 +46,8 @@ class Preprocessing(_Part):
     fill_color: int = 0
     resize_size: int | None = None
     """Edge that the picture is resized to before the centre crop; by default `image_size`."""
+    decode: Decode = "exact"
+    """`scaled` decodes large JPEGs at a fraction of their size; the views of one encoder have the same."""
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
 
@@ -54,7 +56,7 @@ class Preprocessing(_Part):
         """Equal ids produce equal pixels: `exact-shortest-bicubic-224`."""
         fill = f"-fill{self.fill_color}" if self.resize_mode == "longest" else ""
         resize = "" if self.resize_size in (None, self.image_size) else f"-resize{self.resize_size}"
-        return f"exact-{self.resize_mode}-{self.interpolation}-{self.image_size}{resize}{fill}"
+        return f"{self.decode}-{self.resize_mode}-{self.interpolation}-{self.image_size}{resize}{fill}"
 
 
 def preprocessing_id(views: list[Preprocessing]) -> str:

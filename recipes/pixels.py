@@ -28,7 +28,8 @@ def served_module() -> ModuleType:
 def pixel_parameters(views: Sequence[Preprocessing], serving: Serving) -> dict[str, str]:
     """The `parameters` of preprocess/config.pbtxt: everything the transform needs to know."""
     resize = {} if all(view.resize_size is None for view in views) else {"resize_size": _resize_sizes(views)}
-    return resize | {
+    (decode,) = {view.decode for view in views}  # a picture is decoded once
+    return (resize if decode == "exact" else resize | {"decode": decode}) | {
         "image_size": ",".join(str(view.image_size) for view in views),
         "resize_mode": ",".join(view.resize_mode for view in views),
         "interpolation": ",".join(view.interpolation for view in views),

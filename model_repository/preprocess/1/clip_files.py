@@ -93,7 +93,7 @@ def _jpeg(data: bytes, limits: Limits) -> bytes:
     """Without comments and application data but the first EXIF and XMP; scans counted where each is a pass."""
     kept: list[bytes | memoryview] = [data[:2]]
     seen, frame, size = set(), b"", 0
-    for marker, start, end in _jpeg_segments(data):
+    for marker, start, end in jpeg_segments(data):
         segment = data[start:end]
         if marker == JPEG_SOS:
             kept.append(memoryview(data)[start:])
@@ -114,7 +114,7 @@ def _jpeg(data: bytes, limits: Limits) -> bytes:
     raise _broken("no scan of a JPEG was found")
 
 
-def _jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
+def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """(marker, start, end) of each segment up to the end of the file, its first scan's header the last of use.
 
     What stands between segments is passed over, as libjpeg does.

@@ -11,6 +11,9 @@ file's own mode and converts to RGB last. Three differences are deliberate:
 - EXIF orientation is applied: people see, and label, the upright picture;
 - transparency is composited on white: colour hidden under it would otherwise be scored, or hide;
 - 16-bit grey is scaled to 8 bits, where Pillow's conversion alone clips it to white.
+
+With `decode: scaled` a large JPEG is not: it is decoded at 1/2, 1/4 or 1/8 of its size, which costs a fraction,
+and resized from there. Everything else is decoded and cropped as ever.
 """
 
 from __future__ import annotations
@@ -18,13 +21,22 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import itertools
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from clip_files import ImageError, Limits, check_png_rows, without_ballast
+from clip_files import (
+    JPEG_FRAMES,
+    JPEG_SOS,
+    ImageError,
+    Limits,
+    check_png_rows,
+    jpeg_segments,
+    without_ballast,
+)
 
 # Importing a plugin registers its decoder; only those named by `formats` are ever tried.
 from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
@@ -55,6 +67,11 @@ BASE64_STARTS = (b"/9j/", b"iVBORw0KGgo", b"UklGR", b"R0lGOD", b"Qk", b"AAAA")
 WHITESPACE = b" \t\n\r\v\f"
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZE_MODES = ("shortest", "longest", "squash")
+DECODES = ("exact", "scaled")
+OVERSAMPLING = 2
+"""How many pixels a scaled picture keeps at least, along each edge, for one of the resized picture's."""
+DCT_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
+"""JPEGs that libjpeg scales. A lossless one (0xC3) it decodes at its own size whatever is asked; Pillow then fails."""
 UPRIGHT = {  # EXIF orientation → the transposition that undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -64,13 +81,34 @@ UPRIGHT = {  # EXIF orientation → the transposition that undoes it
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+TURNED, FROM_RIGHT, FROM_BELOW = {5, 6, 7, 8}, {2, 3, 6, 7}, {3, 4, 7, 8}
+"""EXIF orientations that show rows as columns, and those that show the first pixel at the right, or below."""
 EXIF_ORIENTATION = 0x0112
 BAND_PIXELS = 2**20
 """How much of a transparent or 16-bit picture is changed at once."""
 
 
+Box = tuple[float, float, float, float]
+"""Left, top, right and bottom of a part of an image, in pixels."""
+
+
 class BatchError(ValueError):
     """A request with images that get no pixels: `image 0: CODE: message; image 3: …`."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A decoded picture, upright, without transparency.
+
+    Attributes:
+        image: its pixels, of which a scaled decoding leaves fewer than the file has.
+        size: width and height that the file has, upright.
+        box: where in `image` the picture lies. The last blocks of a scaled JPEG may reach beyond its edge.
+    """
+
+    image: Image.Image
+    size: tuple[int, int]
+    box: Box
 
 
 @dataclass(frozen=True)
@@ -113,10 +151,10 @@ class View:
         long = int(size * max(width, height) / min(width, height))
         return (size, long) if width <= height else (long, size)
 
-    def of(self, image: Image.Image) -> np.ndarray:
+    def of(self, picture: Picture) -> np.ndarray:
         """Resize and crop (or pad): (image_size, image_size, 3) uint8 RGB."""
-        image = image.resize(self.resized(*image.size), INTERPOLATIONS[self.interpolation])
-        width, height = image.size
+        width, height = self.resized(*picture.size)
+        image = picture.image.resize((width, height), INTERPOLATIONS[self.interpolation], picture.box)
         if self.resize_mode == "longest":
             padded = Image.new("RGB", (self.image_size, self.image_size), (self.fill_color,) * 3)
             padded.paste(image.convert("RGB"), ((self.image_size - width) // 2, (self.image_size - height) // 2))
@@ -137,6 +175,8 @@ class Transform:
         formats: decoders that may be used, by Pillow's names.
         max_frames: of an animation; only the first is scored. 1 refuses animations.
         max_scans: passes of a JPEG over the picture, each of which takes up to 1 ms a megapixel.
+        decode: `exact`, or `scaled` to decode a JPEG at the smallest of 1/1, 1/2, 1/4 and 1/8 of its size that has
+            twice the pixels of every view along each edge.
     """
 
     views: tuple[View, ...]
@@ -145,10 +185,12 @@ class Transform:
     formats: tuple[str, ...]
     max_frames: int = 1000
     max_scans: int = 64
+    decode: str = "exact"
 
     def __post_init__(self) -> None:
         for name in self.formats:
             _require(name, tuple(PLUGINS), "formats")
+        _require(self.decode, DECODES, "decode")
 
     @classmethod
     def from_parameters(cls, parameters: Mapping[str, str]) -> Transform:
@@ -172,6 +214,7 @@ class Transform:
             formats=tuple(parameters["formats"].split(",")),
             max_frames=int(parameters.get("max_frames", cls.max_frames)),
             max_scans=int(parameters.get("max_scans", cls.max_scans)),
+            decode=parameters.get("decode", cls.decode),
         )
 
     @property
@@ -190,13 +233,8 @@ class Transform:
         """
         data = raw_bytes(data, self.max_bytes)
         try:
-            with self._open(data) as image:
-                self._check_size(image)
-                image.load()
-                if image.format == "PNG" and _ends_in_zeros(image):
-                    check_png_rows(data)
-                picture = _composited(_upright(image))
-                return stacked([view.of(picture) for view in self.views])
+            picture = self._decoded(data)
+            return stacked([view.of(picture) for view in self.views])
         except ImageError:
             raise
         except Exception as error:  # whatever a decoder raises is this image's error, never its batch's
@@ -213,6 +251,28 @@ class Transform:
         if errors:
             raise BatchError("; ".join(errors))
         return np.stack(pixels)
+
+    def _decoded(self, data: bytes) -> Picture:
+        with self._open(data) as image:
+            self._check_size(image)
+            size = image.size
+            extent = self._draft(image, data)
+            image.load()
+            if image.format == "PNG" and _ends_in_zeros(image):
+                check_png_rows(data)
+            return _upright(image, size, extent)
+
+    def _draft(self, image: Image.Image, data: bytes) -> tuple[float, float]:
+        """Ask for a JPEG's scaled decoding, if it may be: width and height of the picture in what `load` will give.
+
+        It is as it is stored, and may be turned afterwards; no view tells wide from tall, so the size to keep turns
+        with it. Its mode stays: colours are converted last.
+        """
+        if self.decode != "scaled" or image.format != "JPEG" or not _is_dct_coded(data):
+            return image.size
+        widths, heights = zip(*(view.resized(*image.size) for view in self.views), strict=True)
+        drafted = image.draft(None, (OVERSAMPLING * max(widths), OVERSAMPLING * max(heights)))
+        return drafted[1][2:] if drafted else image.size
 
     def _open(self, data: bytes) -> Image.Image:
         """Read the header only."""
@@ -292,13 +352,29 @@ def _ends_in_zeros(image: Image.Image) -> bool:
     return height < 2 or not all(map(any, ends))
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _is_dct_coded(data: bytes) -> bool:
+    """Whether every frame of a JPEG is one that libjpeg decodes at a fraction of its size."""
+    headers = itertools.takewhile(lambda segment: segment[0] != JPEG_SOS, jpeg_segments(data))
+    return all(marker in DCT_FRAMES for marker, _, _ in headers if marker in JPEG_FRAMES)
+
+
+def _upright(image: Image.Image, size: tuple[int, int], extent: tuple[float, float]) -> Picture:
+    """The image as its EXIF orientation wants it seen; `size` is the file's, `extent` the picture's in `image`."""
+    orientation = _orientation(image)
+    if orientation in UPRIGHT:
+        image = image.transpose(UPRIGHT[orientation])
+    if orientation in TURNED:
+        size, extent = (size[1], size[0]), (extent[1], extent[0])
+    left = image.width - extent[0] if orientation in FROM_RIGHT else 0
+    top = image.height - extent[1] if orientation in FROM_BELOW else 0
+    return Picture(_composited(image), size, (left, top, left + extent[0], top + extent[1]))
+
+
+def _orientation(image: Image.Image) -> int:
     try:
-        orientation = image.getexif().get(EXIF_ORIENTATION, 1)
+        return image.getexif().get(EXIF_ORIENTATION, 1)
     except Exception:  # damaged metadata does not make the picture unreadable
-        return image
-    transposition = UPRIGHT.get(orientation)
-    return image if transposition is None else image.transpose(transposition)
+        return 1
 
 
 def _composited(image: Image.Image) -> Image.Image:
