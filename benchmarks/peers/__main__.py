@@ -1,0 +1,130 @@
+"""clipsieve beside the limit of the machine and what people would use instead, in one run.
+
+    make train RECIPE=benchmarks/peers/vit-b-32.yaml DATA=PHOTOS    # any two labelled folders: angular/ and round/
+    python -m benchmarks.peers --install                            # the peers' environments, into .peers/
+    python -m benchmarks.peers --rounds 5
+
+All get the same JPEG files and the same ViT-B/32 with seeded random weights, and must answer rightly before they are
+timed. The limit is one process without a server: the served decoding and onnxruntime at the best of a few batch sizes
+and layouts. Servers get one image a request from the same generator, at the best of a few concurrencies (FastAPI and
+MLflow also with the best number of workers). Rounds are interleaved; told are medians, of p99 that of all rounds'
+answers at an equal offered load: 80 % of what the slowest carries. CPU and memory are the peer's own. clip-retrieval
+reads a folder: its own count of its loop is taken, without its start. A peer that cannot be installed or started is
+told with the reason, and nothing is downloaded but packages, with --install. Prints tables and one JSON line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import signal
+import sys
+import tempfile
+from pathlib import Path
+
+from benchmarks.peers.environments import ENVIRONMENTS, PeerError, install
+from recipes.manifest import ManifestError, tool_versions
+from recipes.paths import ARTIFACTS, ROOT
+from recipes.schema import RecipeError, load_recipe
+
+RECIPE = "benchmarks/peers/vit-b-32.yaml"
+WITHOUT_SERVER = ("limit", "clip-retrieval")
+SERVICES = ("clipsieve fp32", "clipsieve int8", "FastAPI", "MLflow", "infinity")
+ENVIRONMENT_OF = {"FastAPI": "fastapi", "MLflow": "mlflow", "infinity": "infinity", "clip-retrieval": "clip-retrieval"}
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--install", action="store_true", help="make the peers' environments, and end")
+    parser.add_argument("--recipe", default=str(ROOT / RECIPE), help="built; with random weights and a linear head")
+    names = (*WITHOUT_SERVER, *SERVICES)
+    parser.add_argument("--only", nargs="+", metavar="PEER", choices=names, help=f"of {', '.join(names)}")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=5, help="of each measurement (default %(default)s)")
+    parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="that are tried")
+    return parser.parse_args(argv)
+
+
+def install_all(names: list[str] | None) -> int:
+    """The environments of the named peers, or of all; what failed is told."""
+    wanted = {ENVIRONMENT_OF[name] for name in names or ENVIRONMENT_OF if name in ENVIRONMENT_OF}
+    for environment in ENVIRONMENTS.values():
+        if environment.name in wanted:
+            problem = install(environment)
+            state = f"could not be installed: {problem}" if problem else f"installed, {environment.version()}"
+            print(f"peers: {environment.name} {state}", file=sys.stderr, flush=True)
+    return 0
+
+
+def machine() -> dict[str, object]:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return {
+        "cpu": names[0] if names else platform.machine(),
+        "cores": os.cpu_count(),
+        "load_before": round(os.getloadavg()[0], 1),
+        "versions": tool_versions("onnxruntime", "torch", "open_clip_torch", "pillow", "numpy"),
+    }
+
+
+def versions_of_peers() -> dict[str, str]:
+    """Of those that are installed, by peer."""
+    found = {}
+    for name, environment in ENVIRONMENT_OF.items():
+        try:
+            ENVIRONMENTS[environment].check()
+        except PeerError:
+            continue
+        found[name] = ENVIRONMENTS[environment].version()
+    return found
+
+
+def contest(arguments: argparse.Namespace, folder: Path) -> int:
+    from benchmarks.peers.contest import Contest, Settings
+    from benchmarks.peers.figures import as_json, comparison_table, comparisons, figures_of, table
+    from benchmarks.peers.material import prepare
+    from benchmarks.peers.servers import services
+
+    wanted = arguments.only or [*WITHOUT_SERVER, *SERVICES]
+    recipe, told_machine = load_recipe(arguments.recipe), machine()
+    material = prepare(recipe, ARTIFACTS / "peers" / recipe.encoder.id)
+    settings = Settings(arguments.seconds, arguments.rounds, tuple(arguments.concurrency))
+    with Contest(material, folder, settings) as running:
+        if "limit" in wanted:
+            running.add_limit(arguments.recipe)
+        for service in services(material):
+            if service.name in wanted:
+                running.add_service(service)
+        if "clip-retrieval" in wanted:
+            running.add_folder_command("clip-retrieval")
+        running.run_rounds()
+    for name, version in versions_of_peers().items():
+        if name in running.rows:
+            running.rows[name].version = version
+    figures, compared = [figures_of(row) for row in running.rows.values()], comparisons(running.rows)
+    print(f"{told_machine['cpu']}, {told_machine['cores']} cores; {len(material.pictures)} pictures of mixed size")
+    print(table(figures), comparison_table(compared), sep="\n\n")
+    how = {"rounds": settings.rounds, "seconds": settings.seconds, "encoder": recipe.encoder.id}
+    print(json.dumps({"benchmark": "peers"} | how | as_json(figures, compared) | {"machine": told_machine}))
+    return 0
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = parse(argv)
+    if arguments.install:
+        return install_all(arguments.only)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the peers are ended, too
+    try:
+        with tempfile.TemporaryDirectory(prefix="clipsieve-peers-") as folder:
+            return contest(arguments, Path(folder))
+    except (PeerError, ManifestError, RecipeError) as error:
+        print(f"peers: {error}", file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

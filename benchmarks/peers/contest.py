@@ -1,0 +1,189 @@
+"""One run: every peer is started, checked and tuned; then all take turns, round after round."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.peers.contestants import Contestant, FolderCommand, Served, WithoutServer
+from benchmarks.peers.environments import ENVIRONMENTS, PeerError
+from benchmarks.peers.figures import Measured
+from benchmarks.peers.material import CHECKED, Material, difference
+from benchmarks.peers.processes import cpu_s, resident_mib, wait_until
+from benchmarks.peers.servers import Server, Service
+
+START_DEADLINE_S = 300.0
+IDLE_DEADLINE_S = 60.0
+LOAD_SHARE = 0.8
+"""Of the slowest server's capacity: the load at which the latencies of all are compared."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    seconds: float
+    """Of each measurement."""
+    rounds: int
+    concurrencies: tuple[int, ...]
+
+
+class Contest:
+    """The peers that run, and what was measured of each; a context manager that ends them."""
+
+    def __init__(self, material: Material, folder: Path, settings: Settings) -> None:
+        self.material, self.folder, self.settings = material, folder, settings
+        self.rows: dict[str, Measured] = {}
+        self._contestants: dict[str, Contestant] = {}
+        self._stack = ExitStack()
+
+    def __enter__(self) -> Contest:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stack.close()
+
+    # ---- starting ----
+
+    def add_limit(self, recipe: str) -> None:
+        with self._attempt("limit") as row:
+            limit = WithoutServer(self.material, recipe, self.folder / "limit.log", self._stack)
+            found = limit.examine(CHECKED)
+            row.cold_start_s.append(time.perf_counter() - limit.process.started_s)
+            row.difference = difference(self.material, found, 1.0)
+            limit.choose(self.settings.seconds)
+            self._take_part("limit", limit)
+
+    def add_service(self, service: Service) -> None:
+        """Start it with each number of workers it may have, and keep the best."""
+        with self._attempt(service.name) as row:
+            is_choice = len(service.workers) > 1
+            workers = max(service.workers, key=lambda each: self._trial(service, each, row) if is_choice else 0)
+            server = self._stack.enter_context(service.start(workers, self.folder))
+            served = self._tuned(service, server, row)
+            served.setting += f", workers: {workers}" if is_choice else ""
+            self._take_part(service.name, served)
+
+    def add_folder_command(self, name: str) -> None:
+        with self._attempt(name):
+            ENVIRONMENTS[name].check()
+            self._take_part(name, FolderCommand(self.material, self.folder))
+
+    def _trial(self, service: Service, workers: int, row: Measured) -> float:
+        """Images/s at its best concurrency."""
+        with service.start(workers, self.folder) as server:
+            served = self._tuned(service, server, row)
+        say(f"{service.name}: {served.capacity_per_s:.1f} images/s, {served.setting}, workers: {workers}")
+        return served.capacity_per_s
+
+    def _tuned(self, service: Service, server: Server, row: Measured) -> Served:
+        """Wait for its first answer, see that its answers are right, and find its best concurrency."""
+        wait_for_answer(server, self.material.pictures[0])
+        row.cold_start_s.append(time.perf_counter() - server.started_s)
+        found = asyncio.run(server.examine(self.material.pictures[:CHECKED]))
+        row.difference = difference(self.material, found, service.minimum_cosine)
+        wait_until_idle(server.pid)
+        served = Served(server, self.material.pictures)
+        served.choose(self.settings.concurrencies, self.settings.seconds)
+        return served
+
+    def _take_part(self, name: str, contestant: Contestant) -> None:
+        self._contestants[name] = contestant
+        say(f"{name}: ready, {contestant.setting}")
+
+    # ---- measuring ----
+
+    def run_rounds(self) -> None:
+        """Each measurement is made of all peers before the next one is."""
+        rate = equal_rate(self._contestants.values())
+        say(f"equal load: {rate:.1f} requests/s")
+        for number in range(self.settings.rounds):
+            say(f"round {number + 1} of {self.settings.rounds}")
+            self._each(self._saturate)
+            self._each(_one_by_one)
+            self._each(lambda contestant, row: self._offer(contestant, row, rate))
+
+    def _each(self, measure: Callable[[Contestant, Measured], None]) -> None:
+        for name, contestant in list(self._contestants.items()):
+            with self._attempt(name) as row:
+                measure(contestant, row)
+
+    def _saturate(self, contestant: Contestant, row: Measured) -> None:
+        pid = contestant.pid
+        before = cpu_s(pid) if pid else 0.0
+        found = contestant.saturate(self.settings.seconds)
+        row.images_per_s.append(found.images_per_s)
+        row.setting = contestant.setting
+        row.difference = row.difference if contestant.difference is None else contestant.difference
+        if pid:
+            row.cpu_ms.append(1000 * (cpu_s(pid) - before) / found.images)
+            row.resident_mib = resident_mib(pid)
+
+    def _offer(self, contestant: Contestant, row: Measured, rate_per_s: float) -> None:
+        found = contestant.offer(rate_per_s, 2 * self.settings.seconds)
+        if found is not None:
+            row.loaded_ms.append(found)
+
+    @contextmanager
+    def _attempt(self, name: str) -> Iterator[Measured]:
+        """A peer's row; what goes wrong is told there, and ends that peer's part alone."""
+        row = self.rows.setdefault(name, Measured(name))
+        try:
+            yield row
+        except Exception as error:  # of whichever library the peer is asked through
+            row.problem = str(error) if isinstance(error, PeerError) else f"{type(error).__name__}: {error}"
+            self._contestants.pop(name, None)
+            say(f"{name}: {row.problem}")
+
+
+def _one_by_one(contestant: Contestant, row: Measured) -> None:
+    found = contestant.one_by_one()
+    if found is not None:
+        row.alone_ms.append(found)
+
+
+def equal_rate(contestants: Iterable[Contestant]) -> float:
+    """Requests a second that the slowest server carries with some room; 1 without servers."""
+    return LOAD_SHARE * min((each.capacity_per_s for each in contestants if isinstance(each, Served)), default=1.25)
+
+
+def wait_for_answer(server: Server, picture: bytes) -> None:
+    """Ask until it answers.
+
+    Raises:
+        PeerError: it ended, refuses, or did not answer in time; with what it said last.
+    """
+    problem = ""
+
+    def answers() -> bool:
+        nonlocal problem
+        server.check()
+        try:
+            asyncio.run(server.examine([picture]))
+        except PeerError:  # it is there, and refuses
+            raise
+        except Exception as error:  # of whichever library: not there yet
+            problem = f"{type(error).__name__}: {error}"
+            return False
+        return True
+
+    if not wait_until(answers, START_DEADLINE_S):
+        raise PeerError(f"no answer within {START_DEADLINE_S:.0f} s: {problem}")
+
+
+def wait_until_idle(pid: int) -> None:
+    """Until all its workers have loaded: less than a tenth of a core for half a second; a minute at most."""
+
+    def is_idle() -> bool:
+        before = cpu_s(pid)
+        time.sleep(0.5)
+        return cpu_s(pid) - before < 0.05
+
+    wait_until(is_idle, IDLE_DEADLINE_S)
+
+
+def say(text: str) -> None:
+    print(f"peers: {text}", file=sys.stderr, flush=True)

@@ -1,0 +1,149 @@
+"""What every peer is handed: the pictures, one set of weights in each peer's format, and the answers they must give."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks.peers.environments import PeerError
+from benchmarks.peers.pictures import jpeg_pictures
+from build.cosine import cosines
+from build.head import Affine, folded, read_weights
+from recipes.manifest import EncoderManifest, read_encoder, read_head, write_atomically
+from recipes.paths import encoder_folder, head_folder
+from recipes.pixels import served_transform
+from recipes.schema import Recipe, RecipeError
+
+CHECKED = 6
+"""Pictures that a peer must answer rightly before it is timed."""
+SCORE_TOLERANCE = 0.002
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a peer said of one picture."""
+
+    score: float | None = None
+    """Of the head's first label."""
+    embedding: np.ndarray | None = None
+    """(D,), of any length."""
+
+
+@dataclass(frozen=True)
+class Material:
+    recipe: Recipe
+    folder: Path
+    """For what peers want as files."""
+    pictures: list[bytes]
+    scores: np.ndarray
+    """(CHECKED,) of the first pictures, by onnxruntime without a server."""
+    embeddings: np.ndarray
+    """(CHECKED, D) likewise."""
+
+    @property
+    def model(self) -> str:
+        return self.recipe.encoder.model
+
+    @property
+    def weights(self) -> Path:
+        """open_clip's state dict."""
+        return self.folder / "weights.pt"
+
+    @property
+    def head(self) -> Path:
+        """.npz with `weight` (L, D) and `bias` (L,) float32 under a sigmoid."""
+        return self.folder / "head.npz"
+
+    @property
+    def picture_folder(self) -> Path:
+        return self.folder / "pictures"
+
+    @property
+    def onnx(self) -> Path:
+        return encoder_folder(self.recipe, "fp32") / "model.onnx"
+
+
+def prepare(recipe: Recipe, folder: Path) -> Material:
+    """Write what is missing in `folder` and compute what is right.
+
+    Raises:
+        RecipeError: the weights are not open_clip's random ones, or not those of the built encoder.
+        ManifestError: the encoder or the head is not built.
+        PeerError: the head is not one affine map under a sigmoid, which every script can have.
+    """
+    encoder, head = read_encoder(encoder_folder(recipe, "fp32")), _affine_head(recipe)
+    pictures = jpeg_pictures()
+    embeddings = _embeddings(recipe, encoder, pictures[:CHECKED])
+    scores = 1 / (1 + np.exp(-(embeddings @ head.matrix + head.offset)[:, 0]))
+    material = Material(recipe, folder, pictures, scores, embeddings)
+    folder.mkdir(parents=True, exist_ok=True)
+    np.savez(material.head, weight=head.matrix.T.astype(np.float32), bias=head.offset.astype(np.float32))
+    for number, data in enumerate(pictures):
+        write_atomically(material.picture_folder / f"{number:03d}.jpg", data)
+    _write_weights(material, encoder)
+    return material
+
+
+def difference(material: Material, found: list[Found], minimum_cosine: float) -> float:
+    """How far a peer's answers to the first pictures are from ours: 1 - cosine, or of scores the difference.
+
+    Raises:
+        PeerError: too far.
+    """
+    if len(found) != CHECKED:
+        raise PeerError(f"answered {len(found)} of {CHECKED} pictures")
+    embeddings = [each.embedding for each in found if each.embedding is not None]
+    if embeddings:
+        cosine = float(cosines(material.embeddings, np.stack(embeddings)).min())
+        if not cosine >= minimum_cosine:
+            raise PeerError(f"the cosine of its embeddings to ours is {cosine:.5f}, less than {minimum_cosine}")
+        return 1 - cosine
+    largest = float(np.abs(material.scores - np.array([each.score for each in found], float)).max())
+    if not largest <= SCORE_TOLERANCE:
+        raise PeerError(f"its scores differ from ours by {largest:.4f}, at most {SCORE_TOLERANCE} is allowed")
+    return largest
+
+
+def _affine_head(recipe: Recipe) -> Affine:
+    folder = head_folder(recipe.heads[0])
+    manifest = read_head(folder)
+    steps = folded(manifest, read_weights(manifest, folder))
+    if len(steps) != 1 or not isinstance(steps[0], Affine) or manifest.activation != "sigmoid":
+        raise PeerError(f"head {manifest.name}: the peers have a linear head under a sigmoid; take a recipe with one")
+    return steps[0]
+
+
+def _embeddings(recipe: Recipe, encoder: EncoderManifest, pictures: list[bytes]) -> np.ndarray:
+    """(N, D) float32 through the file that is served and the served preprocessing."""
+    import onnxruntime
+
+    transform = served_transform(encoder.preprocessing, recipe.serving)
+    session = onnxruntime.InferenceSession(encoder_folder(recipe, "fp32") / "model.onnx")
+    pixels = np.stack([transform(data) for data in pictures])
+    return np.asarray(session.run(["embedding"], {"pixels": pixels})[0])
+
+
+def _write_weights(material: Material, manifest: EncoderManifest) -> None:
+    """The whole model, its text tower too, as open_clip draws it from the recipe's seed."""
+    encoder = material.recipe.encoder
+    if encoder.library != "open_clip" or encoder.pretrained or encoder.weights or encoder.concatenate:
+        raise RecipeError(f"encoder {encoder.id}: the peers are compared with open_clip's random weights only")
+    if material.weights.is_file():
+        return
+    import open_clip
+    import torch
+
+    from build.tower import weights_sha256
+
+    torch.manual_seed(encoder.seed)
+    logging.disable(logging.WARNING)  # random weights are what is wanted
+    model = open_clip.create_model(encoder.model)
+    logging.disable(logging.NOTSET)
+    if weights_sha256(model.get_submodule("visual")) != manifest.weights_sha256:
+        raise RecipeError(f"encoder {encoder.id}: this torch draws other weights than were built; build it again")
+    partial = material.weights.with_suffix(".partial")
+    torch.save(model.state_dict(), partial)
+    partial.replace(material.weights)

@@ -1,0 +1,255 @@
+"""The peers that are servers, and clipsieve's: how each is started, asked for one picture, and read."""
+
+from __future__ import annotations
+
+import base64
+import os
+import time
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+from benchmarks.peers.environments import ENVIRONMENTS, PeerError
+from benchmarks.peers.hugging_face import write_folder
+from benchmarks.peers.load import Ask
+from benchmarks.peers.material import Found, Material
+from benchmarks.peers.processes import Process
+from build.encoder import make_encoder
+from build.errors import BuildError
+from build.repository import install
+from build.repository_check import RepositoryError
+from clipsieve import AsyncClient
+from recipes.manifest import ManifestError
+from recipes.schema import Precision, RecipeError
+from serving.embedded import EmbeddedServer, free_ports
+from serving.triton_wheel import ServingError
+
+CORES = os.cpu_count() or 1
+HOST = "127.0.0.1"
+REQUEST_TIMEOUT_S = 60.0
+SAVE_TIMEOUT_S = 300.0
+
+
+class Server(ABC):
+    """A running server that scores one picture a request."""
+
+    @property
+    @abstractmethod
+    def pid(self) -> int:
+        """Of the process that started the others."""
+
+    @property
+    @abstractmethod
+    def started_s(self) -> float:
+        """When that process was started, by time.perf_counter."""
+
+    @abstractmethod
+    def connect(self) -> AbstractAsyncContextManager[Ask]:
+        """A client's connections."""
+
+    @abstractmethod
+    def check(self) -> None:
+        """
+        Raises:
+            PeerError: it has ended.
+        """
+
+    async def examine(self, pictures: Sequence[bytes]) -> list[Found]:
+        """What it says of some pictures, in the most telling way it has."""
+        async with self.connect() as ask:
+            return [await ask(picture) for picture in pictures]
+
+
+class HttpServer(Server):
+    """Takes one picture in an HTTP request and answers with JSON."""
+
+    def __init__(
+        self, process: Process, url: str, body: Callable[[bytes], dict[str, Any]], read: Callable[[Any], Found]
+    ) -> None:
+        self.process, self.url, self.body, self.read = process, url, body, read
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def started_s(self) -> float:
+        return self.process.started_s
+
+    def check(self) -> None:
+        self.process.check()
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Ask]:
+        timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
+        async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
+
+            async def ask(picture: bytes) -> Found:
+                async with session.post(self.url, **self.body(picture)) as answer:
+                    if answer.status != 200:
+                        raise PeerError(f"HTTP {answer.status}: {(await answer.text())[:200]}")
+                    return self.read(await answer.json())
+
+            yield ask
+
+
+class OurServer(Server):
+    """clipsieve, asked through its own client."""
+
+    def __init__(self, server: EmbeddedServer, head: str, started_s: float) -> None:
+        self.server, self.head, self._started_s = server, head, started_s
+
+    @property
+    def pid(self) -> int:
+        return self.server.pid
+
+    @property
+    def started_s(self) -> float:
+        return self._started_s
+
+    def check(self) -> None:
+        if (status := self.server.poll()) is not None:
+            raise PeerError(f"tritonserver ended with status {status}: {self.server.log_tail(1)}")
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[Ask]:
+        # Bulk requests may wait as long as the peers let theirs wait.
+        async with AsyncClient(self.server.grpc_url, timeout_s=REQUEST_TIMEOUT_S, priority="bulk") as client:
+            await client.chosen_heads(self.head)  # what a client asks once
+
+            async def ask(picture: bytes) -> Found:
+                (result,) = await client.score([picture], self.head)
+                if result.error is not None:
+                    raise result.error
+                return Found(score=float(result.heads[self.head].scores[0]))
+
+            yield ask
+
+    async def examine(self, pictures: Sequence[bytes]) -> list[Found]:
+        async with AsyncClient(self.server.grpc_url) as client:
+            results = await client.embed(list(pictures))
+        for result in results:
+            if result.error is not None:
+                raise result.error
+        return [Found(embedding=result.vector) for result in results]
+
+
+@dataclass(frozen=True)
+class Service:
+    """A kind of server, and how it may be started.
+
+    Attributes:
+        start: a running server from a number of workers and a folder for its files.
+        workers: the numbers that are tried, of which the best is kept.
+    """
+
+    name: str
+    start: Callable[[int, Path], AbstractContextManager[Server]]
+    workers: tuple[int, ...] = (1,)
+    minimum_cosine: float = 0.999
+
+
+def services(material: Material) -> list[Service]:
+    """clipsieve at both precisions, then the others."""
+    several = tuple(sorted({1, min(2, CORES)}))
+    return [
+        Service("clipsieve fp32", lambda _, folder: start_ours(material, folder, "fp32")),
+        Service("clipsieve int8", lambda _, folder: start_ours(material, folder, "int8"), minimum_cosine=0.99),
+        Service("FastAPI", lambda workers, folder: start_fastapi(material, folder, workers), several),
+        Service("MLflow", lambda workers, folder: start_mlflow(material, folder, workers), several),
+        # It resizes with transformers, whose pixels are not quite open_clip's.
+        Service("infinity", lambda _, folder: start_infinity(material, folder), minimum_cosine=0.99),
+    ]
+
+
+@contextmanager
+def start_ours(material: Material, folder: Path, precision: Precision) -> Iterator[Server]:
+    build = material.recipe.build.model_copy(update={"precision": precision})
+    recipe = material.recipe.model_copy(update={"build": build})
+    models, log = folder / f"models-{precision}", folder / f"tritonserver-{precision}.log"
+    try:
+        if not models.is_dir():
+            make_encoder(recipe)
+            install(recipe, models, "onnx")
+        started_s = time.perf_counter()
+        with EmbeddedServer(models, http_port=0, grpc_port=0, metrics_port=0, log_path=log) as server:
+            yield OurServer(server, recipe.heads[0].name, started_s)
+    except (BuildError, ManifestError, RecipeError, RepositoryError, ServingError) as error:
+        raise PeerError(str(error)) from error
+
+
+@contextmanager
+def start_fastapi(material: Material, folder: Path, workers: int) -> Iterator[Server]:
+    environment = ENVIRONMENTS["fastapi"]
+    environment.check()
+    (port,) = free_ports(0)
+    command = [environment.bin / "uvicorn", "--factory", "benchmarks.peers.fastapi_server:create_app"]
+    options = ["--host", HOST, "--port", str(port), "--workers", str(workers), "--no-access-log"]
+    files = {"MODEL": material.model, "WEIGHTS": str(material.weights), "HEAD": str(material.head)}
+    variables = environment.variables(CORES // workers) | files
+    with Process([*command, *options], variables, folder / f"fastapi-{workers}.log") as process:
+        yield HttpServer(process, f"http://{HOST}:{port}/score", _uploaded, lambda answer: Found(score=answer["score"]))
+
+
+@contextmanager
+def start_mlflow(material: Material, folder: Path, workers: int) -> Iterator[Server]:
+    environment = ENVIRONMENTS["mlflow"]
+    environment.check()
+    model, variables = folder / "mlflow-model", environment.variables(CORES // workers)
+    if not model.is_dir():
+        files = [material.model, str(material.weights), str(material.head)]
+        save = [environment.bin / "python", "-m", "benchmarks.peers.mlflow_model", str(model), *files]
+        with Process(save, variables, folder / "mlflow-save.log") as process:
+            process.wait(SAVE_TIMEOUT_S)
+    (port,) = free_ports(0)
+    command = [environment.bin / "mlflow", "models", "serve", "--model-uri", str(model), "--env-manager", "local"]
+    options = ["--host", HOST, "--port", str(port), "--workers", str(workers)]
+    with Process([*command, *options], variables, folder / f"mlflow-{workers}.log") as process:
+        yield HttpServer(process, f"http://{HOST}:{port}/invocations", _row, _prediction)
+
+
+@contextmanager
+def start_infinity(material: Material, folder: Path) -> Iterator[Server]:
+    environment = ENVIRONMENTS["infinity"]
+    environment.check()
+    model = write_folder(material.model, material.weights, folder / "hugging-face")
+    (port,) = free_ports(0)
+    command = [environment.bin / "infinity_emb", "v2", "--model-id", str(model), "--served-model-name", "clip"]
+    options = ["--host", HOST, "--port", str(port), "--url-prefix", "", "--engine", "torch", "--device", "cpu"]
+    plain = [
+        "--no-bettertransformer",
+        "--no-model-warmup",
+        "--log-level",
+        "warning",
+    ]
+    with Process([*command, *options, *plain], environment.variables(CORES), folder / "infinity.log") as process:
+        yield HttpServer(process, f"http://{HOST}:{port}/embeddings", _data_uri, _embedding)
+
+
+def _uploaded(picture: bytes) -> dict[str, Any]:
+    form = aiohttp.FormData()
+    form.add_field("file", picture, filename="picture.jpg", content_type="image/jpeg")
+    return {"data": form}
+
+
+def _row(picture: bytes) -> dict[str, Any]:
+    return {"json": {"dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(picture).decode()]]}}}
+
+
+def _prediction(answer: Any) -> Found:
+    return Found(score=float(answer["predictions"][0]))
+
+
+def _data_uri(picture: bytes) -> dict[str, Any]:
+    uri = f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
+    return {"json": {"model": "clip", "modality": "image", "input": [uri]}}
+
+
+def _embedding(answer: Any) -> Found:
+    return Found(embedding=np.array(answer["data"][0]["embedding"], np.float32))
