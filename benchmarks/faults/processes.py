@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.faults.load import Group
-from benchmarks.faults.scene import Fault, Scene, Skipped, condition, set_verbosity, wait_for_restart
+from benchmarks.faults.scene import ORDERS, Fault, Scene, Skipped, condition, set_verbosity, wait_for_restart
 from benchmarks.prefixed_server import PrefixedServer
 from benchmarks.server_processes import held_mib, stubs
 from serving.processes import shared_regions
@@ -84,7 +84,7 @@ def clock_server(repository: Path, folder: Path) -> PrefixedServer:
         "FAKETIME_NO_CACHE": "1",
         "FAKETIME_DONT_FAKE_MONOTONIC": "1",
     }
-    return PrefixedServer(repository, log_path=folder / "tritonserver.log", environment=environment)
+    return PrefixedServer(repository, log_path=folder / "tritonserver.log", environment=environment, **ORDERS)
 
 
 def jump_clock(scene: Scene) -> str:

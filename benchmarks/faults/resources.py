@@ -15,13 +15,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.faults.scene import Fault, Scene, Skipped, condition, set_verbosity
+from benchmarks.faults.scene import KEY, ORDERS, Fault, Scene, Skipped, condition, set_verbosity
 from benchmarks.prefixed_server import PrefixedServer
 from clipsieve import Client
 from serving.embedded import EmbeddedServer
 from serving.tritonserver_options import ADMIN_HEADER
 
-KEY = "only-for-this-benchmark"
 MOUNT_SHM = 'mount -t tmpfs -o size=160m tmpfs /dev/shm && exec "$@"'
 LOG_BYTES = 512 * 1024
 OPEN_FILES = 256
@@ -35,7 +34,7 @@ def small_disk_server(repository: Path, folder: Path) -> Iterator[EmbeddedServer
     if (mounted := subprocess.run(command, capture_output=True, text=True, check=False)).returncode:
         raise Skipped(f"a small disk cannot be mounted here: {mounted.stderr.strip()}")
     try:
-        with PrefixedServer(repository, log_path=disk / "tritonserver.log") as server:
+        with PrefixedServer(repository, log_path=disk / "tritonserver.log", **ORDERS) as server:
             yield server
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
@@ -126,7 +125,7 @@ def explicit_server(repository: Path, folder: Path) -> Iterator[EmbeddedServer]:
     """It loads models when told, from a copy of the repository."""
     models = Path(shutil.copytree(repository, folder / "models"))
     log = folder / "tritonserver.log"
-    with PrefixedServer(models, log_path=log, control="explicit", admin_key=KEY) as server:
+    with PrefixedServer(models, log_path=log, **ORDERS) as server:
         yield server
 
 

@@ -10,12 +10,18 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from benchmarks.faults.load import Load, bulk, interactive
 from recipes.photos import verification_pictures
 from serving.embedded import EmbeddedServer
 from serving.supervisor import Pace, Supervisor, ending
 from serving.triton_wheel import ServingError
+from serving.tritonserver_options import ADMIN_HEADER
+
+KEY = "only-for-this-benchmark"
+ORDERS: dict[str, Any] = {"control": "explicit", "admin_key": KEY}
+"""Options of a server that takes orders from the benchmark."""
 
 PACE = Pace(interval_s=1, deadline_s=3, max_restarts=20)
 
@@ -132,7 +138,8 @@ def wait_for_restart(scene: Scene, within_s: float = 60.0) -> None:
 
 
 def set_verbosity(server: EmbeddedServer, level: int) -> None:
-    """How much the server writes into its log: 0 as usual, 1 lines for every request."""
+    """How much a server that takes `ORDERS` writes into its log: 0 as usual, 1 lines for every request."""
     body = json.dumps({"log_verbose_level": level}).encode()
-    with urllib.request.urlopen(f"http://{server.http_url}/v2/logging", body, timeout=10) as answer:
+    request = urllib.request.Request(f"http://{server.http_url}/v2/logging", body, {ADMIN_HEADER: KEY})
+    with urllib.request.urlopen(request, timeout=10) as answer:
         answer.read()
