@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,7 +31,7 @@ from recipes.manifest import (
     write_manifest,
 )
 from recipes.paths import encoder_folder
-from recipes.schema import Encoder, Precision, Recipe, RecipeError, load_recipe
+from recipes.schema import Precision, Recipe, RecipeError, load_recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -68,8 +67,9 @@ def build_encoder(recipe: Recipe, folder: Path) -> EncoderManifest:
     from build.decode_parity import check_decode
     from build.export import EncoderGraph, export_onnx, release_weights
     from build.parity import check_embeddings, onnx_embeddings, torch_reference
+    from build.tower import load_tower
 
-    towers = load_towers(recipe)
+    towers = [load_tower(encoder) for encoder in recipe.encoder.towers]
     reference = torch_reference(towers, recipe)
     manifest = describe(recipe, towers, reference.embeddings.shape[1])
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,17 +82,6 @@ def build_encoder(recipe: Recipe, folder: Path) -> EncoderManifest:
         parity = check_embeddings(reference, embeddings, recipe, "fp32")
         parity |= check_decode(path, manifest.preprocessing, recipe)
         return _install(manifest, parity, path, folder, torch=reference.embeddings, embeddings=embeddings)
-
-
-def load_towers(recipe: Recipe) -> list[Tower]:
-    """The recipe's towers; how a file is decoded for them is the recipe's to say, not their library's."""
-    from build.tower import load_tower
-
-    def load(encoder: Encoder) -> Tower:
-        tower = load_tower(encoder)
-        return replace(tower, preprocessing=tower.preprocessing.model_copy(update={"decode": encoder.decode}))
-
-    return [load(encoder) for encoder in recipe.encoder.towers]
 
 
 def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifest:

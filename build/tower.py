@@ -23,7 +23,7 @@ class Tower:
         library: `open_clip` or `timm`, for messages.
         visual: (B, 3, H, W) float32, normalised pixels → (B, embed_dim) float32, not L2-normalised.
         transform: the library's own, PIL image → (3, H, W) float32.
-        preprocessing: the same, as data.
+        preprocessing: the same, as data, with the recipe's way of decoding files.
         normalize: whether the exported encoder L2-normalises what `visual` puts out.
         source: where the weights came from.
         weights_sha256: of every parameter and buffer of `visual`.
@@ -48,6 +48,7 @@ def load_tower(encoder: Encoder) -> Tower:
     """
     load = load_timm if encoder.library == "timm" else load_open_clip
     visual, transform, preprocessing, source = load(encoder)
+    preprocessing = preprocessing.model_copy(update={"decode": encoder.decode})
     visual = visual if encoder.layers == [0] else HiddenLayers(visual, encoder.layers)
     visual = visual.eval().float()
     return Tower(encoder.library, visual, transform, preprocessing, encoder.normalize, source, weights_sha256(visual))

@@ -83,7 +83,7 @@ class AsyncClient(Settings):
             InferenceFailed: what answers has no image_score model.
         """
         transport = self._connected()
-        names = _head_names(await transport.model_config(SCORE_MODEL, self.timeout_s))
+        names = _head_names(await self._config(SCORE_MODEL))
         configs = await asyncio.gather(*(transport.model_config(f"{name}_head", self.timeout_s) for name in names))
         self._known_heads = [
             Head.from_parameters(name, config.parameters) for name, config in zip(names, configs, strict=True)
@@ -106,7 +106,7 @@ class AsyncClient(Settings):
 
     async def embed_dim(self) -> int:
         """Length of an embedding."""
-        config = await self._connected().model_config(EMBEDDING_MODEL, self.timeout_s)
+        config = await self._config(EMBEDDING_MODEL)
         return config.output_dims["embedding"][0]
 
     async def score(self, images: Iterable[ImageSource], heads: HeadNames = None) -> list[Score]:
@@ -245,9 +245,14 @@ class AsyncClient(Settings):
     async def _max_batch_size(self, model: str) -> int:
         """The most images in one request of a model; 1 when the server does not say."""
         if model not in self._max_batch_sizes:
-            config = await self._connected().model_config(model, self.timeout_s)
-            self._max_batch_sizes[model] = max(1, config.max_batch_size)
+            await self._config(model)
         return self._max_batch_sizes[model]
+
+    async def _config(self, model: str) -> ModelConfig:
+        """What the server says of a model now; its batch size is kept."""
+        config = await self._connected().model_config(model, self.timeout_s)
+        self._max_batch_sizes[model] = max(1, config.max_batch_size)
+        return config
 
     async def _infer(self, request: Request) -> dict[str, np.ndarray]:
         """One answer; waits for a server that went away, or is too busy, as long as `wait_s` says."""
