@@ -19,7 +19,7 @@ from build.repository_configs import read_config
 from recipes.manifest import HeadManifest
 from recipes.paths import MODEL_REPOSITORY, ROOT
 from recipes.schema import Recipe
-from recipes.score_edges import default_edges
+from recipes.watched_training import training_of
 
 TEMPLATE = ROOT / "serving" / "score_watch"
 CODE = (TEMPLATE / "model.py", TEMPLATE / "score_counts.py", MODEL_REPOSITORY / "preprocess/1/metric_counters.py")
@@ -66,15 +66,12 @@ def code_problems(repository: Path) -> list[str]:
 
 def watched_parameters(head: HeadManifest, shadow: HeadManifest | None) -> dict[str, object]:
     """What the watch of a head knows of it; `WatchedHead` in serving/score_watch/score_counts.py reads it."""
-    known = head.score_distribution
     watched = {
         "head": head.name,
         "labels": head.labels,
         "thresholds": [len(row) for row in head.thresholds],
-        "edges": default_edges(head.task) if known is None else known.edges,
+        **training_of(head),
     }
-    if known is not None:
-        watched |= {"training_ratios": known.ratios, "training_revision": f"{head.revision:016x}"}
     if shadow is not None:
         watched |= {"shadow": shadow.name, "shadow_thresholds": [len(row) for row in shadow.thresholds]}
     return watched

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from recipes.manifest import HeadManifest, write_atomically
-from recipes.score_edges import default_edges
+from recipes.watched_training import training_of
 from serving.config_text import edited, parsed
 from serving.model_control import ControlledServer
 from serving.triton_wheel import ServingError
@@ -40,10 +40,7 @@ def update_watch(repository: Path, head: HeadManifest, server: ControlledServer)
 def watched_text(text: str, head: HeadManifest, path: Path) -> str:
     """The watch's config for another version of its head; see `WatchedHead` in score_watch/score_counts.py."""
     watched = json.loads(parsed(text, path).parameters[PARAMETER].string_value)
-    known = head.score_distribution
     for key in ("training_ratios", "training_revision"):
         watched.pop(key, None)
-    watched["edges"] = default_edges(head.task) if known is None else known.edges
-    if known is not None:
-        watched |= {"training_ratios": known.ratios, "training_revision": f"{head.revision:016x}"}
+    watched |= training_of(head)
     return edited(text, None, {PARAMETER: json.dumps(watched)}, path)

@@ -1,0 +1,15 @@
+"""What the watch of a head knows of the head's training, the same when it is installed and after a rollout."""
+
+from __future__ import annotations
+
+from recipes.manifest import HeadManifest
+from recipes.score_edges import default_edges
+
+
+def training_of(head: HeadManifest) -> dict[str, object]:
+    """Of `WatchedHead` (serving/score_watch/score_counts.py): `edges`, and where the training is known
+    `training_ratios` and `training_revision`."""
+    known = head.score_distribution
+    if known is None:
+        return {"edges": default_edges(head.task)}
+    return {"edges": known.edges, "training_ratios": known.ratios, "training_revision": f"{head.revision:016x}"}
