@@ -4,10 +4,12 @@ Triton looks for libtriton_onnxruntime.so first and for this file second, so one
 on the native backend in NVIDIA's container and on this one with a pip-installed server. It honours
 the native backend's settings: parameters intra_op_thread_count, inter_op_thread_count and
 execution_mode, optimization.graph.level, default_model_filename, and uses CUDA on a GPU instance.
+Parameters whose names begin with `session.` are onnxruntime's own session settings.
 """
 
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import onnxruntime
@@ -22,16 +24,30 @@ GRAPH_LEVELS = {
 }
 
 
+def physical_cores():
+    """Of those this process may use; two threads of one core count once."""
+    allowed = os.sched_getaffinity(0)
+    siblings = [Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in allowed]
+    try:
+        return len({path.read_text() for path in siblings})
+    except OSError:  # a container may hide them
+        return len(allowed)
+
+
 def session_options(config):
     """onnxruntime.SessionOptions from a model config (as a dict)."""
     parameters = {key: value["string_value"] for key, value in config.get("parameters", {}).items()}
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", 0))
+    # Counted here, because onnxruntime's own 0 also ties each thread to a core, which others may keep busy.
+    options.intra_op_num_threads = int(parameters.get("intra_op_thread_count", 0)) or physical_cores()
     options.inter_op_num_threads = int(parameters.get("inter_op_thread_count", 0))
     if parameters.get("execution_mode") == "1":
         options.execution_mode = onnxruntime.ExecutionMode.ORT_PARALLEL
     level = int(config.get("optimization", {}).get("graph", {}).get("level", 0))
     options.graph_optimization_level = GRAPH_LEVELS[level]
+    for key, value in parameters.items():
+        if key.startswith("session."):
+            options.add_session_config_entry(key, value)
     return options
 
 
