@@ -14,6 +14,7 @@ replace a head while it serves.
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import sys
 from pathlib import Path
@@ -37,9 +38,12 @@ def main(argv: list[str] | None = None) -> int:
         signal.signal(number, _raise_stop)
     try:
         recipe = load_recipe(arguments.recipe)
-        refuse_plans(repository_folder(recipe))
-        with embedded_server(arguments, repository_folder(recipe)) as server:
+        repository = arguments.repository or repository_folder(recipe)
+        refuse_plans(repository)
+        with embedded_server(arguments, repository) as server:
             print(welcome(server, recipe.name, recipe.notice), file=sys.stderr, flush=True)
+            if arguments.json:
+                print(json.dumps(addresses(server)), flush=True)
             keep_serving(server, arguments)
     except (RecipeError, ServingError) as error:
         print(f"serving.embedded: {error}", file=sys.stderr)
@@ -51,9 +55,11 @@ def main(argv: list[str] | None = None) -> int:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m serving.embedded", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    parser.add_argument("--repository", type=Path, help="a model repository other than the recipe's own")
     parser.add_argument("--http-port", type=int, default=8000)
     parser.add_argument("--grpc-port", type=int, default=8001)
     parser.add_argument("--metrics-port", type=int, default=8002)
+    parser.add_argument("--json", action="store_true", help="print the addresses on stdout, once it serves")
     parser.add_argument("--log", type=Path, default=ARTIFACTS / "tritonserver.log", help="the server's log")
     parser.add_argument("--no-restart", action="store_true", help="end when the server ends; watch nothing else")
     parser.add_argument("--probe-interval", type=float, default=Pace.interval_s, metavar="SECONDS")
@@ -108,6 +114,10 @@ def _raise_stop(number: int, frame: object) -> None:
         signal.signal(again, signal.SIG_IGN)  # stopping is under way; a second Ctrl-C must not leave processes
     print("stopping: requests in flight are finished first", file=sys.stderr, flush=True)
     raise _Stop
+
+
+def addresses(server: EmbeddedServer) -> dict[str, str]:
+    return {"grpc": server.grpc_url, "http": server.http_url, "metrics": server.metrics_url}
 
 
 def welcome(server: EmbeddedServer, recipe_name: str, notice: str | None) -> str:

@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import base64
+import json
 import struct
 
 import pytest
 from pictures import jpeg
 
 from recipes.photos import sample_photos
-from serving.perf import PERF_ANALYZER, input_data, link_libraries, main, measure
+from serving.perf import (
+    MOST_PICTURES,
+    PERF_ANALYZER,
+    Windows,
+    input_data,
+    link_libraries,
+    main,
+    measure,
+    pictures_in,
+    print_table,
+)
 from serving.triton_wheel import ServingError, find_wheel
 
 
@@ -33,12 +44,64 @@ def test_missing_libraries_are_named(tmp_path):
         link_libraries(tmp_path, tmp_path)
 
 
+def test_pictures_of_a_folder_are_found_below_it(tmp_path):
+    (tmp_path / "below").mkdir()
+    for name in ("b.JPG", "below/a.png", "notes.txt"):
+        (tmp_path / name).write_bytes(b"-")
+    assert pictures_in(tmp_path) == [tmp_path / "b.JPG", tmp_path / "below" / "a.png"]
+
+
+def test_of_very_many_pictures_some_are_taken(tmp_path, monkeypatch):
+    for number in range(250):
+        (tmp_path / f"{number:03d}.jpg").write_bytes(b"-" * 10)
+    taken = pictures_in(tmp_path)
+    assert len(taken) <= MOST_PICTURES
+    assert [path.stem for path in taken[:3]] == ["000", "003", "006"]
+    monkeypatch.setattr("serving.perf.MOST_BYTES", 300)
+    assert len(pictures_in(tmp_path)) <= 30
+
+
+def test_a_folder_without_pictures_is_refused(tmp_path, capsys):
+    for folder, problem in ((tmp_path, "no images in it"), (tmp_path / "none", "no such folder")):
+        assert main(["--recipe", "demo", "--images", str(folder)]) == 1
+        assert problem in capsys.readouterr().err
+
+
+def test_what_would_be_measured_with_is_told(capsys):
+    assert main(["--recipe", "demo", "--check"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["pictures"] == len(sample_photos())
+    assert set(told["versions"]) == {"nvidia-pytriton", "onnxruntime", "perf_analyzer"}
+    assert all(version[0].isdigit() for version in told["versions"].values())
+
+
+def test_a_missing_perf_analyzer_is_told_with_the_remedy(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("serving.perf.PERF_ANALYZER", tmp_path / "perf_analyzer")
+    assert main(["--recipe", "demo", "--check"]) == 1
+    assert "run: make perf" in capsys.readouterr().err
+
+
 def test_perf_analyzer_measures_the_server(server, tmp_path):
     assert PERF_ANALYZER.is_file(), "make perf installs it"
     (row,) = measure(server.grpc_url, sample_photos(), [4], tmp_path, find_wheel().libraries)
     assert row["concurrency"] == 4
     assert row["images_per_s"] > 0
     assert 0 < row["p50_ms"] <= row["p90_ms"] <= row["p99_ms"]
+
+
+def test_windows_too_short_for_an_answer_grow(server, tmp_path):
+    windows = Windows.of(0.003)
+    (row,) = measure(server.grpc_url, sample_photos(), [1], tmp_path, find_wheel().libraries, windows=windows)
+    assert row["images_per_s"] > 0
+
+
+def test_what_fails_is_a_row_when_the_rest_is_wanted(tmp_path, capsys):
+    options = {"windows": Windows.of(0.3), "keep_going": True}
+    rows = measure("127.0.0.1:1", sample_photos(), [1, 2], tmp_path, find_wheel().libraries, **options)
+    assert [row["concurrency"] for row in rows] == [1, 2]
+    assert all("perf_analyzer failed at concurrency" in row["error"] for row in rows)
+    print_table(rows)
+    assert capsys.readouterr().out.count("failed: ") == 2
 
 
 def test_no_server_is_a_message_not_a_traceback(capsys):
