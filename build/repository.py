@@ -19,8 +19,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from build import repository_check, repository_configs, watch_configs
+from build import dali_variant, repository_check, repository_configs, watch_configs
 from build.engine import TARGETS
+from build.errors import BuildError
 from build.repository_check import RepositoryError
 from build.repository_warmup import warmup_file, warmup_tensor
 from recipes.gpu import Machine, find_machine
@@ -94,6 +95,7 @@ def install(recipe: Recipe, target: Path, engine: str = "auto") -> None:
             (fresh / name / "config.pbtxt").write_text(repository_configs.to_text(config, recipe.name))
         for source in (MODEL_REPOSITORY / "preprocess" / "1").glob("*.py"):
             shutil.copy(source, fresh / "preprocess" / "1")
+        dali_variant.install_variant(recipe, artefacts.encoder, fresh)
         watch_configs.install_code(configs, fresh)
         _install_binaries(artefacts, plans, fresh)
         _install_warmup(recipe, fresh)
@@ -212,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
         if not (arguments.check or arguments.texts):
             install(recipe, target, arguments.target)
         problems = repository_check.check_texts(target) if arguments.texts else check_installed(recipe, target)
-    except (RecipeError, ManifestError, RepositoryError) as error:
+    except (RecipeError, ManifestError, RepositoryError, BuildError) as error:
         print(f"build.repository: {error}", file=sys.stderr)
         return 1
     for problem in problems:

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig  # pyright: ignore[reportAttributeAccessIssue] (generated code)
 
+from build.dali_variant import variant_problems
 from build.repository_configs import ConfigError, read_config
 from build.repository_queues import queue_problems
 from build.repository_warmup import file_problems, sample_problems
@@ -52,6 +53,7 @@ def check(repository: Path, machine: Machine | None = None) -> list[str]:
         if config.platform != "ensemble" and config.backend != "python":
             problems += _check_model_file(served_folder(repository / folder, config), config)
     problems += file_problems(repository, configs["preprocess"])
+    problems += variant_problems(repository, configs["preprocess"])
     problems += code_problems(repository) + _check_manifests(repository)
     return problems + repository_problems(repository, machine)
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig  # pyright: ignore[reportAttributeAccessIssue] (generated code)
 
+from build.dali_variant import set_variant
 from build.repository_queues import set_queues
 from build.repository_warmup import set_warmup
 from recipes.head_parameters import head_parameters
@@ -62,6 +63,7 @@ def _preprocess(serving: Serving, encoder: EncoderManifest) -> ModelConfig:
     config.instance_group[0].count = serving.preprocess_instances
     set_queues(config, serving)
     _set_parameters(config, pixel_parameters(encoder.preprocessing, serving))
+    set_variant(config, serving)
     return config
 
 

@@ -198,6 +198,11 @@ def main(argv: list[str] | None = None) -> int:
             if not comparison.passed:
                 found, limit = comparison.embeddings["cosine_min"], comparison.minimum_cosine
                 raise BuildError(f"{comparison.stage}: cosine {found:.7f} is below build.minimum_cosine's {limit}")
+        if recipe.serving.preprocess == "dali":
+            from build.dali_parity import describe, measure_dali  # torch takes seconds to import
+
+            for parity in measure_dali(recipe):
+                print(describe(parity), file=sys.stderr)
     except (RecipeError, ManifestError, BuildError) as error:
         print(f"build.verify: {error}", file=sys.stderr)
         return 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -20,8 +21,7 @@ _SERVED_FOLDER = MODEL_REPOSITORY / "preprocess" / "1"
 def served_module() -> ModuleType:
     """model_repository/preprocess/1/clip_pixels.py, imported once under the name `clip_pixels`."""
     for name in ("clip_files", "clip_pixels"):  # the second imports the first
-        if name not in sys.modules:
-            _import(name)
+        import_served(name)
     return sys.modules["clip_pixels"]
 
 
@@ -56,13 +56,17 @@ def served_pixels(views: Sequence[Preprocessing], serving: Serving, pictures: Se
     return np.stack([transform(picture.data) for picture in pictures])
 
 
-def _import(name: str) -> None:
-    spec = importlib.util.spec_from_file_location(name, _SERVED_FOLDER / f"{name}.py")
+def import_served(name: str, folder: Path = _SERVED_FOLDER) -> ModuleType:
+    """A file of a served model, imported once; what it imports from beside it must be imported before."""
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     spec.loader.exec_module(module)
+    return module
 
 
 def _resize_sizes(views: Sequence[Preprocessing]) -> str:

@@ -283,6 +283,8 @@ class MinimumCosine(_Section):
     int8: Cosine = 0.995
     scaled: Cosine = 0.995
     """Of `decode: scaled`: between embeddings of photographs decoded so and decoded exactly, their mean."""
+    dali: Cosine = 0.995
+    """Of `serving.preprocess: dali`: between embeddings of JPEGs decoded so and decoded exactly, the lowest."""
 
     def at(self, precision: Precision) -> float:
         return float(getattr(self, precision))
@@ -334,8 +336,11 @@ class Serving(_Section):
     warmup: Literal["full", "single", "none"] = "full"
     """What each model runs before the server is ready: `full` a picture, then a batch of `max_batch_size`; `single`
     one picture, for a large encoder on a CPU, whose full batch takes seconds at every start; `none` nothing."""
+    preprocess: Literal["python", "dali"] = "python"
+    """What decodes JPEGs: `python` bit by bit as in training, or `dali`, NVIDIA's DALI, for a server with a GPU: its
+    pixels are near (`build.minimum_cosine.dali`), and it decodes at full size only."""
     preprocess_instances: int = Field(default=2, ge=1)
-    """Python processes that decode images; about one a core."""
+    """Python processes that decode images; about one a core. With `preprocess: dali` the threads of one, per GPU."""
     encoder_instances: int = Field(default=1, ge=1)
     """Copies of the encoder in memory (per GPU where there are several)."""
     intra_op_threads: int = Field(default=0, ge=0)
@@ -386,6 +391,15 @@ class Recipe(_Section):
         opt, largest = self.build.engine.opt_batch_size, self.serving.max_batch_size
         if opt is not None and opt > largest:
             raise ValueError(f"build.engine.opt_batch_size {opt} is over serving.max_batch_size {largest}")
+        return self
+
+    @model_validator(mode="after")
+    def _dali_decodes_jpegs_exactly(self) -> Recipe:
+        decode, formats = self.encoder.towers[0].decode, self.serving.formats
+        if self.serving.preprocess == "dali" and (decode != "exact" or "JPEG" not in formats):
+            raise ValueError(
+                f"serving.preprocess: dali is for JPEGs with decode: exact, found decode: {decode}, formats: {formats}"
+            )
         return self
 
     @model_validator(mode="after")

@@ -1,0 +1,77 @@
+"""The variant of the model `preprocess` that decodes JPEGs with DALI: its config, its code, and what is checked of it.
+
+    serving: {preprocess: dali}
+
+Name, tensors, limits, queues and errors are those of model_repository/preprocess. Its code is the same, plus that of
+serving/preprocess_dali.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from tritonclient.grpc.model_config_pb2 import ModelConfig  # pyright: ignore[reportAttributeAccessIssue] (generated code)
+
+from build.dali_pipeline import CODE, read_dali, write_pipelines
+from recipes.manifest import EncoderManifest, ManifestError, sha256_of
+from recipes.paths import ROOT
+from recipes.schema import Recipe, Serving
+
+THREADS = "dali_threads"
+"""Parameter of config.pbtxt: how many threads decode; there is one process for each GPU. Only the variant has it."""
+
+
+def set_variant(config: ModelConfig, serving: Serving) -> None:
+    """Change the config of `preprocess` if the recipe wants the variant.
+
+    One process for each GPU, or one where there is none, takes all that waits as one batch. A request whose tensor is
+    malformed (an element shorter than its length says) fails the batch it is in, which the server finds before
+    the model does.
+    """
+    if serving.preprocess != "dali":
+        return
+    (group,) = config.instance_group
+    group.count, group.kind = 1, group.KIND_AUTO
+    del config.dynamic_batching.preferred_batch_size[:]
+    config.parameters[THREADS].string_value = str(serving.preprocess_instances)
+
+
+def install_variant(recipe: Recipe, encoder: EncoderManifest, repository: Path) -> None:
+    """Add the variant's code, and the pipelines for this machine, to a repository with `preprocess` in it.
+
+    Raises:
+        DaliError: DALI is not installed.
+    """
+    if recipe.serving.preprocess != "dali":
+        return
+    version = repository / "preprocess" / "1"
+    for source in CODE.glob("*.py"):
+        shutil.copy(source, version)
+    write_pipelines(encoder.preprocessing, recipe.serving.max_batch_size, version)
+
+
+def variant_problems(repository: Path, preprocess: ModelConfig) -> list[str]:
+    """Code that is missing or another, and pipelines that are not those of dali.json, or too small."""
+    if THREADS not in preprocess.parameters:
+        return []
+    version = repository / "preprocess" / "1"
+    problems = [
+        f"{version / source.name}: not the code of {source.relative_to(ROOT)}; run: make engines"
+        for source in sorted(CODE.glob("*.py"))
+        if not (version / source.name).is_file() or (version / source.name).read_bytes() != source.read_bytes()
+    ]
+    try:
+        manifest = read_dali(version)
+    except ManifestError as error:
+        return [*problems, str(error)]
+    for name, wanted in manifest.sha256.items():
+        found = sha256_of(version / name) if (version / name).is_file() else "missing"
+        if found != wanted:
+            problems.append(f"{version / name}: sha256 is {found}, dali.json says {wanted}; run: make engines")
+    if preprocess.max_batch_size > manifest.max_batch_size:
+        problems.append(
+            f"preprocess: max_batch_size {preprocess.max_batch_size} is over the {manifest.max_batch_size} that "
+            f"its pipelines were made for; run: make engines"
+        )
+    return problems
