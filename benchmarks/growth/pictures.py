@@ -1,0 +1,179 @@
+"""The result as SVG files: the same result gives the same bytes.
+
+Each picture lies on a white card of its own, so that it can be read on a dark page, too.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import FancyBboxPatch
+from matplotlib.ticker import LogLocator
+
+from benchmarks.growth.titles import batches_title, heads_title, rates_title, sizes_title
+from recipes.manifest import write_atomically
+
+WIDTH, HEIGHT = 8.0, 3.8  # inches of one row of panels
+TITLE_CHARACTERS = 100
+STYLE: dict[Any, Any] = {  # its keys are literals to a type checker
+    "svg.hashsalt": "clipsieve growth",
+    "svg.fonttype": "none",  # letters stay letters: small, and read aloud
+    "font.family": "sans-serif",
+    "font.size": 9,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.facecolor": "none",
+    "grid.color": "#e5e7eb",
+    "lines.marker": "o",
+    "lines.markersize": 4,
+    "legend.frameon": False,
+}
+COLOURS = {"first": "#1d4ed8", "second": "#c2410c", "third": "#047857"}
+NOTHING = math.nan
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
+    """`growth-<part>.svg` for each part that was measured."""
+    drawers = {"heads": draw_heads, "sizes": draw_sizes, "rates": draw_rates, "batches": draw_batches}
+    files = {}
+    for part, drawer in drawers.items():
+        if part in result:
+            files[folder / f"growth-{part}.svg"] = _svg(drawer, result[part])
+    for path, data in files.items():
+        write_atomically(path, data)
+    return list(files)
+
+
+def _svg(drawer: Callable[[Mapping[str, Any]], Figure], part: Mapping[str, Any]) -> bytes:
+    file = io.BytesIO()
+    with matplotlib.rc_context(STYLE):
+        figure = drawer(part)
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, facecolor="none")
+    return b"\n".join(line.rstrip() for line in file.getvalue().splitlines()) + b"\n"
+
+
+def draw_heads(part: Mapping[str, Any]) -> Figure:
+    figure, panels = _figure(heads_title(part), 1)
+    all_asked = [row for row in part["rows"] if row["asked"] == row["installed"]]
+    one_asked = [row for row in part["rows"] if row["asked"] < row["installed"]]
+    counts = _values(all_asked, "installed")
+    for axes, key, label in (
+        (panels[0], "p50_ms", "median latency alone, ms"),
+        (panels[1], "rest_cpu_ms", "CPU of heads and server, ms an image"),
+    ):
+        axes.plot(counts, _values(all_asked, key), color=COLOURS["first"], label="all are asked for")
+        if one_asked:
+            style = {"linestyle": "", "marker": "D", "markersize": 6, "color": COLOURS["second"]}
+            axes.plot(_values(one_asked, "installed"), _values(one_asked, key), **style, label="one is asked for")
+        axes.set_xticks(counts)
+        axes.set_ylim(bottom=0)
+        _label(axes, "heads installed", label)
+    return figure
+
+
+def draw_sizes(part: Mapping[str, Any]) -> Figure:
+    figure, panels = _figure(sizes_title(part), 1)
+    rows = part["rows"]
+    sizes = _values(rows, "megapixels")
+    panels[0].plot(sizes, _values(rows, "images_per_s"), color=COLOURS["first"], label="at the best concurrency")
+    _log_y(panels[0])
+    _label(panels[0], "megapixels", "images/s")
+    for (key, name), colour in zip(
+        {"cpu_ms": "altogether", "preprocess_cpu_ms": "decoding", "encoder_cpu_ms": "encoder"}.items(),
+        ("third", "second", "first"),
+        strict=True,
+    ):
+        panels[1].plot(sizes, _values(rows, key), color=COLOURS[colour], label=name)
+    _log_y(panels[1])
+    _label(panels[1], "megapixels", "processor time an image, ms")
+    for axes in panels:
+        _log_x(axes, sizes)
+    return figure
+
+
+def draw_rates(part: Mapping[str, Any]) -> Figure:
+    figure, panels = _figure(rates_title(part), 1)
+    rows = part["rows"]
+    percents = _values(rows, "percent")
+    of_capacity = f"requests/s, % of {part['capacity_per_s']:.0f}"
+    for key, colour in {"p99_ms": "second", "p95_ms": "third", "p50_ms": "first"}.items():
+        panels[0].plot(percents, _values(rows, key), color=COLOURS[colour], label=key.removesuffix("_ms"))
+    _log_y(panels[0])
+    _label(panels[0], of_capacity, "latency, ms")
+    refused = [100 * value for value in _values(rows, "refused_ratio")]
+    panels[1].plot(percents, refused, color=COLOURS["second"], label="refused as UNAVAILABLE")
+    panels[1].set_ylim(bottom=0, top=max(1.0, 1.1 * max(refused)))
+    _label(panels[1], of_capacity, "requests refused, %")
+    for axes in panels:
+        axes.set_xticks(percents)
+    return figure
+
+
+def draw_batches(part: Mapping[str, Any]) -> Figure:
+    figure, panels = _figure(batches_title(part), 2)
+    sizes = _values(part["by_request"], "images_per_request")
+    in_flight = _values(part["by_concurrency"], "concurrency")
+    by_size, by_flight = f"images a request, {part['in_flight']} in flight", "requests of one image in flight"
+    for axes, rows, key, x, x_label, y_label in (
+        (panels[0], part["by_request"], "images_per_s", sizes, by_size, "images/s"),
+        (panels[1], part["by_concurrency"], "images_per_s", in_flight, by_flight, "images/s"),
+        (panels[2], part["by_request"], "p50_ms", sizes, by_size, "median latency of a request, ms"),
+        (panels[3], part["by_concurrency"], "encoder_batch", in_flight, by_flight, "images in an encoder's batch"),
+    ):
+        axes.plot(x, _values(rows, key), color=COLOURS["first"])
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel(x_label)
+        axes.set_ylabel(y_label)
+        _log_x(axes, x)
+    return figure
+
+
+def _figure(title: str, rows: int) -> tuple[Figure, list[Axes]]:
+    """Two panels a row under a title, on a white card with round corners."""
+    figure = Figure(figsize=(WIDTH, HEIGHT * rows * (1.0 if rows == 1 else 0.85)))
+    aspect = figure.get_figwidth() / figure.get_figheight()
+    card = FancyBboxPatch(
+        (0, 0), 1, 1, "round,pad=0,rounding_size=0.02", mutation_aspect=aspect, transform=figure.transFigure
+    )
+    card.set(facecolor="white", edgecolor="none", zorder=-1)
+    figure.add_artist(card)
+    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
+    figure.suptitle(textwrap.fill(title, TITLE_CHARACTERS), x=0.015, ha="left", fontsize=10)
+    return figure, [figure.add_subplot(rows, 2, place + 1) for place in range(2 * rows)]
+
+
+def _values(rows: Rows, key: str) -> list[float]:
+    """What was not measured leaves a gap."""
+    return [NOTHING if row[key] is None else row[key] for row in rows]
+
+
+def _label(axes: Axes, x: str, y: str) -> None:
+    axes.set_xlabel(x)
+    axes.set_ylabel(y)
+    axes.legend()
+
+
+def _log_x(axes: Axes, values: Sequence[float]) -> None:
+    """With a tick at each value and no others."""
+    axes.set_xscale("log")
+    axes.set_xticks(values, [f"{value:g}" for value in values])
+    axes.minorticks_off()
+
+
+def _log_y(axes: Axes) -> None:
+    """With ticks at 1, 2, 5, 10, …"""
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.yaxis.set_major_formatter("{x:g}")
+    axes.minorticks_off()
