@@ -92,6 +92,17 @@ $(PERF_READY): $(READY)
 	$(UV) pip install --quiet --python $(BIN)/python --target $(PERF) --no-deps $(PERF_WHEEL)
 	touch $@
 
+.PHONY: tune
+tune: $(READY) $(PERF_READY) $(TRITON_READY)  ## Find the fastest serving numbers on this machine; writes a copy of the recipe
+	$(RUN) build.tune --recipe $(RECIPE)
+
+# Empty unless the command line names them; the environment may have a NAME of its own.
+NAME :=
+OPTIONS :=
+.PHONY: bench
+bench: $(READY)  ## List the benchmarks, or run one: make bench NAME=peers OPTIONS=--rounds=3
+	$(RUN) benchmarks $(NAME) $(OPTIONS)
+
 .PHONY: mlflow
 mlflow: $(READY)  ## Install the full MLflow into .mlflow, to look at runs and serve registered heads
 	$(PYTHON) -m venv --without-pip .mlflow

@@ -12,9 +12,7 @@ processes in the same time. Prints a table and one JSON line.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -24,6 +22,7 @@ from pathlib import Path
 
 import psutil
 
+from benchmarks.machine import machine, print_result
 from recipes.paths import repository_folder
 from recipes.schema import load_recipe
 from serving.embedded import EmbeddedServer
@@ -88,7 +87,7 @@ def main() -> int:
     parser.add_argument("--files", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--concurrency", type=int, default=32, help="of the command line (default %(default)s)")
     parser.add_argument("--images-per-request", type=int, nargs="+", default=[1, 4])
-    arguments = parser.parse_args()
+    arguments, told = parser.parse_args(), machine()
     repository = repository_folder(load_recipe("demo"))
     with tempfile.TemporaryDirectory(prefix="clipsieve-bulk-") as temporary:
         folder = Path(temporary)
@@ -105,6 +104,7 @@ def main() -> int:
                     runs.append(score(server.grpc_url, folder / str(count), count, arguments.concurrency, size))
             rates += perf_rates(server.grpc_url, pictures, folder / "perf-2", sizes)
     report(rates, runs)
+    print_result("bulk_scoring", told, perf=rates, runs=[asdict(run) for run in runs])
     return 0
 
 
@@ -133,8 +133,6 @@ def report(rates: list[dict], runs: list[Run]) -> None:
             f"{run.client_cpu_ms:10.2f} {run.server_cpu_ms:10.2f}"
             + "".join(f"{run.images_per_s / rate:22.2f}" for rate in best.values())
         )
-    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-    print(json.dumps({"benchmark": "bulk_scoring", "perf": rates, "runs": [asdict(run) for run in runs]} | machine))
 
 
 if __name__ == "__main__":

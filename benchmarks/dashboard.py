@@ -23,6 +23,7 @@ import psutil
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from benchmarks.machine import machine, print_result
 from clipsieve import Client
 from recipes.manifest import write_atomically
 from recipes.paths import repository_folder
@@ -80,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--out", type=Path, required=True, help="folder of the page and the logs")
     parser.add_argument("--break-encoder", action="store_true")
-    arguments = parser.parse_args(argv)
+    arguments, told = parser.parse_args(argv), machine()
     repository = repository_folder(load_recipe(arguments.recipe))
     seconds = 60 * arguments.minutes
     log = arguments.out / "tritonserver.log"
@@ -105,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         alerts = firing(prometheus)
     write_atomically(arguments.out / "dashboard.html", html.encode())
     print(f"{len(filled)} panels with data; without: {', '.join(empty) or 'none'}", file=sys.stderr)
-    print(json.dumps({"panels": len(filled), "empty": empty, "alerts": alerts, "images": count}))
+    print_result("dashboard", told, panels=len(filled), empty=empty, alerts=alerts, images=count)
     return 0
 
 

@@ -12,9 +12,7 @@ from __future__ import annotations
 
 import argparse
 import fnmatch
-import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -25,7 +23,8 @@ from pathlib import Path
 import yaml
 from rich.console import Console
 
-from recipes.manifest import read_encoder, tool_versions
+from benchmarks.machine import hardware_line, machine, print_result, versions_line
+from recipes.manifest import read_encoder
 from recipes.paths import ROOT
 
 _B32 = {"model": "ViT-B-32-quickgelu"}
@@ -103,8 +102,8 @@ def main() -> int:
     chosen = [name for name in ENCODERS if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     if not chosen:
         parser.error(f"no encoder matches {' '.join(patterns)}; there are {', '.join(ENCODERS)}")
-    versions = tool_versions("torch", "open_clip_torch", "timm", "onnx", "onnxruntime")
-    Console(stderr=True).print(f"{os.cpu_count()} cores, {platform.machine()}, {versions}, random weights")
+    told = machine()
+    Console(stderr=True).print(f"{hardware_line(told)}; {versions_line(told)}; random weights")
     print(f"{'encoder':20} {'dims':>5} {'MB':>7} {'s':>5} {'GiB':>5} {'1-cosine':>8} {'max |Δ|':>8}  pixels")
     rows = []
     for name in chosen:
@@ -116,7 +115,7 @@ def main() -> int:
             f"{1 - row.cosine_min:8.1e} {row.max_abs_difference:8.1e}  {row.pixels}",
             flush=True,
         )
-    print(json.dumps({"benchmark": "encoders", "versions": versions, "rows": [asdict(row) for row in rows]}))
+    print_result("encoders", told, rows=[asdict(row) for row in rows])
     return 0
 
 

@@ -11,9 +11,6 @@ JSON line.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -25,6 +22,7 @@ import numpy as np
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
+from benchmarks.machine import machine, print_result
 from build.repository import install
 from build.repository_warmup import SAMPLES, gradient_picture
 from recipes.schema import load_recipe
@@ -109,15 +107,14 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.first_request")
     parser.add_argument("--rounds", type=int, default=5, help="starts with each kind of warm-up (default %(default)s)")
     arguments = parser.parse_args(argv)
-    picture, starts = gradient_picture(640), []
+    picture, starts, told = gradient_picture(640), [], machine()
     with tempfile.TemporaryDirectory(prefix="clipsieve-first-") as temporary:
         repositories = install_each(Path(temporary))
         for number in range(arguments.rounds):
             print(f"first_request: round {number + 1} of {arguments.rounds}", file=sys.stderr, flush=True)
             starts += [measure(repository, warmup, picture) for warmup, repository in repositories.items()]
     report(starts)
-    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-    print(json.dumps({"benchmark": "first_request", "starts": [asdict(start) for start in starts]} | machine))
+    print_result("first_request", told, starts=[asdict(start) for start in starts])
     return 0
 
 

@@ -15,7 +15,6 @@ the output says so; the loss to reach is then that of the shortened epochs.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from dataclasses import dataclass
@@ -34,6 +33,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from benchmarks.machine import machine, print_result
 from recipes.schema import Fit
 from training.head import head_from_layers, hidden_layers, initial_tensors, logits_of, new_layers
 from training.optimize import Curve, Examples, optimize
@@ -250,7 +250,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
-    arguments = _arguments(argv)
+    arguments, told = _arguments(argv), machine()
     warm_up()
     data = synthetic(arguments.rows * 10 // 9, arguments.embed_dim, arguments.separation, seed=0)
     found = {
@@ -262,7 +262,7 @@ def main(argv: list[str] | None = None) -> None:
         "mlp": compare_mlp(data, arguments),
     }
     show(found)
-    print(json.dumps(found))
+    print_result("fit_head", told, **found)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.image_mutations import FORMATS, mutant
+from benchmarks.machine import Machine, machine, print_result
 from benchmarks.reference_decoders import COMMANDS, missing, verdicts
 from build.repository_configs import read_config
 from clipsieve import Client
@@ -178,28 +179,28 @@ def disagrees(row: dict) -> bool:
     return COMMANDS[row["format"]][0] in row.get("refused_by", {})
 
 
-def report(rows: list[dict], arguments: argparse.Namespace) -> int:
+def report(rows: list[dict], arguments: argparse.Namespace, told: Machine) -> int:
     codes = {name: collections.Counter(row["code"] for row in rows if row["format"] == name) for name in FORMATS}
     for name, counts in codes.items():
         slowest = max((row.get("ms", 0) for row in rows if row["format"] == name), default=0)
-        told = "  ".join(f"{code} {count:,}" for code, count in counts.most_common())
-        print(f"{name:5} {sum(counts.values()):7,} files, slowest {slowest:7.1f} ms: {told}")
+        told_codes = "  ".join(f"{code} {count:,}" for code, count in counts.most_common())
+        print(f"{name:5} {sum(counts.values()):7,} files, slowest {slowest:7.1f} ms: {told_codes}")
     against = collections.Counter(
         (row["format"], program, words) for row in rows for program, words in row.get("refused_by", {}).items()
     )
     for (name, program, words), count in against.most_common():
         print(f"  taken here, refused by {program}: {count:5,} {name}: {words}")
     unknown = [row["index"] for row in rows if row["code"] not in CODES]
-    summary = {"benchmark": "fuzz_images", "seed": arguments.seed, "files": len(rows), "codes": codes}
+    summary = {"seed": arguments.seed, "files": len(rows), "codes": codes}
     summary |= {"unknown": unknown, "refused_by_reference": sum(map(disagrees, rows)), "no_reference": missing()}
-    print(json.dumps(summary))
+    print_result("fuzz_images", told, **summary)
     return 1 if unknown else 0
 
 
-def report_served(rows: list[dict]) -> int:
+def report_served(rows: list[dict], told: Machine) -> int:
     differing = [row for row in rows if row["served"] != row["code"]]
     print(f"{len(rows):,} files through the server, {sum(row['served'] == 'OK' for row in rows):,} scored")
-    print(json.dumps({"benchmark": "fuzz_images --server", "files": len(rows), "differing": differing[:20]}))
+    print_result("fuzz_images", told, server=True, files=len(rows), differing=differing[:20])
     return 1 if differing else 0
 
 
@@ -214,10 +215,10 @@ def main() -> int:
     parser.add_argument("--no-reference", action="store_true", help="ask no other decoder")
     parser.add_argument("--server", action="store_true", help="send the files to the demo's server as well")
     parser.add_argument("--repository", type=Path, help="of the server (default: the demo's)")
-    arguments = parser.parse_args()
+    arguments, told = parser.parse_args(), machine()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.server:
-        return report_served(serve(arguments))
+        return report_served(serve(arguments), told)
     transform()  # loaded once, before the processes start
     path = arguments.out / f"rows-{arguments.seed}.jsonl"
     rows = read_rows(path)
@@ -228,7 +229,7 @@ def main() -> int:
             file.write(json.dumps(row) + "\n")
             show_progress(len(rows), arguments.count)
     keep(rows, arguments)
-    return report(rows, arguments)
+    return report(rows, arguments, told)
 
 
 if __name__ == "__main__":

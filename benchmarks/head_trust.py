@@ -11,7 +11,6 @@ both on fresh rows whose labels are true. A table goes to stderr, one line of JS
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from dataclasses import replace
 from typing import Any
@@ -22,6 +21,7 @@ from rich.table import Table
 from scipy.special import expit
 from sklearn.metrics import roc_auc_score
 
+from benchmarks.machine import machine, print_result
 from benchmarks.synthetic import TwoClasses, two_classes
 from recipes.schema import Fit, Head
 from training import audit, fit
@@ -150,7 +150,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--embed-dim", type=int, default=128)
     parser.add_argument("--separation", type=float, default=2.5, help="half the distance of the classes, in deviations")
     parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args(argv)
+    arguments, told = parser.parse_args(argv), machine()
     data, fresh = training_and_fresh(arguments.rows, arguments.embed_dim, arguments.separation, arguments.seed)
     corrected, audit_found = audited(data)
     found = {
@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
         "audited": measured(data, corrected, fresh),
     }
     show(found)
-    print(json.dumps(found))
+    print_result("head_trust", told, **found)
 
 
 if __name__ == "__main__":

@@ -12,9 +12,7 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import io
-import json
 import os
-import platform
 import struct
 import sys
 import time
@@ -27,6 +25,7 @@ from PIL import Image
 
 from benchmarks.fuzz_images import answer, transform
 from benchmarks.image_mutations import FORMATS
+from benchmarks.machine import machine, print_result
 
 SIDE = 8000
 """64 megapixels, the limit, as a square."""
@@ -179,15 +178,14 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile_images")
     parser.add_argument("--only", default="", help=f"files whose name starts so, such as {FORMATS[0]}")
     arguments = parser.parse_args()
-    rows = []
+    rows, told = [], machine()
     print(f"{'file':34} {'MiB':>6} {'CPU s':>8} {'MiB more':>9}  answer")
     for name in [name for name in HOSTILE if name.startswith(arguments.only)]:
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             rows.append(process.submit(cost, name, HOSTILE[name]()).result())
         row = rows[-1]
         print(f"{name:34} {row['mib']:6.2f} {row['seconds']:8.3f} {row['grown_mib']:9.0f}  {row['code']}", flush=True)
-    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
-    print(json.dumps({"benchmark": "hostile_images", "rows": rows} | machine))
+    print_result("hostile_images", told, rows=rows)
     return 0
 
 

@@ -1,7 +1,7 @@
 """Ten times the load that the server can carry: what is served, what is refused, and how soon it is well again.
 
     make demo                                              # builds what is served
-    python -m benchmarks.overload --seconds 30 --rounds 3
+    python -m benchmarks.overload --seconds 30 --rounds 3  # about 4 minutes
 
 Each round measures the capacity (closed loop), offers ten times as much whatever is answered (open loop), sends single
 requests from the moment the load ends, and then times interactive requests alone, beside bulk work that says so, and
@@ -13,9 +13,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -23,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from benchmarks.machine import machine, print_result
 from benchmarks.offered_load import (
     Answer,
     Caller,
@@ -192,7 +190,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse(argv)
+    arguments, told = parse(argv), machine()
     recipe = served_recipe(arguments.queue_timeout_ms)
     with tempfile.TemporaryDirectory(prefix="clipsieve-overload-") as temporary:
         folder = Path(temporary)
@@ -202,10 +200,8 @@ def main(argv: list[str] | None = None) -> int:
             rounds = asyncio.run(measure(server.grpc_url, gradient_picture(arguments.edge), arguments))
     report(rounds)
     limits = {"max_queue_size": recipe.serving.max_queue_size, "queue_timeout_ms": recipe.serving.queue_timeout_ms}
-    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
     rows = [asdict(loaded) | {"interactive": [asdict(row) for row in beside]} for loaded, beside in rounds]
-    rows = json.loads(json.dumps(rows), parse_constant=lambda name: None)  # no percentile of nothing
-    print(json.dumps({"benchmark": "overload", "rounds": rows} | limits | machine))
+    print_result("overload", told, rounds=rows, **limits)
     return 1 if any(set(loaded.statuses) - {"OK", "UNAVAILABLE"} for loaded, _ in rounds) else 0
 
 

@@ -15,10 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import logging
-import os
-import platform
 import sys
 import tempfile
 import time
@@ -31,13 +28,13 @@ import onnxruntime
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
+from benchmarks.machine import machine, print_result
 from build.cosine import cosines
 from build.export import EncoderGraph, export_onnx
 from build.head import build_head
 from build.precision import to_float16, write_as_gpu
 from build.quantize import to_int8
 from build.tower import Tower, load_tower
-from recipes.manifest import tool_versions
 from recipes.photos import Picture, calibration_pictures, verification_pictures
 from recipes.pixels import served_pixels
 from recipes.schema import Head, Published, Recipe, Serving, load_recipe
@@ -211,19 +208,6 @@ def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {"head": head, "pictures": len(pixels), "methods": rows}
 
 
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.machine(),
-        "int8": [flag for flag in flags if flag in {"avx_vnni", "avx512_vnni", "amx_int8"}],
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "versions": tool_versions("onnxruntime", "onnx", "torch"),
-    }
-
-
 def print_table(rows: dict[str, Any]) -> None:
     columns = list(next(iter(rows.values())))
     print(f"{'':22s}" + "".join(f"{column:>19s}" for column in columns))
@@ -244,12 +228,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="timed batches of each (default %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="images of a timed batch (default %(default)s)")
     parser.add_argument("--tried", action="store_true", help="add onnxruntime's own quantizers, which were not kept")
-    arguments = parser.parse_args()
+    arguments, told = parser.parse_args(), machine()
     asked = {"model": arguments.model, "pretrained": arguments.pretrained, "outliers": arguments.outliers}
     with tempfile.TemporaryDirectory() as folder:
         result = measure(arguments, Path(folder))
     print_table(result["methods"])
-    print(json.dumps(asked | result | {"machine": machine()}))
+    print_result("precision", told, **asked, **result)
 
 
 if __name__ == "__main__":

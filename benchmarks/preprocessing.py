@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import os
-import platform
 import sys
 import tempfile
 import time
@@ -32,8 +30,10 @@ from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from open_clip.transform import image_transform
 from PIL import Image
 
+from benchmarks.machine import machine, print_result
+from benchmarks.peers.figures import Comparison, comparisons_json
 from build.cosine import cosines
-from recipes.manifest import Preprocessing, read_encoder, tool_versions
+from recipes.manifest import Preprocessing, read_encoder
 from recipes.photos import sample_photos
 from recipes.pixels import served_transform
 from recipes.schema import Serving
@@ -189,6 +189,24 @@ def likenesses(folder: Path) -> dict[str, dict[str, Any]]:
     return {name: likeness(files, embed) for name, files in sets.items()}
 
 
+def comparisons(sizes: list[dict[str, Any]], cosine: dict[str, dict[str, Any]]) -> list[Comparison]:
+    """What was asked, beside what was measured."""
+    speeds = [
+        Comparison(
+            f"{name} / open_clip, {size['megapixels']:g} MP",
+            size["methods"][name]["relative"],
+            asked,
+            True,
+            "open_clip",
+        )
+        for (name, megapixels), asked in ASKED.items()
+        for size in sizes
+        if megapixels in (None, size["megapixels"])
+    ]
+    found = cosine.get("as they are", {}).get("cosine_mean")
+    return [*speeds, Comparison("cosine of photographs, scaled to exact, mean", found, ASKED_COSINE, True, "exact")]
+
+
 def print_speeds(result: dict[str, Any]) -> None:
     print(f"{result['megapixels']:g} MP, {result['mean_bytes']:,} bytes a file")
     for name, row in result["methods"].items():
@@ -205,17 +223,6 @@ def print_likenesses(results: dict[str, dict[str, Any]]) -> None:
             f"(to another picture {row['cosine_to_next_picture']:.3f})  "
             f"{row['decoded_smaller']} of {row['pictures']} decoded smaller"
         )
-
-
-def machine() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.machine(),
-        "cores": os.cpu_count(),
-        "load": round(os.getloadavg()[0], 1),
-        "versions": tool_versions("pillow", "numpy", "torch", "torchvision", "open_clip_torch", "onnxruntime"),
-    }
 
 
 def speeds_on_one_core(sizes: list[float], rounds: int) -> list[dict[str, Any]]:
@@ -239,7 +246,7 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, help="folder of a built ViT-B/32; by default one is built")
     parser.add_argument("--no-cosine", action="store_true", help="speed only")
     arguments = parser.parse_args()
-    stated = machine()
+    told = machine()
     sizes = speeds_on_one_core(list(arguments.megapixels), arguments.rounds)
     for result in sizes:
         print_speeds(result)
@@ -248,8 +255,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             cosine = likenesses(arguments.encoder or random_encoder(Path(folder)))
         print_likenesses(cosine)
-    result = {"benchmark": "preprocessing", "rounds": arguments.rounds, "sizes": sizes, "cosine": cosine}
-    print(json.dumps(result | {"machine": stated}))
+    compared = comparisons_json(comparisons(sizes, cosine))
+    print_result("preprocessing", told, rounds=arguments.rounds, sizes=sizes, cosine=cosine, comparisons=compared)
 
 
 if __name__ == "__main__":

@@ -5,14 +5,13 @@
 
 Keras heads: every variant against the original TensorFlow graph, on float16 vectors with values from the
 vocabularies, on random float32 unit vectors, and on floats at the ends of what prints as a known text.
-All-linear heads: folded against layer by layer. Milliseconds a batch of each. JSON on stdout; exit
+All-linear heads: folded against layer by layer. Milliseconds a batch of each. One JSON line on stdout; exit
 status 1 when a difference is above 1e-5. `--heads` is a folder with the published files.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -24,6 +23,7 @@ import onnxruntime
 from rich.console import Console
 from safetensors.numpy import load_file
 
+from benchmarks.machine import machine, print_result
 from build.head import build_head
 from recipes.manifest import Linear, read_head
 from recipes.schema import Head, Published
@@ -139,7 +139,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--batch", type=int, default=32, help="rows of a timed batch (default %(default)s)")
     parser.add_argument("--only", nargs="*", choices=list(PUBLISHED), default=list(PUBLISHED), help="some heads only")
     arguments = parser.parse_args(argv)
-    results = {}
+    results, told = {}, machine()
     for name in arguments.only:
         file = arguments.heads.resolve() / PUBLISHED[name].file
         if not file.is_file():
@@ -148,7 +148,7 @@ def main(argv: list[str] | None = None) -> int:
         with tempfile.TemporaryDirectory() as work:
             results[name] = measure(PUBLISHED[name], file, arguments.vectors, arguments.batch, Path(work))
         console.print(f"{name}: differs by {_worst(results[name]):.2g} at most")
-    print(json.dumps(results, indent=2))
+    print_result("published_heads", told, heads=results)
     return 0 if results and all(_worst(result) <= LIMIT for result in results.values()) else 1
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import itertools
-import json
 import shutil
 import sys
 import tempfile
@@ -29,6 +28,7 @@ from rich.console import Console
 from rich.progress import track
 from tritonclient.utils import InferenceServerException
 
+from benchmarks.machine import machine, print_result
 from build.head import build_head
 from recipes.manifest import Threshold, read_head, write_manifest
 from recipes.paths import head_folder, repository_folder
@@ -163,7 +163,7 @@ def table(results: list[Result]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rollouts", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rollouts", type=int, default=20)
-    arguments = parser.parse_args(argv)
+    arguments, told = parser.parse_args(argv), machine()
     try:
         with tempfile.TemporaryDirectory(prefix="clipsieve-rollouts-") as folder:
             results = measure(Path(folder), arguments.rollouts)
@@ -171,7 +171,7 @@ def main(argv: list[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return 1
     print(table(results))
-    print(json.dumps({"benchmark": "rollouts", "results": [asdict(row) for row in results]}))
+    print_result("rollouts", told, results=[asdict(row) for row in results])
     return 1 if any(row.failed or row.mixed_up for row in results) else 0
 
 

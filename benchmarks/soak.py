@@ -1,7 +1,7 @@
 """Hours of ordinary work: does the latency stay, does the memory stay.
 
     make demo                                            # builds what is served
-    python -m benchmarks.soak --minutes 30 --out soak.png
+    python -m benchmarks.soak --minutes 30 --out soak.png  # half an hour
 
 Measures what the server can do, then offers a share of it (80 %) with arrivals at random (Poisson), photographs and
 drawn pictures of mixed sizes, and prints a line every ten seconds. In the end: p99 of the last sixth of the time
@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
-import json
 import random
 import sys
 import tempfile
@@ -27,6 +26,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 
+from benchmarks.machine import Machine, machine, print_result
 from benchmarks.offered_load import Answer, Caller, connect, percentile_ms, score_request
 from benchmarks.prefixed_server import PrefixedServer
 from benchmarks.server_processes import held_mib, resident_mib
@@ -215,7 +215,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments = parse(argv)
+    arguments, told = parse(argv), machine()
     repository = repository_folder(load_recipe("demo"))
     with (
         tempfile.TemporaryDirectory(prefix="clipsieve-soak-") as temporary,
@@ -224,11 +224,11 @@ def main(argv: list[str] | None = None) -> int:
         verdict, samples = asyncio.run(soak(server.grpc_url, server.pid, arguments))
     if arguments.out:
         plot(samples, arguments.out)
-    report(verdict, samples)
+    report(verdict, samples, told)
     return 0
 
 
-def report(verdict: Verdict, samples: list[Sample]) -> None:
+def report(verdict: Verdict, samples: list[Sample], told: Machine) -> None:
     print(f"{verdict.requests} requests, errors: {verdict.errors or 'none'}")
     slowest = min(sample.rate_per_s for sample in samples) / verdict.offered_per_s
     if slowest < ENOUGH:
@@ -240,8 +240,7 @@ def report(verdict: Verdict, samples: list[Sample]) -> None:
     early, end = verdict.resident_early_mib, verdict.resident_end_mib
     print(f"memory {early:.0f} MiB after a sixth of the time, {end:.0f} MiB at the end: {verdict.growth:+.1%}")
     ratios = {"p99_ratio": verdict.p99_ratio, "growth": verdict.growth}
-    result = {"benchmark": "soak", **asdict(verdict), **ratios, "samples": [asdict(sample) for sample in samples]}
-    print(json.dumps(result))
+    print_result("soak", told, **asdict(verdict), **ratios, samples=[asdict(sample) for sample in samples])
 
 
 if __name__ == "__main__":

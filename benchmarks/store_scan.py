@@ -5,7 +5,8 @@
 
 Writes a store of random unit vectors, then reads it in processes of their own: `scan` sums every embedding in
 batches, `open` opens the store to add rows, `names` resolves what the store says now without its embeddings,
-`read` loads it as training.fit does. Prints for each its seconds and peak resident memory in MiB (Linux only).
+`read` loads it as training.fit does. Prints for each its seconds and peak resident memory in MiB (Linux only),
+and one JSON line.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.machine import machine, print_result
 from recipes.manifest import EncoderFingerprint
 from recipes.paths import ROOT
 from training.store import Row, Store, fingerprint_of, part_files, read_embeddings, read_names, scan_embeddings
@@ -101,12 +103,17 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measured(arguments.measure, arguments.folder)))
         return
+    told = machine()
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary) / "store"
         write_store(folder, arguments.rows, arguments.embed_dim)
         size = sum(part.stat().st_size for part in part_files(folder)) / 2**20
         shape = {"rows": arguments.rows, "embed_dim": arguments.embed_dim, "dtype": "float16", "disk_mib": round(size)}
-        print(json.dumps(shape | {name: measured_alone(name, folder) for name in PASSES}, indent=2))
+        passes = {name: measured_alone(name, folder) for name in PASSES}
+    print(f"{'pass':>8} {'seconds':>8} {'peak MiB':>9} {'of imports':>11}")
+    for name, row in passes.items():
+        print(f"{name:>8} {row['seconds']:8.1f} {row['peak_mib']:9.0f} {row['imports_mib']:11.0f}")
+    print_result("store_scan", told, **shape, passes=passes)
 
 
 if __name__ == "__main__":

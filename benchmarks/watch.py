@@ -13,9 +13,6 @@ Prints a table and one JSON line.
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -26,6 +23,7 @@ from pathlib import Path
 import psutil
 import tritonclient.grpc as grpc
 
+from benchmarks.machine import Machine, machine, print_result
 from build.repository import install
 from clipsieve import Client
 from recipes.photos import sample_photos
@@ -99,7 +97,7 @@ def main() -> int:
     parser.add_argument("--recipe", default="demo", help="a recipe whose artefacts are built (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--images", type=int, default=400, help="of each round (default %(default)s)")
-    arguments = parser.parse_args()
+    arguments, told = parser.parse_args(), machine()
     recipe = load_recipe(arguments.recipe)
     photos = [path.read_bytes() for path in sample_photos()]
     pictures = [photos[index % len(photos)] for index in range(arguments.images)]
@@ -111,7 +109,7 @@ def main() -> int:
         ):
             rounds = interleaved({"off": off, "on": on}, pictures, arguments.rounds)
             steps = steps_of(on)
-    report(arguments.recipe, rounds, steps)
+    report(arguments.recipe, rounds, steps, told)
     return 0
 
 
@@ -147,7 +145,7 @@ def interleaved(servers: dict[str, EmbeddedServer], pictures: list[bytes], count
     return rounds
 
 
-def report(recipe: str, rounds: dict[str, list[Round]], steps: dict[str, Step]) -> None:
+def report(recipe: str, rounds: dict[str, list[Round]], steps: dict[str, Step], told: Machine) -> None:
     """Medians of either, and the median of the rounds' ratios, which a noisy machine spoils least."""
     print(f"{recipe}: {len(rounds['on'])} rounds, {CONCURRENCY} images at once for the rate, one for the latency")
     print(f"{'':14}{'without':>10}{'with watch':>12}{'ratio':>8}{'quartiles':>18}")
@@ -164,10 +162,9 @@ def report(recipe: str, rounds: dict[str, list[Round]], steps: dict[str, Step]) 
             f"{step.images_per_execution:.1f} images each time; {step.cpu_us:.0f} µs of a core an image (its start "
             f"included), {step.memory_mib:.0f} MiB"
         )
-    machine = {"cores": os.cpu_count(), "machine": platform.machine(), "python": platform.python_version()}
     rows = {side: [asdict(found) for found in found_rounds] for side, found_rounds in rounds.items()}
-    found = {"ratios": ratios, "steps": {name: asdict(step) for name, step in steps.items()}, "rounds": rows}
-    print(json.dumps({"benchmark": "watch", "recipe": recipe} | found | machine))
+    told_steps = {name: asdict(step) for name, step in steps.items()}
+    print_result("watch", told, recipe=recipe, ratios=ratios, steps=told_steps, rounds=rows)
 
 
 if __name__ == "__main__":

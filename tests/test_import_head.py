@@ -264,7 +264,7 @@ def test_without_a_network_the_file_to_fetch_is_named(tmp_path, monkeypatch):
 def test_the_benchmark_measures_the_files_it_is_given(capsys):
     folder = str(published_file("laion-aesthetic-v1-b32").parent)
     assert benchmark(["--heads", folder, "--only", "laion-aesthetic-v1-b32", "--vectors", "100"]) == 0
-    measured = json.loads(capsys.readouterr().out)["laion-aesthetic-v1-b32"]
+    measured = json.loads(capsys.readouterr().out)["heads"]["laion-aesthetic-v1-b32"]
     assert measured["max_difference"]["float32"] <= 1e-5
     assert measured["ms_per_batch"] > 0
 

@@ -12,7 +12,6 @@ Prints a table and one JSON line; the exit status is 1 when a request was lost o
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 from dataclasses import asdict
@@ -20,6 +19,7 @@ from pathlib import Path
 
 from benchmarks.faults import connections, processes, resources
 from benchmarks.faults.scene import Row, row_of
+from benchmarks.machine import machine, print_result
 from recipes.paths import repository_folder
 from recipes.schema import load_recipe
 
@@ -41,7 +41,7 @@ def table(rows: list[Row]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults")
     parser.add_argument("--only", nargs="+", default=[""], help="faults whose name contains one of these")
-    arguments = parser.parse_args(argv)
+    arguments, told = parser.parse_args(argv), machine()
     repository = repository_folder(load_recipe("demo"))
     rows = []
     for fault in FAULTS:
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
                 rows.append(row_of(fault, repository, Path(folder)))
             print(line_of(rows[-1]), file=sys.stderr, flush=True)
     print(table(rows))
-    print(json.dumps({"benchmark": "faults", "rows": [asdict(row) for row in rows]}))
+    print_result("faults", told, rows=[asdict(row) for row in rows])
     return 1 if any(row.lost or row.wrong for row in rows) else 0
 
 

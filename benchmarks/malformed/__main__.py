@@ -11,7 +11,6 @@ and without larger stacks. Prints two tables and one JSON line; the exit status 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import threading
@@ -23,6 +22,7 @@ from typing import Any
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
+from benchmarks.machine import Machine, machine, print_result
 from benchmarks.malformed import grpc_requests, http_requests
 from benchmarks.malformed.known import GUARD_STACK_BYTES, fates
 from benchmarks.malformed.wire import Answer, Case, Outcome, open_grpc, problem, send_grpc, send_http
@@ -132,7 +132,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.malformed")
     parser.add_argument("--examples", type=int, default=2000, help="requests of each kind (default %(default)s)")
     parser.add_argument("--without-known", action="store_true", help="leave out those known to end the server")
-    arguments = parser.parse_args(argv)
+    arguments, told = parser.parse_args(argv), machine()
     repository = repository_folder(load_recipe("demo"))
 
     def say(line: str) -> None:
@@ -143,10 +143,10 @@ def main(argv: list[str] | None = None) -> int:
         with PrefixedServer(repository, log_path=log) as server, Neighbour(server.grpc_url) as neighbour:
             kinds = try_all(server, arguments.examples, say)
         known = [] if arguments.without_known else fates(repository, Path(temporary), say)
-    return report(kinds, neighbour, known)
+    return report(kinds, neighbour, known, told)
 
 
-def report(kinds: list[Kind], neighbour: Neighbour, known: list[dict[str, Any]]) -> int:
+def report(kinds: list[Kind], neighbour: Neighbour, known: list[dict[str, Any]], told: Machine) -> int:
     print(table(kinds))
     print(f"a client beside them: {neighbour.scored} pictures scored, {len(neighbour.wrong)} wrong or failed")
     if known:
@@ -154,8 +154,8 @@ def report(kinds: list[Kind], neighbour: Neighbour, known: list[dict[str, Any]])
     problems = [f"{kind.name}: {line}" for kind in kinds for line in kind.problems] + neighbour.wrong
     for line in problems[:10]:
         print(f"problem: {line}", file=sys.stderr)
-    result = {"benchmark": "malformed", "kinds": [asdict(kind) for kind in kinds], "known": known}
-    print(json.dumps(result | {"beside": {"scored": neighbour.scored, "wrong": neighbour.wrong}}))
+    beside = {"scored": neighbour.scored, "wrong": neighbour.wrong}
+    print_result("malformed", told, kinds=[asdict(kind) for kind in kinds], known=known, beside=beside)
     return 1 if problems or not all(kind.healthy for kind in kinds) else 0
 
 

@@ -16,16 +16,14 @@ told with the reason, and nothing is downloaded but packages, with --install. Pr
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
+from benchmarks.machine import hardware_line, machine, print_result
 from benchmarks.peers.environments import ENVIRONMENTS, PeerError, install
-from recipes.manifest import ManifestError, tool_versions
+from recipes.manifest import ManifestError
 from recipes.paths import ARTIFACTS, ROOT
 from recipes.schema import RecipeError, load_recipe
 
@@ -60,17 +58,6 @@ def install_all(names: list[str] | None) -> int:
     return 0
 
 
-def machine() -> dict[str, object]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return {
-        "cpu": names[0] if names else platform.machine(),
-        "cores": os.cpu_count(),
-        "load_before": round(os.getloadavg()[0], 1),
-        "versions": tool_versions("onnxruntime", "torch", "open_clip_torch", "pillow", "numpy"),
-    }
-
-
 def versions_of_peers() -> dict[str, str]:
     """Of those that are installed, by peer."""
     found = {}
@@ -90,7 +77,7 @@ def contest(arguments: argparse.Namespace, folder: Path) -> int:
     from benchmarks.peers.servers import services
 
     wanted = arguments.only or [*WITHOUT_SERVER, *SERVICES]
-    recipe, told_machine = load_recipe(arguments.recipe), machine()
+    recipe, told = load_recipe(arguments.recipe), machine()
     material = prepare(recipe, ARTIFACTS / "peers" / recipe.encoder.id)
     settings = Settings(arguments.seconds, arguments.rounds, tuple(arguments.concurrency))
     with Contest(material, folder, settings) as running:
@@ -106,10 +93,10 @@ def contest(arguments: argparse.Namespace, folder: Path) -> int:
         if name in running.rows:
             running.rows[name].version = version
     figures, compared = [figures_of(row) for row in running.rows.values()], comparisons(running.rows)
-    print(f"{told_machine['cpu']}, {told_machine['cores']} cores; {len(material.pictures)} pictures of mixed size")
+    print(f"{hardware_line(told)}; {len(material.pictures)} pictures of mixed size")
     print(table(figures), comparison_table(compared), sep="\n\n")
     how = {"rounds": settings.rounds, "seconds": settings.seconds, "encoder": recipe.encoder.id}
-    print(json.dumps({"benchmark": "peers"} | how | as_json(figures, compared) | {"machine": told_machine}))
+    print_result("peers", told, **how, **as_json(figures, compared))
     return 0
 
 

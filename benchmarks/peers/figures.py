@@ -137,8 +137,12 @@ def comparison_table(rows: Sequence[Comparison]) -> str:
 def as_json(figures: Sequence[Figures], compared: Sequence[Comparison]) -> dict[str, object]:
     """Rounded, without NaN."""
     peers = [{key: _rounded(value) for key, value in asdict(row).items()} for row in figures]
-    met = [{key: _rounded(value) for key, value in asdict(row).items()} | {"met": row.met} for row in compared]
-    return {"peers": peers, "comparisons": met}
+    return {"peers": peers, "comparisons": comparisons_json(compared)}
+
+
+def comparisons_json(compared: Sequence[Comparison]) -> list[dict[str, object]]:
+    """With more digits: a cosine near 1 needs them."""
+    return [{key: _rounded(value, 6) for key, value in asdict(row).items()} | {"met": row.met} for row in compared]
 
 
 def _best(figures: Sequence[Figures], key: str) -> Figures:
@@ -166,7 +170,7 @@ def _text(value: float | None) -> str:
     return "–" if value is None else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def _rounded(value: object) -> object:
+def _rounded(value: object, digits: int = 4) -> object:
     if not isinstance(value, float):
         return value
-    return None if not math.isfinite(value) else float(f"{value:.4g}")
+    return None if not math.isfinite(value) else float(f"{value:.{digits}g}")

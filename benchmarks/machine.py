@@ -1,0 +1,115 @@
+"""The machine that a benchmark runs on, told without its name or paths, and the JSON line that ends every benchmark."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from recipes.gpu import find_gpus
+from serving.triton_wheel import ServingError, find_wheel
+
+Machine = Mapping[str, Any]
+
+TOOLS = (
+    "onnxruntime", "onnxruntime-gpu", "tensorrt", "onnx", "torch", "torchvision", "open_clip_torch", "timm",
+    "scikit-learn", "numpy", "pillow", "tritonclient",
+)  # fmt: skip
+INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
+"""Those that decide how fast fp32 and int8 are on a CPU, as /proc/cpuinfo has them."""
+
+
+def machine() -> dict[str, Any]:
+    """To be asked before anything is measured: `load_before` is the load average of the minute before."""
+    cpu, instructions = _cpu()
+    return {
+        "cpu": cpu,
+        "instructions": instructions,
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
+        "gpus": _gpus(),
+        "kernel": f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}",
+        "load_before": round(os.getloadavg()[0], 1),
+        "versions": versions(),
+    }
+
+
+def versions() -> dict[str, str]:
+    """Of Python, of the TOOLS that are installed and of the wheel that carries tritonserver."""
+    found = {"python": platform.python_version()}
+    for name in TOOLS:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found | _triton_version()
+
+
+def hardware_line(told: Machine) -> str:
+    """`AMD EPYC (avx2), 2 cores, 15.6 GiB, Linux 6.1.0 x86_64`."""
+    instructions = f" ({', '.join(told['instructions'])})" if told.get("instructions") else ""
+    parts = [f"{told['cpu']}{instructions}", f"{told['cores']} cores"]
+    parts += [f"{told['memory_gib']:g} GiB"] if "memory_gib" in told else []
+    parts += [*told.get("gpus", []), *([told["kernel"]] if "kernel" in told else [])]
+    return ", ".join(parts)
+
+
+def versions_line(told: Machine) -> str:
+    """`python 3.11.2, torch 2.9.0`."""
+    return ", ".join(f"{name} {version}" for name, version in told.get("versions", {}).items())
+
+
+def print_result(name: str, told: Machine, /, **figures: Any) -> None:
+    """The last line of a benchmark on stdout: JSON of the figures, of how they were had and of the machine.
+
+    `benchmark`, `command`, `date` (UTC), `took_s` (since the process began) and `machine` are added; a figure that is
+    not a number becomes null.
+    """
+    how = {
+        "benchmark": name,
+        "command": command(name),
+        "date": datetime.now(timezone.utc).date().isoformat(),
+        "took_s": round(time.time() - psutil.Process().create_time()),
+    }
+    result = json.loads(json.dumps(how | figures), parse_constant=lambda _: None)
+    print(json.dumps(result | {"machine": dict(told)}), flush=True)
+
+
+def command(name: str) -> str:
+    """As it is typed to run the benchmark again: `python -m benchmarks.soak --minutes 5`."""
+    return shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+
+
+def _cpu() -> tuple[str, list[str]]:
+    """Its model's name, and which of the INSTRUCTIONS it has."""
+    path = Path("/proc/cpuinfo")
+    pairs = (line.partition(":") for line in path.read_text().splitlines()) if path.is_file() else ()
+    told = {key.strip(): value.strip() for key, _, value in pairs}
+    flags = set((told.get("flags") or told.get("Features") or "").split())
+    return told.get("model name") or platform.machine(), [name for name in INSTRUCTIONS if name in flags]
+
+
+def _gpus() -> list[str]:
+    try:
+        return [gpu.name for gpu in find_gpus()]
+    except OSError:
+        return []
+
+
+def _triton_version() -> dict[str, str]:
+    try:
+        folder = str(find_wheel().site_packages)
+    except ServingError:
+        return {}
+    found = importlib.metadata.distributions(name="nvidia-pytriton", path=[folder])
+    return {each.name: each.version for each in found}

@@ -1,0 +1,121 @@
+"""The page: what it says follows from the stored results, the notes and the benchmarks' docstrings alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from benchmarks.catalogue import Benchmark, find_benchmarks
+from benchmarks.machine import hardware_line, versions_line
+from benchmarks.results.markdown import duration, number, table
+from benchmarks.results.pictures import captions
+from benchmarks.results.stored import FOLDER, Result, in_order, read_notes, read_results
+from benchmarks.results.views import view
+from recipes.paths import ROOT
+
+PAGE = ROOT / "benchmarks" / "RESULTS.md"
+
+TITLE = """# Results of the reference run
+
+Drawn by `python -m benchmarks.results` from the JSON lines that the benchmarks printed, kept in [results/](results/);
+what people wrote of them stands there in Markdown. `make bench` lists every benchmark."""
+NONE_STORED = """No result is stored yet. `python -m benchmarks.results --store FILE` takes the output of a benchmark,
+kept up to its last line."""
+MET = {True: "met", False: "**missed**", None: "not measured"}
+
+
+@dataclass(frozen=True)
+class Stored:
+    """All that the page is made of."""
+
+    results: Mapping[str, Result]
+    notes: Mapping[str, str]
+    benchmarks: Mapping[str, Benchmark]
+
+    def with_results(self, fresh: Sequence[Result]) -> Stored:
+        """These in place of those of the same benchmarks."""
+        return replace(self, results=in_order({**self.results, **{each["benchmark"]: each for each in fresh}}))
+
+
+def read_stored(folder: Path = FOLDER) -> Stored:
+    """
+    Raises:
+        ResultError: a file is not a result.
+    """
+    return Stored(read_results(folder), read_notes(folder), find_benchmarks())
+
+
+def page_text(stored: Stored) -> str:
+    if not stored.results:
+        return f"{TITLE}\n\n{NONE_STORED}\n"
+    same = _common_machine(stored.results)
+    parts = [TITLE, *(_machine(same, "One machine for all") if same else []), _targets_in_short(stored.results)]
+    for name, result in stored.results.items():
+        parts += _section(stored.benchmarks[name], result, stored.notes.get(name), same is None)
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _section(benchmark: Benchmark, result: Result, note: str | None, with_machine: bool) -> list[str]:
+    """Paragraphs."""
+    seen, name = view(result), benchmark.name
+    parts = [f"## {name}", benchmark.sentence, f"```sh\n{result['command']}\n```", _when(result)]
+    parts += _machine(result["machine"], "Machine") if with_machine else []
+    parts += [" ".join(seen.found)] if seen.found else []
+    parts += [f"![{name}: {caption}](results/{file})" for file, caption in captions(result).items()]
+    for above, lines in seen.tables:
+        parts += [above, lines] if above else [lines]
+    parts += seen.remarks
+    parts += _targets(result, note is not None)
+    return [*parts, *([note] if note else [])]
+
+
+def _when(result: Result) -> str:
+    took = f", took {duration(result['took_s'])}" if "took_s" in result else ""
+    load = number(float(result["machine"]["load_before"]))
+    return f"{result['date']}{took}, load average before {load}; [all figures](results/{result['benchmark']}.json)."
+
+
+def _machine(told: Mapping[str, Any], what: str) -> list[str]:
+    return [f"{what}: {hardware_line(told)}.", f"Versions: {versions_line(told)}."]
+
+
+def _common_machine(results: Mapping[str, Result]) -> dict[str, Any] | None:
+    """The machine of all results, or None when they differ in more than the load."""
+    told = [{key: value for key, value in each["machine"].items() if key != "load_before"} for each in results.values()]
+    return told[0] if all(each == told[0] for each in told) else None
+
+
+# ---- what was asked for ----
+
+
+def _targets_in_short(results: Mapping[str, Result]) -> str:
+    asked = [(name, row) for name, result in results.items() for row in result.get("comparisons", [])]
+    if not asked:
+        return ""
+    met = sum(row["met"] is True for _, row in asked)
+    missed = [f"[{row['name']}](#{name})" for name, row in asked if row["met"] is False]
+    unknown = sum(row["met"] is None for _, row in asked)
+    text = f"Targets: {met} of {len(asked)} met"
+    text += f", {len(missed)} missed ({'; '.join(missed)})" if missed else ""
+    return text + (f", {unknown} not measured." if unknown else ".")
+
+
+def _targets(result: Result, has_note: bool) -> list[str]:
+    rows = result.get("comparisons", [])
+    if not rows:
+        return []
+    shown = [
+        {
+            "target": row["name"],
+            "found": row["value"],
+            "asked": f"{'at least' if row['at_least'] else 'at most'} {number(row['target'])}",
+            "": MET[row["met"]],
+            "against": row.get("against") or "",
+        }
+        for row in rows
+    ]
+    is_unexplained = any(row["met"] is False for row in rows) and not has_note
+    reminder = f"Where the time goes is not written down yet: `results/{result['benchmark']}.md` is not there."
+    return [table(shown), *([reminder] if is_unexplained else [])]

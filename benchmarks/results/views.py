@@ -1,0 +1,205 @@
+"""What is shown of a result: its tables, and in a sentence or two what was found, worded from the figures alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import median
+from typing import Any, TypeGuard
+
+from benchmarks.results.markdown import Row, heading, number, sentence, table, words
+from benchmarks.results.pictures import GROWTH_TITLES
+from benchmarks.results.stored import Result
+
+_TOLD_ELSEWHERE = {"benchmark", "command", "date", "took_s", "machine", "comparisons"}
+
+
+@dataclass(frozen=True)
+class View:
+    """In Markdown.
+
+    Attributes:
+        found: sentences; none where the tables say it all.
+        tables: each with what stands above it, which may be empty.
+        remarks: below the tables.
+    """
+
+    found: list[str] = field(default_factory=list)
+    tables: list[tuple[str, str]] = field(default_factory=list)
+    remarks: list[str] = field(default_factory=list)
+
+
+def view(result: Result) -> View:
+    return VIEWS.get(result["benchmark"], anything)(result)
+
+
+# ---- any benchmark ----
+
+
+def anything(result: Result) -> View:
+    """Every list or dict of rows as a table, every other figure in one line."""
+    figures = {key: value for key, value in result.items() if key not in _TOLD_ELSEWHERE}
+    tables = {key: rows_of(value) for key, value in figures.items()}
+    rest = {key: value for key, value in figures.items() if not tables[key]}
+    told = "; ".join(f"{heading(key)}: {words(value)}" for key, value in rest.items())
+    shown = [(f"{sentence(heading(key))}:", table(rows)) for key, rows in tables.items() if rows]
+    return View(tables=shown, remarks=[f"{sentence(told)}."] if told else [])
+
+
+def rows_of(value: object) -> list[Row]:
+    """Of a list of dicts, or of a dict with a dict or such a list for each name, which becomes the first column.
+
+    A dict of figures is one row; anything else has none.
+    """
+    if is_rows(value):
+        return [*value]
+    if not isinstance(value, dict) or not value:
+        return []
+    groups = [each if is_rows(each) else [each] for each in value.values()]
+    if all(is_rows(rows) for rows in groups):
+        return [{"": name} | row for name, rows in zip(value, groups, strict=True) for row in rows]
+    return [value]
+
+
+def is_rows(value: object) -> TypeGuard[list[dict[str, Any]]]:
+    return isinstance(value, list) and bool(value) and all(isinstance(each, dict) for each in value)
+
+
+# ---- peers ----
+
+_PEER_COLUMNS = {
+    "name": "",
+    "version": "version",
+    "images_per_s": "images/s",
+    "p50_ms": "p50, ms",
+    "p99_loaded_ms": "p99 at equal load, ms",
+    "cpu_ms": "CPU ms an image",
+    "resident_mib": "MiB",
+    "cold_start_s": "cold start, s",
+    "difference": "differs by",
+    "setting": "setting",
+}
+
+
+def peers(result: Result) -> View:
+    rows = result["peers"]
+    shown = [{told: row.get(key) for key, told in _PEER_COLUMNS.items() if key in row} for row in rows]
+    problems = [(row["name"], " ".join(row["problem"].split())) for row in rows if row.get("problem")]
+    how = f"Medians of {result['rounds']} interleaved rounds of {number(result['seconds'])} s; {result['encoder']}."
+    remarks = [f"{name} was not measured to the end: {problem}" for name, problem in problems]
+    return View(_peers_found(rows), [(how, table(shown))], remarks)
+
+
+def _peers_found(rows: list[dict[str, Any]]) -> list[str]:
+    """Ours beside the best of the others and the limit."""
+    speeds = {row["name"]: row["images_per_s"] for row in rows if row.get("images_per_s")}
+    others = {name: speed for name, speed in speeds.items() if name != "limit" and not name.startswith("clipsieve")}
+    best = max(others, key=lambda name: others[name], default=None)
+    sentences = []
+    for name in (name for name in speeds if name.startswith("clipsieve")):
+        beside = [f"{number(speeds[name] / others[best])} × {best}, the fastest of the others"] if best else []
+        beside += [f"{speeds[name] / speeds['limit']:.0%} of one process without a server"] if "limit" in speeds else []
+        sentences.append(f"{name}: {number(speeds[name])} images/s" + "".join(f", {each}" for each in beside) + ".")
+    return sentences
+
+
+# ---- preprocessing ----
+
+
+def preprocessing(result: Result) -> View:
+    sizes, cosine = result["sizes"], result.get("cosine") or {}
+    names = list(sizes[0]["methods"])
+    rows = [{"": name} | {f"{size['megapixels']:g} MP": _speed(size, name) for size in sizes} for name in names]
+    how = f"Images/s of one core, and relative to open_clip's transform; medians of {result['rounds']} rounds."
+    tables = [(how, table(rows))]
+    if cosine:
+        tables.append(("Cosine of embeddings, scaled to exact:", table(rows_of(cosine))))
+    largest = sizes[-1]
+    found = [
+        f"At {largest['megapixels']:g} megapixels {name} runs at {largest['methods'][name]['relative']:.2f} × "
+        "the speed of open_clip's transform."
+        for name in ("exact", "scaled")
+        if name in largest["methods"]
+    ]
+    return View(found, tables)
+
+
+def _speed(size: Mapping[str, Any], name: str) -> str:
+    row = size["methods"][name]
+    return f"{number(row['images_per_s'])} ({row['relative']:.2f} ×)"
+
+
+# ---- growth ----
+
+
+def growth(result: Result) -> View:
+    """The titles of the pictures, and every list of rows of each part."""
+    parts = {part: result[part] for part in GROWTH_TITLES if part in result}
+    tables = [
+        (f"{sentence(heading(part))}, {heading(key)}:", table(rows))
+        for part, figures in parts.items()
+        for key, value in figures.items()
+        if (rows := rows_of(value))
+    ]
+    problems = [f"{part} was not measured: {problem}" for part, problem in result.get("problems", {}).items()]
+    return View([f"{GROWTH_TITLES[part](figures)}." for part, figures in parts.items()], tables, problems)
+
+
+# ---- a server under load ----
+
+
+def overload(result: Result) -> View:
+    rounds = result["rounds"]
+    plain = [{key: value for key, value in row.items() if key != "interactive"} for row in rounds]
+    beside = [{"round": at} | each for at, row in enumerate(rounds, 1) for each in row.get("interactive", [])]
+    goodput, slowest = median(row["goodput_ratio"] for row in rounds), max(row["longest_s"] for row in rounds)
+    found = [
+        f"Overloaded, the server still does {goodput:.0%} of its capacity (median of {len(rounds)} rounds); "
+        f"the slowest of all answers took {number(slowest)} s."
+    ]
+    tables = [("Each round:", table(plain))] + ([("Interactive requests beside:", table(beside))] if beside else [])
+    return View(found, tables)
+
+
+def soak(result: Result) -> View:
+    minutes = result["samples"][-1]["at_s"] / 60
+    found = [
+        f"{result['requests']:,} requests in {minutes:.0f} minutes at {number(result['offered_per_s'])}/s, "
+        f"errors: {words(result['errors'])}.",
+        f"p99 {number(result['p99_first_ms'])} ms in the first sixth of the time, {number(result['p99_last_ms'])} ms "
+        f"in the last; memory {result['growth']:+.1%} since the first sixth.",
+    ]
+    return View(found)
+
+
+def precision(result: Result) -> View:
+    found = [
+        f"{name}: {number(row['relative'])} × the images/s of fp32 on this CPU, cosine to it {row['cosine_min']:.5f} "
+        f"at least, {row['decisions_changed']} of {result['pictures']} decisions of {result['head']} changed."
+        for name, row in result["methods"].items()
+        if name in ("fp16", "int8")
+    ]
+    told = {key: result[key] for key in ("model", "pretrained", "outliers") if key in result}
+    return View(found, [(f"{sentence(words(told))}.", table(rows_of(result["methods"])))])
+
+
+def first_request(result: Result) -> View:
+    """Medians of each kind of warm-up."""
+    kinds = list(dict.fromkeys(start["warmup"] for start in result["starts"]))
+    rows = []
+    for kind in kinds:
+        starts = [start for start in result["starts"] if start["warmup"] == kind]
+        middle = {key: median(start[key] for start in starts) for key in ("ready_s", "first_ms", "median_ms")}
+        rows.append({"warm-up": kind, "starts": len(starts)} | middle)
+    return View(tables=[("Medians of the starts:", table(rows))])
+
+
+VIEWS: dict[str, Callable[[Result], View]] = {
+    "peers": peers,
+    "preprocessing": preprocessing,
+    "growth": growth,
+    "overload": overload,
+    "soak": soak,
+    "precision": precision,
+    "first_request": first_request,
+}
