@@ -7,10 +7,11 @@
 All get the same JPEG files and the same ViT-B/32 with seeded random weights, and must answer rightly before they are
 timed. The limit is one process without a server: the served decoding and onnxruntime at the best of a few batch sizes
 and layouts. Servers get one image a request from the same generator, at the best of a few concurrencies (FastAPI and
-MLflow also with the best number of workers). Rounds are interleaved; told are medians, of p99 that of all rounds'
-answers at an equal offered load: 80 % of what the slowest carries. CPU and memory are the peer's own. clip-retrieval
-reads a folder: its own count of its loop is taken, without its start. A peer that cannot be installed or started is
-told with the reason, and nothing is downloaded but packages, with --install. Prints tables and one JSON line.
+MLflow also with the best number of workers). Rounds are interleaved, and each measurement begins with uncounted work;
+told are medians, of p99 that of all rounds' answers at an equal offered load: 80 % of what the slowest carries. CPU and
+memory are the peer's own. clip-retrieval reads a folder: its own count of its loop is taken, without its start. A peer
+that cannot be installed or started is told with the reason, and nothing is downloaded but packages, with --install.
+Prints tables and one JSON line.
 """
 
 from __future__ import annotations

@@ -21,6 +21,8 @@ START_DEADLINE_S = 300.0
 IDLE_DEADLINE_S = 60.0
 LOAD_SHARE = 0.8
 """Of the slowest server's capacity: the load at which the latencies of all are compared."""
+WARM_S = 1.5
+"""Of uncounted work before each measurement, at most."""
 
 
 @dataclass(frozen=True)
@@ -109,6 +111,7 @@ class Contest:
     def _each(self, measure: Callable[[Contestant, Measured], None]) -> None:
         for name, contestant in list(self._contestants.items()):
             with self._attempt(name) as row:
+                contestant.warm(min(WARM_S, self.settings.seconds))
                 measure(contestant, row)
 
     def _saturate(self, contestant: Contestant, row: Measured) -> None:

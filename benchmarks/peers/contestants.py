@@ -39,6 +39,10 @@ class Contestant(ABC):
     def saturate(self, seconds: float) -> Throughput:
         """As many pictures as it can."""
 
+    def warm(self, seconds: float) -> None:
+        """Work that is not counted, after others had their turn: memory that lay idle may have to be found again."""
+        self.saturate(seconds)
+
     def one_by_one(self) -> list[float] | None:
         """Milliseconds of each picture alone."""
         return None
@@ -124,6 +128,9 @@ class FolderCommand(Contestant):
 
     def __init__(self, material: Material, folder: Path) -> None:
         self.material, self.folder, self._runs = material, folder, 0
+
+    def warm(self, seconds: float) -> None:
+        """Nothing: each run is a process of its own, and its loop begins when all is loaded."""
 
     def saturate(self, seconds: float) -> Throughput:
         """Of the whole folder, however long that takes."""
