@@ -16,6 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from benchmarks.growth import pictures as growth_pictures
 from benchmarks.growth.titles import batches_title, heads_title, rates_title, sizes_title
+from benchmarks.results.markdown import number
 from benchmarks.results.stored import Result
 
 GROWTH_TITLES = {"heads": heads_title, "sizes": sizes_title, "rates": rates_title, "batches": batches_title}
@@ -89,7 +90,7 @@ def _bars(axes: Axes, values: Sequence[tuple[str, float | None]], colors: Sequen
     axes.set_ylim(len(values) - 0.4, -0.6)
     axes.set_xlim(0, 1.22 * max(lengths, default=0) or 1)
     for at, (_, value) in enumerate(values):
-        text = "not measured" if value is None else f"{value:.3g}"
+        text = "not measured" if value is None else number(value)
         axes.annotate(text, (value or 0, at), (3, 0), textcoords="offset points", va="center", fontsize=8)
 
 
@@ -101,11 +102,11 @@ def preprocessing(result: Result) -> Figure:
     sizes, names = result["sizes"], ("open_clip", "exact", "scaled")
     figure = _figure(6.4, 3.2)
     axes = figure.subplots()
-    for number, (name, color) in enumerate(zip(names, (OTHERS, OURS, SECOND), strict=True)):
+    for place, (name, color) in enumerate(zip(names, (OTHERS, OURS, SECOND), strict=True)):
         rows = [size["methods"][name] for size in sizes]
         heights = [row["relative"] for row in rows]
-        bars = axes.bar(np.arange(len(sizes)) + 0.27 * (number - 1), heights, 0.25, label=name, color=color)
-        axes.bar_label(bars, [f"{row['images_per_s']:.3g}/s" for row in rows], fontsize=8)
+        bars = axes.bar(np.arange(len(sizes)) + 0.27 * (place - 1), heights, 0.25, label=name, color=color)
+        axes.bar_label(bars, [f"{number(row['images_per_s'])}/s" for row in rows], fontsize=8)
     axes.set_xticks(range(len(sizes)), [f"{size['megapixels']:g} megapixels" for size in sizes])
     axes.axhline(1, color=LIMIT, linestyle="--", linewidth=0.7)
     axes.set_ylabel("speed on one core, × open_clip's transform")
@@ -147,11 +148,11 @@ def _statuses(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
 def _medians(axes: Axes, rows: Sequence[Mapping[str, Any]], group: str, keys: Mapping[str, str]) -> None:
     """Groups of bars, one bar for each key; the median of a group's rows that have it."""
     groups = list(dict.fromkeys(row[group] for row in rows))
-    for number, ((key, label), color) in enumerate(zip(keys.items(), (OURS, OTHERS), strict=True)):
+    for place, ((key, label), color) in enumerate(zip(keys.items(), (OURS, OTHERS), strict=True)):
         values = [[row[key] for row in rows if row[group] == name and row[key] is not None] for name in groups]
         heights = [float(np.median(each)) if each else 0.0 for each in values]
-        bars = axes.bar(np.arange(len(groups)) + 0.4 * number - 0.2, heights, 0.38, label=label, color=color)
-        axes.bar_label(bars, [f"{height:.3g}" for height in heights], fontsize=8)
+        bars = axes.bar(np.arange(len(groups)) + 0.4 * place - 0.2, heights, 0.38, label=label, color=color)
+        axes.bar_label(bars, [number(height) for height in heights], fontsize=8)
     axes.set_xticks(range(len(groups)), groups)
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(keys))
 
