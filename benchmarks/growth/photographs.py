@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import io
 from functools import cache
 from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.peers.pictures import QUALITY, scaled_size
+from benchmarks.peers.pictures import jpeg, scaled_size
 from recipes.photos import sample_photos
 
 
@@ -19,8 +18,6 @@ def photographs(megapixels: float) -> list[bytes]:
 
 
 def _jpeg(path: Path, megapixels: float) -> bytes:
-    file = io.BytesIO()
     with Image.open(path) as image:
         rgb = image.convert("RGB")
-    rgb.resize(scaled_size(rgb.size, megapixels), Image.Resampling.LANCZOS).save(file, "JPEG", quality=QUALITY)
-    return file.getvalue()
+    return jpeg(rgb, scaled_size(rgb.size, megapixels))

@@ -44,15 +44,17 @@ Rows = Sequence[Mapping[str, Any]]
 
 
 def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """`growth-<part>.svg` for each part that was measured."""
-    drawers = {"heads": draw_heads, "sizes": draw_sizes, "rates": draw_rates, "batches": draw_batches}
-    files = {}
-    for part, drawer in drawers.items():
-        if part in result:
-            files[folder / f"growth-{part}.svg"] = _svg(drawer, result[part])
+    """Write what `svgs` gives into a folder."""
+    files = {folder / name: data for name, data in svgs(result).items()}
     for path, data in files.items():
         write_atomically(path, data)
     return list(files)
+
+
+def svgs(result: Mapping[str, Any]) -> dict[str, bytes]:
+    """`growth-<part>.svg` for each part that was measured, by file name."""
+    drawers = {"heads": draw_heads, "sizes": draw_sizes, "rates": draw_rates, "batches": draw_batches}
+    return {f"growth-{part}.svg": _svg(drawer, result[part]) for part, drawer in drawers.items() if part in result}
 
 
 def _svg(drawer: Callable[[Mapping[str, Any]], Figure], part: Mapping[str, Any]) -> bytes:

@@ -20,7 +20,7 @@ def jpeg_pictures() -> list[bytes]:
         with Image.open(io.BytesIO(picture.data)) as image:
             rgb = image.convert("RGB")
         sizes = [rgb.size] if picture.name.startswith("drawn-") else [scaled_size(rgb.size, mp) for mp in MEGAPIXELS]
-        files += [_jpeg(rgb, size) for size in sizes]
+        files += [jpeg(rgb, size) for size in sizes]
     random.Random(0).shuffle(files)
     return files
 
@@ -32,7 +32,8 @@ def scaled_size(size: tuple[int, int], megapixels: float) -> tuple[int, int]:
     return max(1, round(width * factor)), max(1, round(height * factor))
 
 
-def _jpeg(image: Image.Image, size: tuple[int, int]) -> bytes:
+def jpeg(image: Image.Image, size: tuple[int, int]) -> bytes:
+    """An encoded file of the image at a size."""
     file = io.BytesIO()
     sized = image if size == image.size else image.resize(size, Image.Resampling.LANCZOS)
     sized.save(file, "JPEG", quality=QUALITY)

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,15 +43,9 @@ def captions(result: Result) -> dict[str, str]:
 def svgs(result: Result) -> dict[str, bytes]:
     """File names and contents."""
     if result["benchmark"] == "growth":
-        return _growth(result)
+        return growth_pictures.svgs(result)
     with rc_context(_STYLE):
         return {name: _svg(FIGURES[result["benchmark"]](result)) for name in captions(result)}
-
-
-def _growth(result: Result) -> dict[str, bytes]:
-    """Those that `benchmarks.growth --pictures` draws."""
-    with tempfile.TemporaryDirectory() as folder:
-        return {path.name: path.read_bytes() for path in growth_pictures.draw(result, Path(folder))}
 
 
 # ---- peers ----
