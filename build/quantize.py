@@ -4,13 +4,22 @@ Weights are int8 with a scale a column. Activations are uint8 with a scale a row
 runs: nothing is clipped that the calibration images did not show, and an embedding does not depend on the batch
 that its image is in, as it does with onnxruntime's dynamic quantization, whose one scale spans the batch.
 
+The file is the same function on every CPU. Where x86 has no VNNI, onnxruntime multiplies with VPMADDUBSW, which adds
+two neighbouring products (rows 2k and 2k + 1 of the weights) in 16 bits and saturates. So a column's scale comes from
+its largest such pair: no two neighbours add up to more than 128 levels, and with activations of at most 255 the sum
+stays below 2¹⁵. A pair is rarely twice its larger half; 7 bits, the usual remedy, would halve every column's levels.
+uint8 weights do not saturate either, but onnxruntime then leaves VNNI and AMX unused, which are two to nine times as
+fast.
+
 Trained vision transformers have a few channels far larger than the others, which would leave the others few of the
 256 levels. So before quantizing, channel j is divided by s_j and row j of the weights multiplied by it (SmoothQuant
 with α = ½). s_j comes from the calibration images; a power of two, it is exact, and the same whatever the number of
 threads. Where the products read a LayerNormalization it goes into that node's scale and bias.
 
+What follows a GELU or a ReLU is hardly ever below zero, and a range symmetric about zero would leave such activations
+half of the levels; theirs begins at each row's smallest value. That was the largest loss of a trained encoder.
+
 fp32 stay convolutions, the products of attention (two activations) and the last projection, of one token an image.
-Weights use all 8 bits: on a CPU without VNNI onnxruntime's 16-bit sums can saturate, so compare embeddings there.
 """
 
 from __future__ import annotations
@@ -29,6 +38,13 @@ from build.precision import MATRIX_OPS, MAX_FILE_BYTES, read_model, with_nodes, 
 
 _BATCH = 8
 _ZERO_POINT = 128  # uint8 values 1 to 255 stand for -127 to 127; onnxruntime's uint8 × int8 product is the fast one
+_ONE_SIDED = 0.75
+"""A range this small beside the one symmetric about zero that holds it is taken as it is; after a GELU it is 0.5."""
+
+MAX_LEVEL = 127
+"""The largest int8 weight."""
+MAX_PAIR = 128
+"""The most that rows 2k and 2k + 1 of a column may add up to, on either side of zero: 255 × 128 < 2¹⁵."""
 
 
 @dataclass(frozen=True)
@@ -75,8 +91,8 @@ def to_int8(source: Path, target: Path, calibration: np.ndarray, *, max_file_byt
     products = _products(model, source.parent)
     if not products:
         raise PrecisionError(f"{source}: no matrix product with constant weights to quantize; build it in fp32")
-    largest = _largest_activations(model, source.parent, products, calibration)
-    rewriter = _Int8Rewriter(model, source.parent, products, largest)
+    ranges = _activation_ranges(model, source.parent, products, calibration)
+    rewriter = _Int8Rewriter(model, source.parent, products, ranges)
     for node in model.graph.node:
         rewriter.add(node)
     quantized = with_nodes(model, rewriter.nodes, rewriter.constants)
@@ -119,41 +135,58 @@ def _product(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], folder:
     return _Product(node, weight, bool(attributes.get("transB", 0)), folder)
 
 
-def _largest_activations(
+@dataclass(frozen=True)
+class _Range:
+    """(K,) lowest and highest value of each channel of an activation."""
+
+    lowest: np.ndarray
+    highest: np.ndarray
+
+    @property
+    def largest(self) -> np.ndarray:
+        """(K,) absolute values."""
+        return np.maximum(-self.lowest, self.highest)
+
+    def united(self, other: _Range) -> _Range:
+        return _Range(np.minimum(self.lowest, other.lowest), np.maximum(self.highest, other.highest))
+
+
+def _activation_ranges(
     model: onnx.ModelProto, folder: Path, products: list[_Product], calibration: np.ndarray
-) -> dict[str, np.ndarray]:
-    """Name of each product's input → (K,) largest absolute value of each channel over the calibration images."""
+) -> dict[str, _Range]:
+    """Name of each product's input → its range over the calibration images."""
+    names = list(dict.fromkeys(product.activation for product in products))
     session = _watching_session(model, folder, {product.activation: product.width for product in products})
-    names = [output.name for output in session.get_outputs()]
+    outputs = [f"{name}_{end}" for name in names for end in ("lowest", "highest")]
     feed = session.get_inputs()[0].name
-    largest: dict[str, np.ndarray] = {}
+    ranges: dict[str, _Range] = {}
     for start in range(0, len(calibration), _BATCH):
-        found = session.run(names, {feed: calibration[start : start + _BATCH]})
-        for name, values in zip(names, found, strict=True):
-            largest[name] = np.maximum(largest.get(name, 0), np.asarray(values))
-    largest = {name.removesuffix("_largest"): values for name, values in largest.items()}
-    for name, values in largest.items():
-        if not np.isfinite(values).all():
+        values = [np.asarray(array) for array in session.run(outputs, {feed: calibration[start : start + _BATCH]})]
+        for name, lowest, highest in zip(names, values[::2], values[1::2], strict=True):
+            channels = _Range(lowest, highest)
+            ranges[name] = ranges[name].united(channels) if name in ranges else channels
+    for name, channels in ranges.items():
+        if not np.isfinite(channels.largest).all():
             raise PrecisionError(f"{name} is not finite for a calibration image; check the fp32 encoder")
-    return largest
+    return ranges
 
 
 def _watching_session(model: onnx.ModelProto, folder: Path, widths: dict[str, int]) -> onnxruntime.InferenceSession:
-    """The model with one output for each of these tensors: the largest absolute value of its channels."""
+    """The model with two outputs for each of these tensors: the lowest and the highest value of its channels."""
     watching = onnx.ModelProto()
     watching.CopyFrom(model)
     graph = watching.graph
     del graph.output[:]
     opset = opset_of(model)
     for name, width in widths.items():
-        rows, absolute, largest = f"{name}_rows", f"{name}_absolute", f"{name}_largest"
+        rows = f"{name}_rows"
         shape = numpy_helper.from_array(np.array([-1, width]), f"{name}_shape")
         axes = numpy_helper.from_array(np.array([0]), f"{name}_axes")
         graph.initializer.extend([shape, axes])
         graph.node.append(helper.make_node("Reshape", [name, shape.name], [rows]))
-        graph.node.append(helper.make_node("Abs", [rows], [absolute]))
-        graph.node.append(reduction("ReduceMax", absolute, largest, 0, axes.name, opset, keepdims=0))
-        graph.output.append(helper.make_tensor_value_info(largest, TensorProto.FLOAT, [width]))
+        for kind, end in (("ReduceMin", "lowest"), ("ReduceMax", "highest")):
+            graph.node.append(reduction(kind, rows, f"{name}_{end}", 0, axes.name, opset, keepdims=0))
+            graph.output.append(helper.make_tensor_value_info(f"{name}_{end}", TensorProto.FLOAT, [width]))
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder.resolve()))
@@ -161,7 +194,7 @@ def _watching_session(model: onnx.ModelProto, folder: Path, widths: dict[str, in
 
 
 def opset_of(model: onnx.ModelProto) -> int:
-    """Of the default domain."""
+    """The version of the default domain's operators."""
     return next(opset.version for opset in model.opset_import if opset.domain in {"", "ai.onnx"})
 
 
@@ -191,23 +224,51 @@ def _raised(largest: np.ndarray) -> np.ndarray:
 
 
 def quantize_columns(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(K, N) float32 → (K, N) int8 in -127 to 127, and (N,) float32 scales.
+    """(K, N) float32 → (K, N) int8 in -127 to 127 whose neighbours add up to at most 128, and (N,) float32 scales.
 
     Raises:
         PrecisionError: a value is not finite.
     """
-    scales = np.abs(matrix).max(axis=0) / np.float32(127)
+    # Rounding adds up to half a level to each half of a pair.
+    scales = np.maximum(np.abs(matrix).max(axis=0) / MAX_LEVEL, largest_pairs(matrix) / (MAX_PAIR - 1))
     if not np.isfinite(scales).all():
         raise PrecisionError("a weight is not finite; the weights are damaged, fetch or export them again")
-    scales = np.where(scales > 0, scales, np.float32(1)).astype(np.float32)
+    scales = np.where(scales > 0, scales, 1).astype(np.float32)
     return np.round(matrix / scales).astype(np.int8), scales
+
+
+def largest_pairs(matrix: np.ndarray) -> np.ndarray:
+    """(K, N) → (N,) the most that rows 2k and 2k + 1 add up to on one side of zero, as activations are not negative."""
+    pairs = np.pad(matrix, ((0, len(matrix) % 2), (0, 0))).reshape(-1, 2, matrix.shape[1])
+    upward = np.maximum(pairs, 0).sum(axis=1, dtype=np.float64)
+    downward = -np.minimum(pairs, 0).sum(axis=1, dtype=np.float64)
+    return np.maximum(upward, downward).max(axis=0)
+
+
+def saturating_products(path: Path) -> list[str]:
+    """Names of an int8 file's products that compute something else on an x86 CPU without VNNI; as older builds made."""
+    model = onnx.load(path)
+    weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT8}
+    return [
+        node.name
+        for node in model.graph.node
+        if node.op_type == "MatMulIntegerToFloat"
+        and node.input[1] in weights
+        and largest_pairs(numpy_helper.to_array(weights[node.input[1]])).max() > MAX_PAIR
+    ]
+
+
+def _is_one_sided(channels: _Range, scale: np.ndarray) -> bool:
+    """Whether the activation, its channels divided by `scale`, lies nearly all on one side of zero."""
+    lowest, highest = float((channels.lowest / scale).min()), float((channels.highest / scale).max())
+    return highest - lowest < _ONE_SIDED * 2 * max(-lowest, highest)
 
 
 class _Int8Rewriter:
     """The nodes and new constants of the int8 graph."""
 
     def __init__(
-        self, model: onnx.ModelProto, folder: Path, products: list[_Product], largest: dict[str, np.ndarray]
+        self, model: onnx.ModelProto, folder: Path, products: list[_Product], ranges: dict[str, _Range]
     ) -> None:
         self.folder = folder
         self.opset = opset_of(model)
@@ -220,12 +281,15 @@ class _Int8Rewriter:
         self.constants: dict[str, np.ndarray] = {
             "int8_last_axis": np.array([-1]),
             "int8_levels": np.array(1 / 127, np.float32),
+            "int8_all_levels": np.array(1 / 255, np.float32),
             "int8_smallest": np.array(1e-20, np.float32),
             "int8_one": np.array(1, np.float32),
             "int8_zero_point": np.array(_ZERO_POINT, np.uint8),
+            "int8_no_zero_point": np.array(0, np.uint8),
         }
         self.rows: dict[str, tuple[str, str]] = {}  # activation → its uint8 form, its rows' scales
-        self.scales = self._smoothing(products, largest)
+        self.scales = self._smoothing(products, ranges)
+        self.one_sided = {name for name, scale in self.scales.items() if _is_one_sided(ranges[name], scale)}
         self.folded = {norm.output[0]: s for name, s in self.scales.items() if (norm := self._norm(name)) is not None}
         self.in_norm = {name for name in self.scales if self._norm(name) is not None}
 
@@ -239,12 +303,12 @@ class _Int8Rewriter:
         else:
             self.nodes.append(node)
 
-    def _smoothing(self, products: list[_Product], largest: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def _smoothing(self, products: list[_Product], ranges: dict[str, _Range]) -> dict[str, np.ndarray]:
         """Name of each activation → (K,), fit for all products that read it."""
         rows: dict[str, list[np.ndarray]] = defaultdict(list)
         for product in products:
             rows[product.activation].append(np.abs(product.matrix()).max(axis=1))
-        return {name: smoothing(largest[name], np.max(found, axis=0)) for name, found in rows.items()}
+        return {name: smoothing(ranges[name].largest, np.max(weights, axis=0)) for name, weights in rows.items()}
 
     def _norm(self, name: str) -> onnx.NodeProto | None:
         """The LayerNormalization that makes this activation, when nothing but its products reads it."""
@@ -278,7 +342,7 @@ class _Int8Rewriter:
         self.nodes.append(new)
 
     def _quantized(self, name: str) -> tuple[str, str]:
-        """Names of the activation as uint8 with zero point 128, and of its rows' scales; made once."""
+        """Names of the activation as uint8, and of its rows' scales; made once."""
         if name not in self.rows:
             self.rows[name] = f"{name}_uint8", f"{name}_scale"
             smooth = name
@@ -288,25 +352,48 @@ class _Int8Rewriter:
             for kind in ("ReduceMax", "ReduceMin"):
                 output = f"{name}_{kind}"
                 self.nodes.append(reduction(kind, smooth, output, -1, "int8_last_axis", self.opset, keepdims=1))
-            self._node("Neg", [f"{name}_ReduceMin"], f"{name}_negative")
-            self._node("Max", [f"{name}_ReduceMax", f"{name}_negative", "int8_smallest"], f"{name}_largest")
-            self._node("Mul", [f"{name}_largest", "int8_levels"], f"{name}_scale")
-            self._node("Div", [smooth, f"{name}_scale"], f"{name}_levels")
-            self._node("QuantizeLinear", [f"{name}_levels", "int8_one", "int8_zero_point"], f"{name}_uint8")
+            if name in self.one_sided:
+                self._node("Sub", [f"{name}_ReduceMax", f"{name}_ReduceMin"], f"{name}_span")
+                self._node("Max", [f"{name}_span", "int8_smallest"], f"{name}_largest")
+                self._node("Sub", [smooth, f"{name}_ReduceMin"], f"{name}_above_lowest")
+                self._levels(name, f"{name}_above_lowest", "int8_all_levels")
+            else:
+                self._node("Neg", [f"{name}_ReduceMin"], f"{name}_negative")
+                self._node("Max", [f"{name}_ReduceMax", f"{name}_negative", "int8_smallest"], f"{name}_largest")
+                self._levels(name, smooth, "int8_levels")
         return self.rows[name]
 
+    def _levels(self, name: str, values: str, levels: str) -> None:
+        """Append what makes uint8 of an activation's values: the largest of a row is so many levels."""
+        self._node("Mul", [f"{name}_largest", levels], f"{name}_scale")
+        self._node("Div", [values, f"{name}_scale"], f"{name}_levels")
+        self._node("QuantizeLinear", [f"{name}_levels", "int8_one", self._zero_point(name)], f"{name}_uint8")
+
+    def _zero_point(self, name: str) -> str:
+        return "int8_no_zero_point" if name in self.one_sided else "int8_zero_point"
+
     def _multiply(self, product: _Product, rows: str, scale: str) -> None:
-        """Append the integer product, times the rows' scales, plus the bias."""
-        output = product.node.output[0]
+        """Append the integer product times the rows' scales, with the share of the rows' smallest values and the bias."""
+        output, activation = product.node.output[0], product.activation
         name = f"{output}_weight"
-        matrix = product.matrix() * self.scales[product.activation][:, None]
+        matrix = product.matrix() * self.scales[activation][:, None]
         self.constants[name], self.constants[f"{name}_scale"] = quantize_columns(matrix)
-        inputs = [rows, name, "int8_one", f"{name}_scale", "int8_zero_point"]
+        inputs = [rows, name, "int8_one", f"{name}_scale", self._zero_point(activation)]
         self._node("MatMulIntegerToFloat", inputs, f"{output}_unscaled", domain="com.microsoft")
-        scaled = output if product.bias is None else f"{output}_scaled"
-        self._node("Mul", [f"{output}_unscaled", scale], scaled)
+        terms = []
+        if activation in self.one_sided:
+            sums = self.constants[name].sum(axis=0, dtype=np.int32) * self.constants[f"{name}_scale"]
+            self.constants[f"{name}_sums"] = sums.astype(np.float32)
+            self._node("Mul", [f"{activation}_ReduceMin", f"{name}_sums"], f"{output}_lowest")
+            terms.append(f"{output}_lowest")
         if product.bias is not None:
-            self._node("Add", [scaled, product.bias], output)
+            terms.append(product.bias)
+        self._node("Mul", [f"{output}_unscaled", scale], f"{output}_scaled" if terms else output)
+        total = f"{output}_scaled"
+        for number, term in enumerate(terms, 1):
+            following = output if number == len(terms) else f"{output}_sum_{number}"
+            self._node("Add", [total, term], following)
+            total = following
 
     def _node(self, kind: str, inputs: list[str], output: str, domain: str = "") -> None:
         self.nodes.append(helper.make_node(kind, inputs, [output], name=output, domain=domain))
