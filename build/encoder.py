@@ -90,6 +90,7 @@ def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifes
 
     from build.parity import Reference, check_embeddings, onnx_embeddings
     from build.quantize import to_int8
+    from build.speed import images_per_second, speed_report
     from recipes.photos import calibration_pictures, verification_pictures
     from recipes.pixels import served_pixels
 
@@ -107,6 +108,8 @@ def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifes
             calibration = served_pixels(full.preprocessing, recipe.serving, calibration_pictures())
             to_int8(source / "model.onnx", path, calibration)
             embeddings = onnx_embeddings(path, pixels)
+            speeds = images_per_second([path, source / "model.onnx"], pixels)
+            print(f"encoder {full.id}: {speed_report(precision, *speeds)}", file=sys.stderr)
         parity = check_embeddings(reference, embeddings, recipe, precision)
         parity = _decode_parity(full) | parity
         manifest = full.model_copy(update={"precision": precision, "made_from": full.onnx_sha256})
@@ -188,8 +191,16 @@ def up_to_date(
         and path.is_file()
         and (folder / VERIFICATION).is_file()
         and manifest.onnx_sha256 == sha256_of(*onnx_files(path))
+        and not (precision == "int8" and _saturates(path))
     )
     return manifest if same else None
+
+
+def _saturates(path: Path) -> bool:
+    """Whether an int8 file, as builds before this one made them, computes something else on some CPUs."""
+    from build.quantize import saturating_products
+
+    return bool(saturating_products(path))
 
 
 def recipe_part(recipe: Recipe) -> dict:
