@@ -27,6 +27,12 @@ service_pb2: Any = _service_pb2  # its messages are made at import, which pyrigh
 
 EMBED_DIM = 8
 REVISION = 0x0123456789ABCDEF
+HTTP_STATUSES = {
+    grpc.StatusCode.INVALID_ARGUMENT: 400,
+    grpc.StatusCode.NOT_FOUND: 404,
+    grpc.StatusCode.CANCELLED: 499,
+    grpc.StatusCode.UNAVAILABLE: 503,
+}
 DTYPES = {"f": "FP32", "i4": "INT32", "i8": "INT64"}
 
 
@@ -50,7 +56,7 @@ class Failure(Exception):
 
     @property
     def http_status(self) -> int:
-        return {grpc.StatusCode.INVALID_ARGUMENT: 400, grpc.StatusCode.UNAVAILABLE: 503}.get(self.status, 500)
+        return HTTP_STATUSES.get(self.status, 500)
 
 
 @dataclass
@@ -62,10 +68,14 @@ class FakeModel:
     """Images that start with it take `delay_s`; by default all do."""
     fail_next: list[Failure] = field(default_factory=list)
     """Each is raised by one inference."""
+    refuse_next: list[Failure] = field(default_factory=list)
+    """Each is raised by one call about a model: for its config, or an inference."""
     dead_after: int | None = None
     """Inferences answered before the server stops taking requests."""
     stub_dead: bool = False
     ready: bool = True
+    not_ready_next: int = 0
+    """So many times the server says that it is not ready."""
     max_batch_size: int = 8
     priorities: set[int] = field(default_factory=set)
     sizes: list[int] = field(default_factory=list)
@@ -76,7 +86,14 @@ class FakeModel:
     _running: int = 0
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
+    def is_ready(self) -> bool:
+        with self._lock:
+            self.not_ready_next -= 1
+            return self.ready and self.not_ready_next < 0
+
     def config(self, model: str) -> dict:
+        """Raises Failure."""
+        self._refuse()
         batches = {"max_batch_size": self.max_batch_size}
         if model == "image_embedding":
             return batches | {"output": [_output("embedding", EMBED_DIM)]}
@@ -89,6 +106,7 @@ class FakeModel:
     def infer(self, images: list[bytes], outputs: list[str]) -> dict[str, np.ndarray]:
         """Raises Failure, of all the images when one is bad."""
         assert len(images) <= self.max_batch_size
+        self._refuse()
         with self._lock:
             self.sizes.append(len(images))
         answers, refused = [], []
@@ -102,6 +120,11 @@ class FakeModel:
         if refused:
             raise Failure(grpc.StatusCode.INVALID_ARGUMENT, f"in ensemble 'image_score', {'; '.join(refused)}")
         return {name: np.concatenate([answer[name] for answer in answers]) for name in outputs}
+
+    def _refuse(self) -> None:
+        with self._lock:
+            if self.refuse_next:
+                raise self.refuse_next.pop(0)
 
     def _infer_one(self, image: bytes, outputs: list[str], place: int) -> dict[str, np.ndarray]:
         with self._lock:
@@ -188,10 +211,14 @@ class _GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.model = model
 
     def ServerReady(self, request, context):
-        return service_pb2.ServerReadyResponse(ready=self.model.ready)
+        return service_pb2.ServerReadyResponse(ready=self.model.is_ready())
 
     def ModelConfig(self, request, context):
-        config = self.model.config(request.name)
+        try:
+            config = self.model.config(request.name)
+        except Failure as failure:
+            context.abort(failure.status, failure.message)
+            raise AssertionError("abort raises") from failure
         response = service_pb2.ModelConfigResponse()
         response.config.max_batch_size = config.get("max_batch_size", 0)
         for output in config["output"]:
@@ -232,9 +259,9 @@ class _HttpHandler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         if self.path == "/v2/health/ready":
-            self._reply(200 if self.model.ready else 400, b"")
+            self._reply(200 if self.model.is_ready() else 400, b"")
         elif self.path.endswith("/config"):
-            self._reply(200, json.dumps(self.model.config(self.path.split("/")[3])).encode())
+            self._reply_config(self.path.split("/")[3])
         else:
             self._reply(404, b'{"error": "not found"}')
 
@@ -247,7 +274,7 @@ class _HttpHandler(BaseHTTPRequestHandler):
         try:
             tensors = self.model.infer(_images(body[header_length:]), requested)
         except Failure as failure:
-            self._reply(failure.http_status, json.dumps({"error": failure.message}).encode())
+            self._reply_failure(failure)
             return
         outputs = [
             {
@@ -260,6 +287,17 @@ class _HttpHandler(BaseHTTPRequestHandler):
         ]
         answer = json.dumps({"model_name": "image_score", "outputs": outputs}).encode()
         self._reply(200, answer + b"".join(tensor.tobytes() for tensor in tensors.values()), len(answer))
+
+    def _reply_config(self, model: str) -> None:
+        try:
+            config = self.model.config(model)
+        except Failure as failure:
+            self._reply_failure(failure)
+            return
+        self._reply(200, json.dumps(config).encode())
+
+    def _reply_failure(self, failure: Failure) -> None:
+        self._reply(failure.http_status, json.dumps({"error": failure.message}).encode())
 
     def _reply(self, status: int, body: bytes, header_length: int | None = None) -> None:
         self.send_response(status)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from clipsieve import ImageRejected, InferenceFailed, ServerUnavailable
-from clipsieve._exceptions import failure_from_status, rejections_from_message
+from clipsieve.triton_messages import failure_from_status, rejections_from_message
 
 
 @pytest.mark.parametrize(

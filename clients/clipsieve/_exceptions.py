@@ -2,6 +2,8 @@
 
 ClipsieveError
 ├── ServerUnavailable   nothing answered at the address, also after retries: raised
+│   └── ServerNotReady  a server answered that is still loading its models, or is stopping: raised
+├── NotClipsieve        what answers is ready, and has not the models of a clipsieve server: raised
 ├── AccessDenied        the server wants another token: raised
 ├── UnknownHead         the server, or a table, has no such head: raised
 ├── UnknownThreshold    a head has no such operating point, or cannot be cut at one threshold: raised
@@ -23,8 +25,6 @@ The last seven are raised by what they are named for, and by no method of a clie
 
 from __future__ import annotations
 
-import re
-
 
 class ClipsieveError(Exception):
     """Base of every exception of this package."""
@@ -32,6 +32,14 @@ class ClipsieveError(Exception):
 
 class ServerUnavailable(ClipsieveError):
     """Nothing answered at the address, or what answered takes no requests now."""
+
+
+class ServerNotReady(ServerUnavailable):
+    """The server answers, and is still loading its models, or is stopping."""
+
+
+class NotClipsieve(ClipsieveError):
+    """The server is ready and lacks a model that every clipsieve server has: waiting for it would not help."""
 
 
 class UnknownHead(ClipsieveError):
@@ -71,41 +79,3 @@ class ImageRejected(ImageFailed):
 
 class InferenceFailed(ImageFailed):
     """The server failed, was too busy or took too long."""
-
-
-# One bad image in a server's message; the text runs to the next one or to the end.
-_REJECTION = re.compile(
-    r"\bimage (?P<index>\d+): (?P<code>[A-Z][A-Z0-9_]*): (?P<text>.*?)(?=; image \d+: [A-Z][A-Z0-9_]*: |\Z)", re.DOTALL
-)
-
-
-def rejections_from_message(message: str) -> list[ImageRejected]:
-    """The bad images a server's INVALID_ARG message names; empty when it names none.
-
-    `in ensemble 'image_score', image 0: NOT_AN_IMAGE: no known format; image 2: EMPTY: no bytes` → two.
-    """
-    return [
-        ImageRejected(found["code"], found["text"].strip(), int(found["index"]))
-        for found in _REJECTION.finditer(message)
-    ]
-
-
-def failure_from_status(code: str, message: str, url: str) -> ClipsieveError:
-    """The exception for a failed call.
-
-    Args:
-        code: name of the gRPC status, such as `INVALID_ARGUMENT`; HTTP statuses are mapped to these.
-        message: what the server, or the connection, said.
-        url: where the call went, for the message.
-    """
-    if code == "UNAVAILABLE":
-        if "maximum queue size" in message or "Request timeout expired" in message:  # no room, or waited too long
-            return InferenceFailed("SERVER_BUSY", message)
-        return ServerUnavailable(f"no answer from {url}: {message}")
-    if code in ("UNAUTHENTICATED", "PERMISSION_DENIED"):
-        return AccessDenied(f"{url} refuses access ({code}): {message}")
-    if code == "INVALID_ARGUMENT":
-        rejections = rejections_from_message(message)
-        if rejections:
-            return rejections[0]
-    return InferenceFailed(code, message)

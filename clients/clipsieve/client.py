@@ -8,7 +8,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +17,8 @@ from clipsieve._exceptions import (
     ClipsieveError,
     ImageRejected,
     InferenceFailed,
+    NotClipsieve,
+    ServerNotReady,
     ServerUnavailable,
     UnknownHead,
     VersionChanged,
@@ -28,6 +30,7 @@ from clipsieve.pump import pump, pump_groups
 from clipsieve.results import Embedding, EmbeddingScores, Head, HeadScore, Health, Score
 from clipsieve.settings import Settings
 from clipsieve.transport import ModelConfig, Request, Transport, embedding_tensor, image_tensor, open_transport
+from clipsieve.triton_messages import is_process_dead, is_unknown_model
 
 SCORE_MODEL = "image_score"
 EMBEDDING_MODEL = "image_embedding"
@@ -38,9 +41,6 @@ _READY_TIMEOUT_S = 5.0
 
 _REQUEST_BYTES = 1 << 20
 """A request takes no further image once it holds so many: what a request costs is nothing beside decoding those."""
-
-_STUB_DEAD = "is not healthy"
-"""In Triton's message when a model's Python process is gone; Triton never starts it again by itself."""
 
 _BUSY_PAUSE_S = (0.2, 1.0)
 """Before an image is sent again to a server whose queue stayed full; between these, so that not all come at once."""
@@ -57,7 +57,7 @@ class AsyncClient(Settings):
     def __post_init__(self) -> None:
         super().__post_init__()
         self._readers = ThreadPoolExecutor(_FILE_READERS, thread_name_prefix="clipsieve-read")
-        self._outage = Outage(self.wait_s, self._is_ready)
+        self._outage = Outage(self.wait_s, self._check_ready)
         self._transport: Transport | None = None
         self._known_heads: list[Head] = []
         self._max_batch_sizes: dict[str, int] = {}
@@ -79,12 +79,11 @@ class AsyncClient(Settings):
         """The heads the server offers now.
 
         Raises:
-            ServerUnavailable: nothing answers.
-            InferenceFailed: what answers has no image_score model.
+            ServerUnavailable: nothing answers, or a server that is still loading, also after `wait_s`.
+            NotClipsieve: what answers has no image_score model.
         """
-        transport = self._connected()
         names = _head_names(await self._config(SCORE_MODEL))
-        configs = await asyncio.gather(*(transport.model_config(f"{name}_head", self.timeout_s) for name in names))
+        configs = await asyncio.gather(*(self._config(f"{name}_head") for name in names))
         self._known_heads = [
             Head.from_parameters(name, config.parameters) for name, config in zip(names, configs, strict=True)
         ]
@@ -120,7 +119,9 @@ class AsyncClient(Settings):
         is a result with an `error`, also when it shared its request with others.
 
         Raises:
-            ServerUnavailable: the server is gone, also after retries and `wait_s`. Results so far have been yielded.
+            ServerUnavailable: the server is gone or loading, also after retries and `wait_s`. Results so far have been
+                yielded.
+            NotClipsieve: what answers has no image_score model.
             UnknownHead: see `chosen_heads`.
         """
         chosen = await self.chosen_heads(heads)
@@ -167,7 +168,7 @@ class AsyncClient(Settings):
             VersionChanged: the head was replaced in between.
         """
         (chosen,) = await self.chosen_heads(head)
-        config = await self._connected().model_config(f"{head}_head", self.timeout_s)
+        config = await self._config(f"{head}_head")
         _check_embeddings(embeddings, await self.embed_dim())
         size = max(1, config.max_batch_size)
         batches = [embeddings[start : start + size] for start in range(0, len(embeddings), size)]
@@ -187,22 +188,24 @@ class AsyncClient(Settings):
                 which stays "ready" when a process that decodes images has died.
             timeout_s: deadline of each step.
         """
-        transport = self._connected()
         try:
-            ready = await transport.is_ready(timeout_s)
+            await self._check_ready(timeout_s)
+        except ServerNotReady as error:
+            return Health("not_ready", str(error))
         except ClipsieveError as error:
             return Health("unavailable", str(error))
-        if not ready:
-            return Health("not_ready", "the server answers, but is not ready: still loading, or a model failed to load")
         if not deep:
             return Health("ok", "the server says that it is ready; no image was scored")
-        return await self._probe(transport, timeout_s)
+        return await self._probe(self._connected(), timeout_s)
 
     async def _probe(self, transport: Transport, timeout_s: float) -> Health:
         started = time.perf_counter()
         try:
-            names = _head_names(await transport.model_config(SCORE_MODEL, timeout_s))
+            config = await self._of_model(SCORE_MODEL, lambda: transport.model_config(SCORE_MODEL, timeout_s))
+            names = _head_names(config)
             await transport.infer(Request(SCORE_MODEL, image_tensor(_probe_image()), names), timeout_s)
+        except ServerNotReady as error:
+            return Health("not_ready", str(error))
         except ClipsieveError as error:
             if isinstance(error, InferenceFailed) and error.code == "SERVER_BUSY":
                 return Health("busy", f"the server works, and has no room for another image now: {error}")
@@ -249,17 +252,20 @@ class AsyncClient(Settings):
         return self._max_batch_sizes[model]
 
     async def _config(self, model: str) -> ModelConfig:
-        """What the server says of a model now; its batch size is kept."""
-        config = await self._connected().model_config(model, self.timeout_s)
+        """What the server says of a model now; its batch size is kept. Waits as `_infer` does."""
+        config = await self._answered(model, lambda: self._connected().model_config(model, self.timeout_s))
         self._max_batch_sizes[model] = max(1, config.max_batch_size)
         return config
 
     async def _infer(self, request: Request) -> dict[str, np.ndarray]:
-        """One answer; waits for a server that went away, or is too busy, as long as `wait_s` says."""
+        """One answer; waits for a server that is gone, loading or too busy, as long as `wait_s` says."""
+        return await self._answered(request.model, lambda: self._infer_once(request))
+
+    async def _answered(self, model: str, call: Callable[[], Awaitable[_Result]]) -> _Result:
         give_up_at = time.monotonic() + self.wait_s
         while True:
             try:
-                answer = await self._infer_once(request)
+                answer = await self._of_model(model, call)
             except ServerUnavailable as error:
                 await self._outage.wait(error)
             except InferenceFailed as error:
@@ -270,22 +276,44 @@ class AsyncClient(Settings):
                 self._outage.over()
                 return answer
 
+    async def _of_model(self, model: str, call: Callable[[], Awaitable[_Result]]) -> _Result:
+        """What a call about a model gives.
+
+        Raises:
+            ServerNotReady: the server does not know the model, and is still loading.
+            NotClipsieve: the server is ready, and does not know the model.
+        """
+        try:
+            return await call()
+        except InferenceFailed as error:
+            if not is_unknown_model(error):
+                raise
+        with suppress(InferenceFailed):  # of something else than Triton, which has no such question
+            await self._check_ready()
+        try:
+            return await call()  # once more: it may have become ready since
+        except InferenceFailed as error:
+            if not is_unknown_model(error):
+                raise
+            address = self.endpoint().address
+            problem = f"it is ready and has no model {model} ({error.message})"
+            raise NotClipsieve(f"{address} is not a clipsieve server: {problem}") from None
+
     async def _infer_once(self, request: Request) -> dict[str, np.ndarray]:
         try:
             return await self._connected().infer(request, self.timeout_s)
         except InferenceFailed as error:
-            if error.code == "NOT_FOUND":  # a server that stops unloads its models and still answers
-                raise ServerUnavailable(
-                    f"the server no longer has the model {request.model}: {error.message}"
-                ) from None
-            if self.wait_s and _STUB_DEAD in error.message:  # until it is restarted, which is seen by a healthy answer
+            if self.wait_s and is_process_dead(error):  # until it is restarted, which is seen by a healthy answer
                 raise ServerUnavailable(f"a process of the server has died: {error.message}") from None
             if error.code == "DEADLINE_EXCEEDED" and self.wait_s:
-                await self._is_ready()  # raises when it is not the image that is slow: the machine is gone
+                await self._check_ready()  # raises when it is not the image that is slow: the machine is gone
             raise
 
-    async def _is_ready(self) -> bool:
-        return await self._connected().is_ready(_READY_TIMEOUT_S)
+    async def _check_ready(self, timeout_s: float = _READY_TIMEOUT_S) -> None:
+        """Raises ServerUnavailable: nothing answers; ServerNotReady: a server that is not ready."""
+        if not await self._connected().is_ready(timeout_s):
+            address = self.endpoint().address
+            raise ServerNotReady(f"{address} answers, but is still loading its models, or a model failed to load")
 
     def _connected(self) -> Transport:
         if self._transport is None:

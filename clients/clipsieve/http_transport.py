@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 import aiohttp
 import numpy as np
 
-from clipsieve._exceptions import ClipsieveError, InferenceFailed, ServerUnavailable, failure_from_status
+from clipsieve._exceptions import ClipsieveError, InferenceFailed, ServerUnavailable
 from clipsieve.transport import PRIORITIES, Endpoint, ModelConfig, Request, Retry, array_from_wire, check_complete
+from clipsieve.triton_messages import failure_from_status
 
 _Answer = TypeVar("_Answer")
 
@@ -32,6 +33,8 @@ _CODES = {
     501: "UNIMPLEMENTED",
     503: "UNAVAILABLE",
 }
+_READINESS = {200: True, 400: False}
+"""Triton's answers; any other comes from something else."""
 
 
 class HttpTransport:
@@ -45,8 +48,10 @@ class HttpTransport:
         self._session = aiohttp.ClientSession(connector=connector, timeout=timeout, headers=dict(endpoint.headers))
 
     async def is_ready(self, timeout_s: float) -> bool:
-        status, _, _ = await self._control(self._call("GET", "health/ready"), timeout_s)
-        return status == 200
+        status, _, content = await self._control(self._call("GET", "health/ready"), timeout_s)
+        if status not in _READINESS:
+            raise self._failure(status, content)
+        return _READINESS[status]
 
     async def model_config(self, model: str, timeout_s: float) -> ModelConfig:
         config = await self._control(self._config(model), timeout_s)

@@ -1,4 +1,4 @@
-"""Requests that met a server that is gone wait here together until it is back."""
+"""Requests that met a server that is gone, or still loading, wait here together until it answers."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ class Outage:
 
     Args:
         wait_s: how long an outage may last; with 0 nobody waits.
-        is_ready: asks the server; an error means no.
+        check_ready: asks the server; raises ServerUnavailable while it is not ready.
     """
 
-    def __init__(self, wait_s: float, is_ready: Callable[[], Awaitable[bool]]) -> None:
+    def __init__(self, wait_s: float, check_ready: Callable[[], Awaitable[None]]) -> None:
         self._wait_s = wait_s
-        self._is_ready = is_ready
+        self._check_ready = check_ready
         self._since: float | None = None
-        self._polling: asyncio.Task[bool] | None = None
+        self._polling: asyncio.Task[ServerUnavailable | None] | None = None
 
     def over(self) -> None:
         """A request was answered."""
@@ -38,7 +38,7 @@ class Outage:
         """Return when it is worth trying again.
 
         Raises:
-            ServerUnavailable: `error`, when the outage has lasted too long.
+            ServerUnavailable: why the server did not answer last, when the outage has lasted too long.
         """
         if not self._wait_s:
             raise error
@@ -46,20 +46,23 @@ class Outage:
             self._since = time.monotonic()
             _log.warning("%s; waiting for the server up to %g s", error, self._wait_s)
         if self._polling is None or self._polling.done():
-            self._polling = asyncio.ensure_future(self._poll(self._since + self._wait_s))
-        if not await asyncio.shield(self._polling):
-            raise error
+            self._polling = asyncio.ensure_future(self._poll(error, self._since + self._wait_s))
+        if failure := await asyncio.shield(self._polling):
+            raise failure
 
-    async def _poll(self, deadline: float) -> bool:
-        """Whether the server answered before the deadline."""
+    async def _poll(self, failure: ServerUnavailable, deadline: float) -> ServerUnavailable | None:
+        """None once the server takes requests; at the deadline, why it does not."""
         while time.monotonic() < deadline:
             await asyncio.sleep(_POLL_S)
             try:
-                if await self._is_ready():
-                    return True
+                await self._check_ready()
+            except ServerUnavailable as error:
+                failure = error
             except ClipsieveError:
-                pass
-        return False
+                return None  # what answers is no server of ours, or wants another token: a request tells
+            else:
+                return None
+        return failure
 
     def close(self) -> None:
         if self._polling is not None:

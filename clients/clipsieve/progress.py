@@ -96,7 +96,7 @@ class Reporter:
     @contextmanager
     def watching(self, tally: Tally) -> Iterator[Callable[[], None]]:
         """Yields the function to call after each image."""
-        with self._logged(), _bar(self._has_bar) as bar:
+        with _bar(self._has_bar) as bar:
             self._bar = bar
             task = bar.add_task("images", total=None, failed=0) if bar else None
 
@@ -113,8 +113,8 @@ class Reporter:
                 self._bar = None
 
     @contextmanager
-    def _logged(self) -> Iterator[None]:
-        """What the library logs, such as a server that went away, is said."""
+    def logged(self) -> Iterator[None]:
+        """What the library logs meanwhile, such as a server that went away, is said."""
         log, handler = logging.getLogger("clipsieve"), _Said(self)
         log.addHandler(handler)
         try:

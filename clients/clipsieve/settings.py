@@ -32,8 +32,8 @@ class Settings:
     retry: Retry = field(default_factory=Retry)
     """How an inference is repeated when the server is unavailable or too busy."""
     wait_s: float = 0.0
-    """How long to wait for a server that goes away while images are scored, before ServerUnavailable is raised, and to
-    send an image again to one that is too busy."""
+    """How long to wait for a server that does not answer, at the start or later, or is still loading its models, before
+    ServerUnavailable is raised, and to send an image again to one that is too busy. `health` never waits."""
     tls: bool = False
     ca_file: str | Path | None = None
     """PEM certificates to trust instead of the system's; implies TLS."""

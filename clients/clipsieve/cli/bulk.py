@@ -14,7 +14,7 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from clipsieve._exceptions import ClipsieveError, VersionChanged
+from clipsieve._exceptions import ClipsieveError, ServerUnavailable, VersionChanged
 from clipsieve.cli.grouped import GroupedCommand, grouped, option
 from clipsieve.cli.options import SOME_FAILED, InputOptions, RunOptions, ServerOptions, exits
 from clipsieve.cli.score import HeadOptions
@@ -24,7 +24,7 @@ from clipsieve.ray.job import check_installed, connected, outcomes, served_to_wo
 from clipsieve.ray.part import Part, read_part
 from clipsieve.ray.plan import Plan, delete_leftovers, planned
 from clipsieve.ray.storage import is_remote, joined, local_path
-from clipsieve.ray.unit import Job, Outcome, Servers
+from clipsieve.ray.unit import Job, Outcome, Served, Servers
 from clipsieve.scoring import Columns
 
 _JOB = "Job"
@@ -179,7 +179,7 @@ class _Bulk:
         return tally, damaged
 
     def _job(self) -> Job:
-        found = served_to_workers(self.servers, self.heads.head, self.options.allow_version_change)
+        found = self._served()
         for problem in found.silent:
             self.reporter.say(f"going on without a server: {problem}", "server")
         for head in found.heads:
@@ -188,6 +188,19 @@ class _Bulk:
         key = "key" if self.plan.of_shards else "image_path"
         columns = Columns(tuple(found.heads), self.heads.threshold, self.heads.operating_point, key)
         return Job(self.plan, self.servers, columns, found.version, self.options.allow_version_change)
+
+    def _served(self) -> Served:
+        """What the servers have; says so before it waits for one."""
+        try:
+            return self._ask(replace(self.servers, wait_s=0))
+        except ServerUnavailable as error:
+            if not self.servers.wait_s:
+                raise
+            self.reporter.say(f"{error}; waiting for a server up to {self.servers.wait_s:g} s", "server")
+            return self._ask(self.servers)
+
+    def _ask(self, servers: Servers) -> Served:
+        return served_to_workers(servers, self.heads.head, self.options.allow_version_change)
 
     def _kept(self) -> dict[int, Part]:
         """The units whose file is there, whole and of this job."""

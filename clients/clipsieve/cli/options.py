@@ -199,7 +199,7 @@ class RunOptions:
         float,
         option(
             "--wait",
-            "How long to wait for a server that goes away during the run, or is too busy.",
+            "How long to wait, at the start or later, for a server that is gone, still loading or too busy.",
             group=_RUN,
             metavar="SECONDS",
             min=0,
@@ -240,9 +240,10 @@ def _header(text: str) -> tuple[str, str]:
 
 @contextmanager
 def exits(reporter: Reporter) -> Iterator[None]:
-    """Exit status and one line on stderr for the errors that are nobody's bug."""
+    """Exit status and one line on stderr for the errors that are nobody's bug; warnings are lines there too."""
     try:
-        yield
+        with reporter.logged():
+            yield
     except (InputRefused, OutputRefused, UnknownHead, UnknownThreshold) as error:
         fail(reporter, str(error), USAGE)
     except ServerUnavailable as error:

@@ -174,7 +174,7 @@ def served(servers: Servers, names: list[str] | None, allow_version_change: bool
     """Ask every server which heads it has, and score one small image to learn their version.
 
     Raises:
-        ServerUnavailable: none answers.
+        ServerUnavailable: none answers, or all are still loading, also after `servers.wait_s`.
         UnknownHead: one has not the heads asked for.
         VersionChanged: two have different heads, and that is not allowed.
     """
@@ -182,17 +182,29 @@ def served(servers: Servers, names: list[str] | None, allow_version_change: bool
 
 
 async def _served(servers: Servers, names: list[str] | None, allow_version_change: bool) -> Served:
-    answers = await asyncio.gather(*(_ask(client, names) for client in servers.clients()), return_exceptions=True)
-    found = [answer for answer in answers if isinstance(answer, tuple)]
-    failures = [answer for answer in answers if isinstance(answer, BaseException)]
-    for failure in failures:
-        if not isinstance(failure, ServerUnavailable) or not found:
-            raise failure
+    found, silent = await _answers(servers, names)
     differing = [(url, version) for url, _, version in found if version != found[0][2]]
     if differing and not allow_version_change:
         problem = f"{found[0][0]} has {found[0][2]} and {differing[0][0]} has {differing[0][1]}"
         raise VersionChanged(f"the servers have different heads: {problem}")
-    return Served(found[0][1], found[0][2], [str(failure) for failure in failures])
+    return Served(found[0][1], found[0][2], [str(failure) for failure in silent])
+
+
+async def _answers(
+    servers: Servers, names: list[str] | None
+) -> tuple[list[tuple[str, list[Head], str | None]], list[ServerUnavailable]]:
+    """What each server that answers has, and why the others do not; there is one that answers."""
+    give_up_at = time.monotonic() + servers.wait_s
+    while True:
+        answers = await asyncio.gather(*(_ask(client, names) for client in servers.clients()), return_exceptions=True)
+        silent = [answer for answer in answers if isinstance(answer, ServerUnavailable)]
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, ServerUnavailable):
+                raise answer
+        if found := [answer for answer in answers if not isinstance(answer, BaseException)]:
+            return found, silent
+        if time.monotonic() >= give_up_at:
+            raise silent[0]
 
 
 async def _ask(client: AsyncClient, names: list[str] | None) -> tuple[str, list[Head], str | None]:
