@@ -47,7 +47,6 @@ import math
 import re
 import sys
 import urllib.error
-import urllib.request
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
@@ -55,6 +54,7 @@ from typing import Literal
 import numpy as np
 
 from recipes.manifest import write_atomically
+from serving.no_proxy import urlopen
 from serving.triton_wheel import ServingError
 
 SERVED = "clipsieve_score_bucket"
@@ -162,7 +162,7 @@ def read_metrics(source: str) -> str:
     """
     try:
         if source.startswith(("http://", "https://")):
-            with urllib.request.urlopen(source, timeout=10) as response:
+            with urlopen(source, timeout=10) as response:
                 return response.read().decode()
         return Path(source).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

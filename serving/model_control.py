@@ -14,6 +14,7 @@ from google.protobuf import json_format
 from tritonclient.utils import InferenceServerException
 
 from serving.config_text import parsed
+from serving.no_proxy import GRPC_OPTIONS
 from serving.probe import HIGHEST_PRIORITY, REQUEST_ID, tiny_png
 from serving.triton_wheel import ServingError
 from serving.tritonserver_options import grpc_admin_headers
@@ -33,7 +34,7 @@ class ControlledServer:
         self.timeout_s = timeout_s
         """Of a load, which includes the model's warm-up."""
         self._headers = grpc_admin_headers(admin_key)
-        self._client = grpc.InferenceServerClient(url)
+        self._client = grpc.InferenceServerClient(url, channel_args=GRPC_OPTIONS)
 
     def __enter__(self) -> ControlledServer:
         return self

@@ -15,7 +15,6 @@ import csv
 import importlib.metadata
 import json
 import math
-import os
 import struct
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from recipes.manifest import sha256_of
 from recipes.paths import ROOT
 from recipes.photos import sample_photos
 from recipes.schema import RecipeError, load_recipe
+from serving import no_proxy
 from serving.triton_wheel import ServingError, find_wheel
 
 PERF_ANALYZER = ROOT / ".perf" / "bin" / "perf_analyzer"
@@ -110,7 +110,7 @@ def measure(
     data = outputs_folder / "images.json"
     data.write_text(json.dumps(input_data(photos)))
     link_libraries(wheel_libraries, outputs_folder)
-    environment = os.environ | {"LD_LIBRARY_PATH": f"{outputs_folder}:{wheel_libraries}"}
+    environment = no_proxy.environment() | {"LD_LIBRARY_PATH": f"{outputs_folder}:{wheel_libraries}"}
     rows = []
     for concurrency in concurrencies:
         try:

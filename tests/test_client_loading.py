@@ -214,16 +214,6 @@ def test_health_command_of_a_server_that_is_loading(url, protocol, model):
     assert "still loading its models" in result.stderr
 
 
-def test_proxy_of_the_environment_is_not_used(url, protocol, photos, monkeypatch):
-    for name in ("http_proxy", "https_proxy", "grpc_proxy", "all_proxy", "HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
-        monkeypatch.setenv(name, "http://127.0.0.1:9")
-    for name in ("no_proxy", "NO_PROXY", "no_grpc_proxy"):
-        monkeypatch.delenv(name, raising=False)
-    for command in (["score", photos], ["heads"], ["health"]):
-        result = run_cli(*command, "--url", url, "--protocol", protocol)
-        assert result.exit_code == 0, result.stderr
-
-
 # ---- the real server ----
 
 _GATE = """

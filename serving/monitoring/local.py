@@ -17,11 +17,11 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 from serving.monitoring.queries import Prometheus
+from serving.no_proxy import urlopen
 from serving.triton_wheel import ServingError
 from serving.tritonserver import HOST, free_ports
 
@@ -106,7 +106,7 @@ def started(command: list[str], folder: Path) -> Iterator[subprocess.Popen]:
 def wait_until_ready(process: subprocess.Popen, url: str, log: Path) -> None:
     deadline = time.monotonic() + READY_TIMEOUT_S
     while True:
-        with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
+        with contextlib.suppress(OSError), urlopen(url, timeout=5):
             return
         if process.poll() is not None or time.monotonic() > deadline:
             raise ServingError(f"prometheus is not ready; end of its log:\n{log.read_text()[-1000:]}")

@@ -10,9 +10,10 @@ import math
 import re
 import urllib.error
 import urllib.parse
-import urllib.request
 from dataclasses import dataclass
 from typing import Any
+
+from serving.no_proxy import urlopen
 
 TIMEOUT_S = 30.0
 
@@ -61,7 +62,7 @@ class Prometheus:
         """
         query = urllib.parse.urlencode(parameters, doseq=True)
         try:
-            with urllib.request.urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=TIMEOUT_S) as response:
+            with urlopen(f"{self.url}/api/v1/{path}?{query}", timeout=TIMEOUT_S) as response:
                 return json.load(response)["data"]
         except urllib.error.HTTPError as error:
             with error:
