@@ -59,6 +59,10 @@ class Failure(Exception):
         return HTTP_STATUSES.get(self.status, 500)
 
 
+UNKNOWN_MODEL = Failure(grpc.StatusCode.NOT_FOUND, "Request for unknown model: 'image_score' is not found")
+"""Of a server that has no such model, or has not loaded what it is made of."""
+
+
 @dataclass
 class FakeModel:
     heads: dict[str, dict[str, str]] = field(default_factory=lambda: {"demo": demo_parameters()})

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -23,14 +23,13 @@ from clipsieve.triton_messages import failure_from_status
 from serving.embedded import EmbeddedServer
 from serving.model_control import ControlledServer
 from serving.tritonserver import free_ports
-from tests.fakes import SERVE, Failure, FakeModel
+from tests.fakes import SERVE, UNKNOWN_MODEL, Failure, FakeModel
 
 NOT_FOUND, UNAVAILABLE, CANCELLED = (
     grpc.StatusCode.NOT_FOUND,
     grpc.StatusCode.UNAVAILABLE,
     grpc.StatusCode.CANCELLED,
 )
-UNKNOWN = Failure(NOT_FOUND, "Request for unknown model: 'image_score' is not found")
 STOPPING = (
     "[request id: <id_unknown>] Server is stopping, scheduler for model has stopped accepting new inference requests"
 )
@@ -55,6 +54,11 @@ ONCE = Retry(attempts=1)
 
 def _text(failure: Failure) -> str:
     return f"{failure.status.name}-{failure.message}"
+
+
+@pytest.fixture(autouse=True)
+def short_pauses(monkeypatch) -> None:
+    monkeypatch.setattr(outage, "_POLL_S", 0.02)
 
 
 @pytest.fixture(params=["grpc", "http"])
@@ -106,7 +110,7 @@ def test_first_call_waits_for_a_server_that_is_loading_or_stopping(url, protocol
 
 def test_model_that_is_unknown_to_a_server_that_loads_is_waited_for(url, protocol, model, caplog):
     """An ensemble is "not found" until its models are loaded."""
-    model.refuse_next = [UNKNOWN] * 2
+    model.refuse_next = [UNKNOWN_MODEL] * 2
     model.not_ready_next = 3
     with Client(url, protocol, wait_s=60) as client:
         assert client.score([b"one"])[0].ok
@@ -114,13 +118,13 @@ def test_model_that_is_unknown_to_a_server_that_loads_is_waited_for(url, protoco
 
 
 def test_model_that_came_between_two_questions_is_no_other_server(url, protocol, model):
-    model.refuse_next = [UNKNOWN]
+    model.refuse_next = [UNKNOWN_MODEL]
     with Client(url, protocol) as client:
         assert client.heads()
 
 
 def test_server_that_is_ready_and_has_no_such_model_is_not_waited_for(url, protocol, model):
-    model.refuse_next = [UNKNOWN] * 2
+    model.refuse_next = [UNKNOWN_MODEL] * 2
     expected = f"{url} is not a clipsieve server: it is ready and has no model image_score .*is not found"
     with Client(url, protocol, wait_s=3600) as client, pytest.raises(NotClipsieve, match=expected):
         client.heads()
@@ -129,7 +133,7 @@ def test_server_that_is_ready_and_has_no_such_model_is_not_waited_for(url, proto
 def test_run_ends_when_the_model_is_gone_for_good(url, protocol, model):
     with Client(url, protocol, wait_s=3600) as client:
         assert client.score([b"one"])[0].ok
-        model.refuse_next = [UNKNOWN] * 2
+        model.refuse_next = [UNKNOWN_MODEL] * 2
         with pytest.raises(NotClipsieve):
             client.score([b"two"])
 
@@ -143,7 +147,7 @@ def test_health_of_a_server_that_loads_or_stops(url, protocol, model):
             health = client.health()
             assert health.status == "not_ready"
             assert failure.message in health.message
-        model.refuse_next = [UNKNOWN] * 2
+        model.refuse_next = [UNKNOWN_MODEL] * 2
         assert (client.health().status, client.health().ok) == ("failing", True)
 
 
@@ -175,7 +179,7 @@ def inputs(photos, tmp_path) -> dict[str, list]:
 
 @pytest.mark.parametrize("kind", ["score", "score to stdout", "shards", "embed", "video"])
 def test_run_over_a_server_that_stays_loading_ends_as_without_a_server(url, protocol, model, inputs, kind):
-    model.refuse_next = [UNKNOWN] * 1000
+    model.refuse_next = [UNKNOWN_MODEL] * 1000
     model.ready = False
     result = run_cli(*inputs[kind], "--url", url, "--protocol", protocol, "--wait", "0.1")
     assert (result.exit_code, result.stdout) == (5, "")
@@ -185,21 +189,21 @@ def test_run_over_a_server_that_stays_loading_ends_as_without_a_server(url, prot
 
 @pytest.mark.parametrize("kind", ["score", "score to stdout", "shards", "embed"])
 def test_run_waits_for_a_server_that_is_loading(url, protocol, model, inputs, kind):
-    model.refuse_next = [UNKNOWN] * 2
+    model.refuse_next = [UNKNOWN_MODEL] * 2
     model.not_ready_next = 2
     result = run_cli(*inputs[kind], "--url", url, "--protocol", protocol, "--wait", "60")
     assert result.exit_code == 0, result.stderr
 
 
 def test_run_over_another_server_fails_at_once(url, protocol, model, photos):
-    model.refuse_next = [UNKNOWN] * 1000
+    model.refuse_next = [UNKNOWN_MODEL] * 1000
     result = run_cli("score", photos, "--url", url, "--protocol", protocol, "--wait", "3600")
     assert (result.exit_code, result.stdout) == (1, "")
     assert f"clipsieve: {url} is not a clipsieve server" in result.stderr
 
 
 def test_heads_of_a_server_that_is_loading(url, protocol, model):
-    model.refuse_next = [UNKNOWN]
+    model.refuse_next = [UNKNOWN_MODEL]
     model.ready = False
     result = run_cli("heads", "--url", url, "--protocol", protocol)
     assert result.exit_code == 5
@@ -298,7 +302,7 @@ def _wait_for(path: Path) -> None:
     for _ in range(_WAIT_S * 20):
         if path.exists():
             return
-        threading.Event().wait(0.05)
+        time.sleep(0.05)
     raise AssertionError(f"{path} did not appear")
 
 

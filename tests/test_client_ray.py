@@ -25,7 +25,7 @@ from pictures import jpeg
 from ray_cluster import two_raylets
 from typer.testing import CliRunner
 
-from clipsieve import Head, ServerUnavailable, VersionChanged
+from clipsieve import Head, NotClipsieve, ServerUnavailable, VersionChanged
 from clipsieve.cli.bulk import app
 from clipsieve.client import AsyncClient
 from clipsieve.inputs import Inputs
@@ -37,7 +37,7 @@ from clipsieve.ray.plan import Plan, names_in, planned
 from clipsieve.ray.storage import file_names, files_below, joined, locate, whole_file
 from clipsieve.ray.unit import Job, Outcome, Servers, Status, UnitScorer, served
 from clipsieve.scoring import Columns
-from tests.fakes import REVISION, FakeModel, demo_parameters, fake_score, serve_grpc
+from tests.fakes import REVISION, UNKNOWN_MODEL, FakeModel, demo_parameters, fake_score, serve_grpc
 
 HEADS = {"head": None, "threshold": None, "operating_point": None}
 """What a command without these options asks for."""
@@ -354,6 +354,35 @@ def test_no_server_at_all_is_raised():
         served(Servers.from_clients([AsyncClient(_free_url())], 0), None, False)
 
 
+def test_servers_that_are_all_loading_are_waited_for(model, url):
+    model.refuse_next, model.not_ready_next = [UNKNOWN_MODEL] * 2, 2
+    found = served(Servers.from_clients([AsyncClient(url), AsyncClient(_free_url())], 60), None, False)
+    assert (found.version, len(found.silent)) == (VERSION, 1)
+
+
+def test_servers_that_stay_loading_are_unavailable(model, url):
+    model.refuse_next, model.ready = [UNKNOWN_MODEL] * 1000, False
+    with pytest.raises(ServerUnavailable, match="still loading its models"):
+        served(Servers.from_clients([AsyncClient(url)], 0.1), None, False)
+
+
+def test_server_without_the_models_ends_a_job_at_once(model, url, photos, tmp_path):
+    model.refuse_next = [UNKNOWN_MODEL] * 1000
+    with pytest.raises(NotClipsieve):
+        served(Servers.from_clients([AsyncClient(url)], 3600), None, False)
+    (outcome,) = _score(_job(_plan(tmp_path / "out", photos, rows=10), url, wait_s=3600))
+    assert (outcome.status, "is not a clipsieve server" in outcome.message) == ("failed", True)
+
+
+def test_unit_goes_to_another_server_while_one_is_loading(model, url, photos, tmp_path):
+    model.refuse_next, model.ready = [UNKNOWN_MODEL] * 1000, False
+    other = FakeModel()
+    with serve_grpc(other) as other_url:
+        (outcome,) = _score(_job(_plan(tmp_path / "out", photos, rows=10), url, other_url))
+    assert outcome.status == "done"
+    assert len(other.seen) == 10
+
+
 # ---- rounds ----
 
 
@@ -541,7 +570,7 @@ def test_job_ends_without_a_server_or_with_another_version(cluster, server, phot
     plan = planned(str(tmp_path / "old"), Inputs((str(photos),)), 4, HEADS)
     _score(_job(plan, url), 0)
     old = _start(cluster, server, photos, "--out", tmp_path / "old", "--rows-per-file", 4)
-    silent = _start(cluster, server, photos, "--out", tmp_path / "new", "--url", _free_url(), "--wait", 0)
+    silent = _start(cluster, server, photos, "--out", tmp_path / "new", "--url", _free_url(), "--wait", 1)
     status, told = _end(old)
     assert (status, told[-1]["event"]) == (1, "error"), told
     assert VERSION in told[-1]["message"]
@@ -549,6 +578,7 @@ def test_job_ends_without_a_server_or_with_another_version(cluster, server, phot
     assert list(_parts(tmp_path / "old")) == ["part-00000.parquet"]
     status, told = _end(silent)
     assert (status, told[-1]["status"]) == (5, 5), told
+    assert [each for each in told if "waiting for a server up to 1 s" in each["message"]]
 
 
 def test_killed_machine_loses_nothing(cluster, server, many, tmp_path):
