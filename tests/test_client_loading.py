@@ -17,7 +17,7 @@ import pytest
 from command_line import run_cli
 from pictures import jpeg
 
-from clipsieve import Client, NotClipsieve, ServerUnavailable
+from clipsieve import Client, NotClipsieve, ServerNotReady, ServerUnavailable, outage
 from clipsieve.transport import Retry
 from clipsieve.triton_messages import failure_from_status
 from serving.embedded import EmbeddedServer
@@ -115,6 +115,13 @@ def test_model_that_is_unknown_to_a_server_that_loads_is_waited_for(url, protoco
     with Client(url, protocol, wait_s=60) as client:
         assert client.score([b"one"])[0].ok
     assert "is still loading its models" in caplog.text
+
+
+@pytest.mark.parametrize("failure", [*ANY_CALL, UNKNOWN_MODEL], ids=_text)
+def test_library_that_does_not_wait_says_that_the_server_is_not_ready(url, protocol, model, failure):
+    model.refuse_next, model.ready = [failure], False
+    with Client(url, protocol) as client, pytest.raises(ServerNotReady, match=r"loading|stopping"):
+        client.heads()
 
 
 def test_model_that_came_between_two_questions_is_no_other_server(url, protocol, model):
