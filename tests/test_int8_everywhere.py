@@ -185,32 +185,33 @@ class TestSpeed:
         assert min(speeds) > 0
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> tuple[np.ndarray, np.ndarray]:
+    """(25, 384) embeddings of the verification's pictures by DINOv2's ViT-S/14, in fp32 and int8."""
+    folder = tmp_path_factory.mktemp("trained")
+    try:
+        tower = dinov2_small()
+    except WeightsMissing as reason:
+        pytest.skip(str(reason))
+    pixels, calibration = (
+        served_pixels([tower.preprocessing], Serving(), pictures)
+        for pictures in (verification_pictures(), calibration_pictures())
+    )
+    export_onnx(EncoderGraph([tower]), 18, folder / "fp32.onnx")
+    to_int8(folder / "fp32.onnx", folder / "int8.onnx", calibration)
+    assert saturating_products(folder / "int8.onnx") == []
+    return embed(folder / "fp32.onnx", pixels), embed(folder / "int8.onnx", pixels)
+
+
 class TestTrainedEncoder:
-    """Random weights say nothing of rounding: this one is DINOv2's ViT-S/14."""
+    """Random weights say nothing of what rounding does to trained ones."""
 
-    @pytest.fixture(scope="class")
-    def embeddings(self, tmp_path_factory) -> tuple[np.ndarray, np.ndarray]:
-        """(25, 384) of the verification's pictures, in fp32 and int8."""
-        folder = tmp_path_factory.mktemp("trained")
-        try:
-            tower = dinov2_small()
-        except WeightsMissing as reason:
-            pytest.skip(str(reason))
-        pixels, calibration = (
-            served_pixels([tower.preprocessing], Serving(), pictures)
-            for pictures in (verification_pictures(), calibration_pictures())
-        )
-        export_onnx(EncoderGraph([tower]), 18, folder / "fp32.onnx")
-        to_int8(folder / "fp32.onnx", folder / "int8.onnx", calibration)
-        assert saturating_products(folder / "int8.onnx") == []
-        return embed(folder / "fp32.onnx", pixels), embed(folder / "int8.onnx", pixels)
+    def test_embeddings_stay(self, trained):
+        assert cosines(*trained).min() > 0.999
 
-    def test_embeddings_stay(self, embeddings):
-        assert cosines(*embeddings).min() > 0.999
-
-    def test_no_decision_changes(self, embeddings):
-        direction = np.random.default_rng(3).standard_normal((embeddings[0].shape[1], 1)) * 10
-        full, reduced = (array @ direction >= 0 for array in embeddings)
+    def test_no_decision_changes(self, trained):
+        direction = np.random.default_rng(3).standard_normal((trained[0].shape[1], 1)) * 10
+        full, reduced = (array @ direction >= 0 for array in trained)
         assert (full == reduced).all()
 
 
