@@ -11,7 +11,7 @@ from pathlib import Path
 from recipes.paths import ROOT
 
 FOLDER = ROOT / "benchmarks"
-MEASURE_NOTHING = ("__main__", "instruction_sets", "results")
+MEASURE_NOTHING = ("__main__", "instruction_sets", "onnx_runs", "results")
 """Commands of this folder that are no benchmarks; modules without a command are parts of one."""
 
 _SENTENCE = re.compile(r".*?[.](?=\s|$)", re.DOTALL)

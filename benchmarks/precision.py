@@ -1,13 +1,15 @@
 """What an encoder's ONNX file gains and loses in fp16 and int8: images/s, size, embeddings, and a head's scores.
 
-    python -m benchmarks.precision --model ViT-B-32-quickgelu
-    python -m benchmarks.precision --model ViT-L-14-quickgelu --heads ../shared/heads --rounds 3
-    python -m benchmarks.precision --model ViT-B-32-quickgelu --outliers 40 --tried
+    python -m benchmarks.precision --models ViT-B-32-quickgelu
+    python -m benchmarks.precision --models ViT-L-14-quickgelu --heads ../shared/heads --rounds 3
+    python -m benchmarks.precision --models ViT-B-32-quickgelu --outliers 40 --tried
+    python -m benchmarks.precision --models ViT-B-32-quickgelu ViT-L-14-quickgelu dinov2-vit-s-14 --instruction-sets all
 
-Prints a table, and as its last line JSON with the machine and versions. Images/s are medians of interleaved rounds on
-onnxruntime's CPU, relative to fp32 of the same run. Photographs and drawn pictures are compared with fp32; int8 is
-calibrated on other pictures. `fp16` is compared as a GPU computes it, every fp16 tensor rounded to fp16: this CPU
-would compute in fp32 between the Casts. `--pretrained random`, the default, says nothing of trained weights;
+Prints a table for each model and instruction set (see `benchmarks.instruction_sets`), and as its last line JSON with
+the machine and versions. Images/s are medians of interleaved rounds on onnxruntime's CPU, relative to fp32 of the same
+run. Photographs and drawn pictures are compared with fp32; int8 is calibrated on other pictures. `fp16` is compared as
+a GPU computes it, every fp16 tensor rounded to fp16: this CPU would compute in fp32 between the Casts. `--pretrained
+random`, the default, says nothing of trained weights; `dinov2-vit-s-14` is trained (`make .trained/.installed`).
 `--outliers` scales a few channels as trained vision transformers have them. `--tried` adds what was not kept.
 """
 
@@ -18,17 +20,20 @@ import contextlib
 import logging
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
+from benchmarks.instruction_sets import INSTRUCTION_SETS, NATIVE, available
 from benchmarks.machine import machine, print_result
+from benchmarks.onnx_runs import Encoder, Runs, run_on
+from benchmarks.trained_weights import dinov2_small
 from build.cosine import cosines
 from build.export import EncoderGraph, export_onnx
 from build.head import build_head
@@ -42,6 +47,13 @@ from training.import_head import Options, import_head
 
 _HEADS = {512: "laion-nsfw-b32", 768: "laion-nsfw-l14"}
 _HEAD_FILES = {512: "clip_autokeras_nsfw_b32.zip", 768: "clip_autokeras_binary_nsfw.zip"}
+
+TRAINED = "dinov2-vit-s-14"
+
+SPEED_ASKED = {"avx2": 1.3, "avx-vnni": 2.5, "avx512-vnni": 2.5}
+"""int8 ÷ fp32 images/s, by instruction set."""
+COSINE_ASKED = 0.999
+"""The least of int8 beside fp32, for trained weights."""
 
 Embed = Callable[[np.ndarray], np.ndarray]
 
@@ -59,7 +71,7 @@ class _Pictures(CalibrationDataReader):
 def export(model: str, pretrained: str, outliers: float, path: Path) -> Tower:
     """Write the fp32 encoder; with `outliers`, some channels of a ViT of open_clip are that much larger."""
     recipe = recipe_of(model, pretrained)
-    tower = load_tower(recipe.encoder)
+    tower = dinov2_small() if model == TRAINED else load_tower(recipe.encoder)
     if outliers > 1:
         add_outliers(tower.visual, outliers)
     with contextlib.redirect_stdout(sys.stderr):
@@ -131,33 +143,6 @@ def _tried(source: Path, calibration: np.ndarray) -> dict[str, Callable[[Path], 
     }
 
 
-def embedder(path: Path, optimize: bool = True) -> Embed:
-    """(B, H, W, 3) uint8 → (B, D) float32 through an ONNX file."""
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    if not optimize:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    return lambda pixels: np.asarray(session.run(["embedding"], {"pixels": pixels})[0])
-
-
-def embed_all(embed: Embed, pixels: np.ndarray) -> np.ndarray:
-    return np.concatenate([embed(pixels[start : start + 8]) for start in range(0, len(pixels), 8)])
-
-
-def speeds(files: dict[str, Path], pixels: np.ndarray, rounds: int) -> dict[str, float]:
-    """Median images/s of each, one batch of each in turn."""
-    embedders = {name: embedder(path) for name, path in files.items()}
-    times: dict[str, list[float]] = {name: [] for name in files}
-    for round_ in range(rounds + 1):
-        for name, embed in embedders.items():
-            start = time.perf_counter()
-            embed(pixels)
-            if round_:  # the first warms up
-                times[name].append(time.perf_counter() - start)
-    return {name: len(pixels) / float(np.median(seconds)) for name, seconds in times.items()}
-
-
 def scorer(embed_dim: int, heads: Path | None, folder: Path) -> tuple[str, Embed]:
     """A head's name, and (B, D) embeddings → (B, 1) scores: LAION's NSFW head, or a random logistic one."""
     if heads is None or embed_dim not in _HEADS:
@@ -183,36 +168,70 @@ def compare(expected: np.ndarray, found: np.ndarray, score: Embed) -> dict[str, 
     }
 
 
-def measure(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure(model: str, arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Figures of each method, by instruction set; everything is compared with fp32 of the same set."""
     source = folder / "fp32.onnx"
-    tower = export(arguments.model, arguments.pretrained, arguments.outliers, source)
+    tower = export(model, arguments.pretrained, arguments.outliers, source)
     pixels, calibration = pixels_of(verification_pictures(), tower), pixels_of(calibration_pictures(), tower)
     files = write_methods(source, folder, calibration, arguments.tried)
-    expected = embed_all(embedder(source), pixels)
-    head, score = scorer(expected.shape[1], arguments.heads, folder / "head")
-    speed = speeds(files, pixels[: arguments.batch], arguments.rounds)
-    rows: dict[str, Any] = {}
-    for name, path in files.items():
-        embed = embedder(path)
-        if name == "fp16":
-            write_as_gpu(path, folder / "as_gpu.onnx")
-            embed = embedder(folder / "as_gpu.onnx", optimize=False)
-        alone = embed(pixels[:1])
-        found = embed_all(embed, pixels)
-        rows[name] = {
-            "images_per_s": round(speed[name], 2),
-            "relative": round(speed[name] / speed["fp32"], 2),
-            "mib": round(sum(part.stat().st_size for part in folder.glob(f"{path.name}*")) / 2**20),
-            "batch_dependence": float(np.abs(alone - found[:1]).max()),
-        } | compare(expected, found, score)
-    return {"head": head, "pictures": len(pixels), "methods": rows}
+    encoders = {name: Encoder(str(path), str(path)) for name, path in files.items()}
+    write_as_gpu(files["fp16"], folder / "as_gpu.onnx")
+    encoders["fp16"] = Encoder(str(files["fp16"]), str(folder / "as_gpu.onnx"), optimize=False)
+    mib = {name: round(sum(p.stat().st_size for p in folder.glob(f"{f.name}*")) / 2**20) for name, f in files.items()}
+    (embed_dim,) = onnx.load(source, load_external_data=False).graph.output[0].type.tensor_type.shape.dim[1:]
+    head, score = scorer(embed_dim.dim_value, arguments.heads, folder / "head")
+    sets: dict[str, Any] = {}
+    for instruction_set in arguments.instruction_sets:
+        runs = run_on(instruction_set, encoders, pixels, folder, arguments.rounds, arguments.batch)
+        rows = {name: {"mib": mib[name]} | figures(run, runs["fp32"], score) for name, run in runs.items()}
+        print_table(f"{model}, {instruction_set}", rows)
+        sets[instruction_set] = rows
+    pretrained = "its own" if model == TRAINED else arguments.pretrained
+    return {
+        "model": model,
+        "pretrained": pretrained,
+        "head": head,
+        "pictures": len(pixels),
+        "instruction_sets": sets,
+    }
 
 
-def print_table(rows: dict[str, Any]) -> None:
+def figures(run: Runs, full: Runs, score: Embed) -> dict[str, float]:
+    """One method beside fp32."""
+    return {
+        "images_per_s": round(run.images_per_s, 2),
+        "relative": round(run.images_per_s / full.images_per_s, 2),
+        "batch_dependence": run.batch_dependence,
+    } | compare(full.embeddings, run.embeddings, score)
+
+
+def comparisons(encoders: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is asked of int8, beside what it does, for each model and instruction set."""
+    rows = []
+    for encoder in encoders:
+        for instruction_set, methods in encoder["instruction_sets"].items():
+            what, int8 = f"int8, {encoder['model']}, {instruction_set}", methods["int8"]
+            speed = next((least for flag, least in SPEED_ASKED.items() if instruction_set.startswith(flag)), None)
+            if speed is not None:
+                rows.append(_comparison(f"{what}: images/s ÷ fp32", int8["relative"], speed))
+            if encoder["model"] == TRAINED:
+                rows.append(_comparison(f"{what}: minimum cosine", int8["cosine_min"], COSINE_ASKED))
+                rows.append(_comparison(f"{what}: decisions changed", int8["decisions_changed"], 0, at_least=False))
+    return rows
+
+
+def _comparison(name: str, value: float, target: float, at_least: bool = True) -> dict[str, Any]:
+    met = value >= target if at_least else value <= target
+    return {"name": name, "value": value, "target": target, "at_least": at_least, "met": met}
+
+
+def print_table(title: str, rows: dict[str, Any]) -> None:
     columns = list(next(iter(rows.values())))
+    print(title)
     print(f"{'':22s}" + "".join(f"{column:>19s}" for column in columns))
     for name, row in rows.items():
         print(f"{name:22s}" + "".join(f"{row[column]:>19.7g}" for column in columns))
+    print(flush=True)
 
 
 def main() -> None:
@@ -221,19 +240,31 @@ def main() -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--model", default="ViT-B-32-quickgelu", help="of open_clip (default %(default)s)")
+    parser.add_argument(
+        "--models", nargs="+", default=["ViT-B-32-quickgelu"], help=f"of open_clip, or {TRAINED} (default: B/32)"
+    )
     parser.add_argument("--pretrained", default="random", help="a tag, or random (default %(default)s)")
     parser.add_argument("--outliers", type=float, default=1, help="scale a few channels by this; ViTs of open_clip")
+    parser.add_argument(
+        "--instruction-sets",
+        nargs="+",
+        default=[NATIVE],
+        choices=[*INSTRUCTION_SETS, NATIVE, "all"],
+        help="lesser processors to imitate, or all that can be had (default: this one as it is)",
+    )
     parser.add_argument("--heads", type=Path, help="a folder with the published files; by default a random head")
     parser.add_argument("--rounds", type=int, default=5, help="timed batches of each (default %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="images of a timed batch (default %(default)s)")
     parser.add_argument("--tried", action="store_true", help="add onnxruntime's own quantizers, which were not kept")
-    arguments, told = parser.parse_args(), machine()
-    asked = {"model": arguments.model, "pretrained": arguments.pretrained, "outliers": arguments.outliers}
-    with tempfile.TemporaryDirectory() as folder:
-        result = measure(arguments, Path(folder))
-    print_table(result["methods"])
-    print_result("precision", told, **asked, **result)
+    arguments, hardware = parser.parse_args(), machine()
+    if "all" in arguments.instruction_sets:
+        arguments.instruction_sets = [name for name in available() if name != "sse4"]
+    encoders = []
+    for model in arguments.models:
+        with tempfile.TemporaryDirectory() as folder:
+            encoders.append(measure(model, arguments, Path(folder)))
+    figures = {"outliers": arguments.outliers, "encoders": encoders, "comparisons": comparisons(encoders)}
+    print_result("precision", hardware, **figures)
 
 
 if __name__ == "__main__":

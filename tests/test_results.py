@@ -111,10 +111,18 @@ RESULTS = {
         "samples": [sample(minute) for minute in range(1, 6)],
     },
     "precision": {
-        "model": "ViT-B-32",
-        "head": "a random head",
-        "pictures": 40,
-        "methods": {"fp32": quality(1.0, 0), "int8": quality(0.9991, 1)},
+        "encoders": [
+            {
+                "model": "ViT-B-32",
+                "pretrained": "random",
+                "head": "a random head",
+                "pictures": 40,
+                "instruction_sets": {
+                    name: {"fp32": quality(1.0, 0), "int8": quality(0.9991, 1)} for name in ("avx2", "native")
+                },
+            }
+        ],
+        "comparisons": [],
     },
     "first_request": {
         "starts": [{"warmup": kind, "ready_s": 2.0, "first_ms": 30.0, "median_ms": 5.0} for kind in ("none", "all")]

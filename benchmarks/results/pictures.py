@@ -176,15 +176,19 @@ def _column(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
 
 
 def precision(result: Result) -> Figure:
-    """Speed and loss of each method."""
-    methods = result["methods"]
-    figure = _figure(8, 1.2 + 0.32 * len(methods))
-    left, right = figure.subplots(1, 2, sharey=True)
-    colors = [OURS if name in ("fp32", "fp16", "int8") else OTHERS for name in methods]
-    _bars(left, [(name, row["images_per_s"]) for name, row in methods.items()], colors)
-    left.set_xlabel("images/s of the encoder on this CPU")
-    _bars(right, [(name, max(0.0, 1 - row["cosine_min"])) for name, row in methods.items()], colors)
-    right.set_xlabel("1 - cosine to fp32, the worst picture")
+    """Speed and loss of int8 on each instruction set, a panel an encoder."""
+    encoders = result["encoders"]
+    figure = _figure(8, 0.8 + sum(0.5 + 0.32 * len(each["instruction_sets"]) for each in encoders))
+    panels = figure.subplots(len(encoders), 2, squeeze=False)
+    for (left, right), encoder in zip(panels, encoders, strict=True):
+        sets = encoder["instruction_sets"]
+        colors = [OURS] * len(sets)
+        _bars(left, [(name, methods["int8"]["relative"]) for name, methods in sets.items()], colors)
+        left.set_title(encoder["model"], fontsize=9, loc="left")
+        _bars(right, [(name, max(0.0, 1 - methods["int8"]["cosine_min"])) for name, methods in sets.items()], colors)
+        right.tick_params(labelleft=False)
+    panels[-1][0].set_xlabel("int8 ÷ fp32 images/s")
+    panels[-1][1].set_xlabel("1 - cosine to fp32, the worst picture")
     return figure
 
 
@@ -200,7 +204,7 @@ CAPTIONS = {
     "preprocessing": "speed relative to open_clip's transform, and images/s of one core, at each size of picture",
     "overload": "what became of the offered requests, and the latency of interactive ones",
     "soak": "latency and memory over time",
-    "precision": "speed and loss of each precision",
+    "precision": "speed and loss of int8 on each instruction set",
 }
 
 

@@ -173,14 +173,27 @@ def soak(result: Result) -> View:
 
 
 def precision(result: Result) -> View:
-    found = [
-        f"{name}: {number(row['relative'])} × the images/s of fp32 on this CPU, cosine to it {row['cosine_min']:.5f} "
-        f"at least, {row['decisions_changed']} of {result['pictures']} decisions of {result['head']} changed."
-        for name, row in result["methods"].items()
-        if name in ("fp16", "int8")
-    ]
-    told = {key: result[key] for key in ("model", "pretrained", "outliers") if key in result}
-    return View(found, [(f"{sentence(words(told))}.", table(rows_of(result["methods"])))])
+    """A table for each encoder: int8 on every instruction set, then all methods on the processor as it is."""
+    tables = []
+    for encoder in result["encoders"]:
+        sets = encoder["instruction_sets"]
+        weights = "trained" if encoder["pretrained"] == "its own" else encoder["pretrained"]
+        above = f"{encoder['model']} ({weights} weights; {encoder['head']}), int8 beside fp32 of the same processor:"
+        rows = [{"instruction set": name} | _beside_fp32(methods) for name, methods in sets.items()]
+        tables.append((above, table(rows)))
+    return View(tables=tables)
+
+
+def _beside_fp32(methods: dict[str, Any]) -> dict[str, Any]:
+    int8 = methods["int8"]
+    return {
+        "fp32 images/s": methods["fp32"]["images_per_s"],
+        "int8 images/s": int8["images_per_s"],
+        "int8 ÷ fp32": int8["relative"],
+        "lowest cosine": f"{int8['cosine_min']:.5f}",
+        "largest change of a score": int8["score_max_change"],
+        "decisions changed": int8["decisions_changed"],
+    }
 
 
 def first_request(result: Result) -> View:
