@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -328,6 +329,23 @@ class TestInt8:
         assert len(kept) == 3 + 1
         assert kept[-1].input[1] == "parts.0.visual.proj"
         assert len(quantized) == 3 * 3
+
+    def test_gelus_are_one_node(self, tmp_path):
+        source = exported(tmp_path / "model.onnx", quick_gelu=False)
+        to_int8(source, tmp_path / "int8.onnx", PIXELS[:4])
+        kinds = Counter(node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node)
+        assert (kinds["Gelu"], kinds["Erf"]) == (3, 0)
+        assert cosines(embed(source), embed(tmp_path / "int8.onnx")).min() > 0.999
+
+    def test_what_only_looks_like_a_gelu_stays(self, tmp_path):
+        source = exported(tmp_path / "model.onnx", quick_gelu=False)
+        model = onnx.load(source)
+        for tensor in model.graph.initializer:
+            if not tensor.dims and tensor.data_type == TensorProto.FLOAT and numpy_helper.to_array(tensor) == 0.5:
+                tensor.CopyFrom(numpy_helper.from_array(np.array(0.25, np.float32), tensor.name))
+        onnx.save(model, source)
+        to_int8(source, tmp_path / "int8.onnx", PIXELS[:4])
+        assert not any(node.op_type == "Gelu" for node in onnx.load(tmp_path / "int8.onnx").graph.node)
 
     def test_norms_take_the_smoothing(self, int8):
         nodes = onnx.load(int8).graph.node
