@@ -11,11 +11,11 @@ import sys
 import time
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import psutil
 
+from recipes.cpu import find_cpu
 from recipes.gpu import find_gpus
 from serving.triton_wheel import ServingError, find_wheel
 
@@ -25,16 +25,14 @@ TOOLS = (
     "onnxruntime", "onnxruntime-gpu", "tensorrt", "onnx", "torch", "torchvision", "open_clip_torch", "timm",
     "scikit-learn", "numpy", "pillow", "tritonclient",
 )  # fmt: skip
-INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
-"""Those that decide how fast fp32 and int8 are on a CPU, as /proc/cpuinfo has them."""
 
 
 def machine() -> dict[str, Any]:
     """To be asked before anything is measured: `load_before` is the load average of the minute before."""
-    cpu, instructions = _cpu()
+    cpu = find_cpu()
     return {
-        "cpu": cpu,
-        "instructions": instructions,
+        "cpu": cpu.name,
+        "instructions": cpu.instructions,
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": _gpus(),
@@ -88,15 +86,6 @@ def print_result(name: str, told: Machine, /, **figures: Any) -> None:
 def command(name: str) -> str:
     """As it is typed to run the benchmark again: `python -m benchmarks.soak --minutes 5`."""
     return shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
-
-
-def _cpu() -> tuple[str, list[str]]:
-    """Its model's name, and which of the INSTRUCTIONS it has."""
-    path = Path("/proc/cpuinfo")
-    pairs = (line.partition(":") for line in path.read_text().splitlines()) if path.is_file() else ()
-    told = {key.strip(): value.strip() for key, _, value in pairs}
-    flags = set((told.get("flags") or told.get("Features") or "").split())
-    return told.get("model name") or platform.machine(), [name for name in INSTRUCTIONS if name in flags]
 
 
 def _gpus() -> list[str]:

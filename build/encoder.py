@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 from build.errors import BuildError
 from build.weights import source_sha256
+from recipes.cpu import find_cpu
 from recipes.manifest import (
     EncoderManifest,
     ManifestError,
@@ -31,7 +32,7 @@ from recipes.manifest import (
     write_manifest,
 )
 from recipes.paths import encoder_folder
-from recipes.schema import Precision, Recipe, RecipeError, load_recipe
+from recipes.schema import Precision, Recipe, RecipeError, Serving, load_recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -96,7 +97,7 @@ def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifes
 
     precision, full = recipe.build.precision, read_encoder(source)
     pictures = verification_pictures()
-    pixels = served_pixels(full.preprocessing, recipe.serving, pictures)
+    pixels = served_pixels(full.preprocessing, Serving(), pictures)
     expected = np.load(source / VERIFICATION)["torch"]
     reference = Reference([picture.name for picture in pictures], pixels, expected)
     folder.mkdir(parents=True, exist_ok=True)
@@ -105,14 +106,15 @@ def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifes
         if precision == "fp16":
             embeddings = _to_float16(source / "model.onnx", path, pixels)
         else:
-            calibration = served_pixels(full.preprocessing, recipe.serving, calibration_pictures())
+            calibration = served_pixels(full.preprocessing, Serving(), calibration_pictures())
             to_int8(source / "model.onnx", path, calibration)
             embeddings = onnx_embeddings(path, pixels)
             speeds = images_per_second([path, source / "model.onnx"], pixels)
             print(f"encoder {full.id}: {speed_report(precision, *speeds)}", file=sys.stderr)
         parity = check_embeddings(reference, embeddings, recipe, precision)
         parity = _decode_parity(full) | parity
-        manifest = full.model_copy(update={"precision": precision, "made_from": full.onnx_sha256})
+        here = str(find_cpu())
+        manifest = full.model_copy(update={"precision": precision, "made_from": full.onnx_sha256, "cpu": here})
         return _install(manifest, parity, path, folder, embeddings=embeddings)
 
 
@@ -150,6 +152,7 @@ def describe(recipe: Recipe, towers: list[Tower], embed_dim: int) -> EncoderMani
         precision="fp32",
         sources=[tower.source for tower in towers],
         parity={},
+        cpu=str(find_cpu()),
         versions=versions(recipe),
     )
 

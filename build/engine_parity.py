@@ -15,7 +15,7 @@ from build.tensorrt_plan import PlanError, PlanSpec, run_plan
 from recipes.manifest import EncoderManifest
 from recipes.photos import verification_pictures
 from recipes.pixels import served_pixels
-from recipes.schema import Recipe
+from recipes.schema import Recipe, Serving
 
 
 def plan_checker(
@@ -24,7 +24,7 @@ def plan_checker(
     """A check of one plan file; it needs the GPU that the plan is for. The plan's embeddings are left beside it."""
 
     def check(trt: ModuleType, plan: Path, spec: PlanSpec) -> dict[str, float]:
-        pixels = served_pixels(encoder.preprocessing, recipe.serving, verification_pictures())
+        pixels = served_pixels(encoder.preprocessing, Serving(), verification_pictures())
         expected = _onnx_embeddings(spec, pixels)
         embeddings = run_plan(trt, plan.read_bytes(), spec, pixels, device)
         np.savez(plan.with_name(VERIFICATION), embeddings=embeddings)

@@ -7,7 +7,7 @@
 
 The checked-in model_repository/ is written for the default recipe: there only binaries are added,
 and the texts must already say what the recipe says. For any other recipe a stamped copy is made
-under artifacts/<recipe>/model_repository.
+under artifacts/<recipe>/model_repository. proof.json goes with either: what servers are held to.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from pathlib import Path
 from build import dali_variant, repository_check, repository_configs, watch_configs
 from build.engine import TARGETS
 from build.errors import BuildError
+from build.proof import make_proof
 from build.repository_check import RepositoryError
 from build.repository_warmup import warmup_file, warmup_tensor
 from recipes.gpu import Machine, find_machine
@@ -37,6 +38,8 @@ from recipes.manifest import (
 )
 from recipes.paths import MODEL_REPOSITORY, encoder_folder, head_folder, repository_folder
 from recipes.plans import cc_model_filenames, find_plans, fits, manifest_path, plan_name, unserved
+from recipes.proof import Proof
+from recipes.proof_file import write_proof
 from recipes.schema import Recipe, RecipeError, load_recipe
 
 
@@ -81,8 +84,10 @@ def install(recipe: Recipe, target: Path, engine: str = "auto") -> None:
     configs = stamped_configs(recipe, artefacts, list(plans))
     if target == MODEL_REPOSITORY:
         repository_check.compare_configs(configs, target)
+        proof = _proof(recipe, artefacts, plans)
         _install_binaries(artefacts, plans, target)
         _install_warmup(recipe, target)
+        write_proof(target, proof)
         for record in target.glob("*_head/*/rollout.json"):  # a newer version than the one installed would be served
             shutil.rmtree(record.parent)
         return
@@ -93,12 +98,14 @@ def install(recipe: Recipe, target: Path, engine: str = "auto") -> None:
             version = fresh / name / "1"
             version.mkdir(parents=True)
             (fresh / name / "config.pbtxt").write_text(repository_configs.to_text(config, recipe.name))
-        for source in (MODEL_REPOSITORY / "preprocess" / "1").glob("*.py"):
-            shutil.copy(source, fresh / "preprocess" / "1")
+        for model in ("preprocess", "proof"):
+            for source in (MODEL_REPOSITORY / model / "1").glob("*.py"):
+                shutil.copy(source, fresh / model / "1")
         dali_variant.install_variant(recipe, artefacts.encoder, fresh)
         watch_configs.install_code(configs, fresh)
         _install_binaries(artefacts, plans, fresh)
         _install_warmup(recipe, fresh)
+        write_proof(fresh, _proof(recipe, artefacts, plans, fresh / "preprocess" / "1"))
         if target.exists():
             target.rename(Path(partial) / "previous")
         fresh.rename(target)
@@ -170,6 +177,13 @@ def _install_binaries(artefacts: Artefacts, plans: dict[str, Path], target: Path
     for folder, head in zip(artefacts.head_folders, artefacts.heads, strict=True):
         files = _onnx_files(folder) | {"head.json": folder / "head.json"}
         _install_files(files, target / f"{head.name}_head" / "1")
+
+
+def _proof(recipe: Recipe, artefacts: Artefacts, plans: dict[str, Path], preprocess: Path | None = None) -> Proof:
+    """What the installed files must answer; `preprocess` is the folder with the pipelines of a recipe with DALI."""
+    heads = list(zip(artefacts.head_folders, artefacts.heads, strict=True))
+    dali = preprocess if recipe.serving.preprocess == "dali" else None
+    return make_proof(recipe, artefacts.encoder, heads, list(plans.values()), dali)
 
 
 def _install_warmup(recipe: Recipe, target: Path) -> None:

@@ -30,6 +30,7 @@ from recipes.manifest import (
     sha256_of,
 )
 from recipes.plans import cc_model_filenames, find_plans, manifest_path, repository_problems
+from recipes.proof_file import proof_path, proof_problems, read_proof
 
 ONNX_TYPES = {
     "TYPE_UINT8": onnx.TensorProto.UINT8,
@@ -54,7 +55,7 @@ def check(repository: Path, machine: Machine | None = None) -> list[str]:
             problems += _check_model_file(served_folder(repository / folder, config), config)
     problems += file_problems(repository, configs["preprocess"])
     problems += variant_problems(repository, configs["preprocess"])
-    problems += code_problems(repository) + _check_manifests(repository)
+    problems += code_problems(repository) + _check_manifests(repository) + _check_proof(repository, configs)
     return problems + repository_problems(repository, machine)
 
 
@@ -251,6 +252,27 @@ def _check_manifests(repository: Path) -> list[str]:
             problems.append(str(error))
             continue
         problems += _check_head(folder, head)
+    return problems
+
+
+def _check_proof(repository: Path, configs: dict[str, ModelConfig]) -> list[str]:
+    """The proof is of the encoder and of the heads that are served, in requests that the models take."""
+    if "proof" not in configs:
+        return [f"{repository / 'proof'}: not found, so servers cannot be proved; run: make engines"]
+    if problems := proof_problems(repository):
+        return problems
+    proof = read_proof(repository)
+    for name in proof.head_names:
+        folder = served_folder(repository / f"{name}_head", configs[f"{name}_head"])
+        revision = read_head(folder).revision
+        if revision not in {head.revision for head in proof.heads if head.name == name}:
+            problems.append(f"{proof_path(repository)}: {folder} is revision {revision:016x}, which it does not know")
+    allowed = min(config.max_batch_size for name, config in configs.items() if name != "proof")
+    if proof.batch_size > allowed:
+        problems.append(
+            f"{proof_path(repository)}: has {proof.batch_size} pictures in a request, max_batch_size is {allowed}; "
+            "run: make engines"
+        )
     return problems
 
 

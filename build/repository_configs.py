@@ -50,7 +50,7 @@ def stamped(recipe: Recipe, encoder: EncoderManifest, heads: list[HeadManifest])
     for config in configs.values():
         config.max_batch_size = recipe.serving.max_batch_size
         set_warmup(config, recipe.serving)
-    return configs
+    return configs | {"proof": _template("proof")}
 
 
 def _template(model: str) -> ModelConfig:

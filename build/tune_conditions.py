@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import platform
-from pathlib import Path
 
 from build.repository import read_artefacts
 from build.tune_rows import Conditions
 from build.tune_server import Load, check_load
+from recipes.cpu import find_cpu
 from recipes.gpu import find_machine
 from recipes.manifest import ManifestError, onnx_files
 from recipes.paths import encoder_folder
@@ -35,7 +35,7 @@ def conditions(recipe: Recipe, recipe_reference: str, load: Load) -> Conditions:
         "onnx_sha256": artefacts.encoder.onnx_sha256,
         "heads": {head.name: head.revision for head in artefacts.heads},
         "serving": recipe.serving.model_dump(mode="json"),
-        "cpu": cpu_name(),
+        "cpu": find_cpu().name,
         "cores": core_count(),
         "gpus": [gpu.name for gpu in find_machine().gpus],
         "concurrencies": list(load.concurrencies),
@@ -75,13 +75,6 @@ def memory_bytes() -> int:
 def core_count() -> int:
     """Those that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def cpu_name() -> str:
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
 
 
 def load_average() -> float:

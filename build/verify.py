@@ -72,7 +72,7 @@ def verify(recipe: Recipe) -> list[Comparison]:
     Raises:
         ManifestError: an artefact is missing.
     """
-    reference = _saved(encoder_folder(recipe, "fp32"), "torch")
+    reference = saved_embeddings(encoder_folder(recipe, "fp32"), "torch")
     sessions = {head.name: _session(head) for head in recipe.heads}
     return [
         Comparison(
@@ -88,17 +88,19 @@ def verify(recipe: Recipe) -> list[Comparison]:
 def find_stages(recipe: Recipe) -> list[Stage]:
     """The chain's files in order: the exported one, the one made from it, and plans of the one that is served."""
     full, served = encoder_folder(recipe, "fp32"), encoder_folder(recipe)
-    stages = [Stage("ONNX fp32", "fp32", _saved(full, "embeddings"))]
+    stages = [Stage("ONNX fp32", "fp32", saved_embeddings(full, "embeddings"))]
     precision = recipe.build.precision
     if served != full:
-        stages.append(Stage(f"ONNX {precision}", precision, _saved(served, "embeddings")))
+        stages.append(Stage(f"ONNX {precision}", precision, saved_embeddings(served, "embeddings")))
     onnx_sha256 = read_encoder(served).onnx_sha256
     for folder in sorted(served.glob("engines/*")):
         if not (folder / VERIFICATION).is_file() or not (folder / "engine.json").is_file():
             continue
         engine = read_engine(folder / "engine.json")
         if engine.onnx_sha256 == onnx_sha256:  # others are never installed
-            stages.append(Stage(f"TensorRT {engine.tensorrt} {engine.gpu}", precision, _saved(folder, "embeddings")))
+            stages.append(
+                Stage(f"TensorRT {engine.tensorrt} {engine.gpu}", precision, saved_embeddings(folder, "embeddings"))
+            )
     return stages
 
 
@@ -131,7 +133,12 @@ def _session(head: Head) -> onnxruntime.InferenceSession:
     return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
 
-def _saved(folder: Path, name: str) -> np.ndarray:
+def saved_embeddings(folder: Path, name: str) -> np.ndarray:
+    """(N, embed_dim) float32 of the verification's pictures, as a file's build left them: `torch` or `embeddings`.
+
+    Raises:
+        ManifestError: they are not there.
+    """
     path = folder / VERIFICATION
     if not path.is_file():
         raise ManifestError(f"{path}: not found; make it with: python -m build.encoder --recipe RECIPE")

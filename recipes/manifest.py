@@ -103,6 +103,8 @@ class EncoderManifest(_Part):
     """Where the weights of each encoder came from."""
     parity: dict[str, float]
     """What the build's check against the model's library, or against its embeddings, measured."""
+    cpu: str | None = None
+    """The CPU that the check ran on, with its instruction sets."""
     versions: dict[str, str]
 
     @property

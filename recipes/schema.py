@@ -275,7 +275,8 @@ Cosine = Annotated[float, Field(gt=0, le=1)]
 class MinimumCosine(_Section):
     """Between an embedding of the model's library in torch and that of the file that is built, at each precision.
 
-    The build fails, and installs nothing, when any picture of the verification is below.
+    The build fails, and installs nothing, when any picture of the verification is below. A server whose embedding of a
+    picture of its proof is below never becomes ready.
     """
 
     fp32: Cosine = 0.99999
@@ -297,6 +298,9 @@ class Build(_Section):
     """Of the encoder that is served: fp16 for GPUs, int8 for CPUs. It is made from the fp32 file. Heads stay fp32."""
     opset: int = 18
     minimum_cosine: MinimumCosine = MinimumCosine()
+    maximum_score_difference: float = Field(default=0.05, gt=0)
+    """Between a head's score of a picture where it is served and where it was verified, relative to the larger of 1 and
+    the score. A server over it on a picture of its proof never becomes ready."""
     engine: Engine = Engine()
 
     @property

@@ -48,10 +48,14 @@ def tiny_png() -> bytes:
     return buffer.getvalue()
 
 
-def probe(client: grpc.InferenceServerClient, timeout_s: float = 10.0) -> Finding | None:
-    """Score and embed a tiny picture with every head within `timeout_s`; None when it worked, else what went wrong."""
+def probe(client: grpc.InferenceServerClient, picture: bytes, timeout_s: float = 10.0) -> Finding | None:
+    """Score and embed a picture with every head within `timeout_s`; None when it worked, else what went wrong.
+
+    Args:
+        picture: an encoded file in a format that is served, such as the smallest of the server's proof.
+    """
     tensor = grpc.InferInput("image", [1, 1], "BYTES")
-    tensor.set_data_from_numpy(np.array([[tiny_png()]], dtype=object))
+    tensor.set_data_from_numpy(np.array([[picture]], dtype=object))
     deadline = time.monotonic() + timeout_s
     for model in ENSEMBLES:
         left_s = max(0.01, deadline - time.monotonic())

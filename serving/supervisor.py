@@ -20,9 +20,12 @@ import tritonclient.grpc as grpc
 
 from serving.probe import ENSEMBLES, Finding, probe
 from serving.processes import broken_stubs
+from serving.proof import ProofMissed
 from serving.triton_wheel import ServingError
 from serving.tritonserver import EmbeddedServer
 
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+"""Asks this machine itself: $http_proxy would be asked for loopback as well."""
 _METRIC = re.compile(
     r'^nv_inference_(request_success|pending_request_count)\{model="([^"]+)"[^}]*\} (\S+)', re.MULTILINE
 )
@@ -99,7 +102,7 @@ class Supervisor:
     def look(self, before: Work) -> Finding | None:
         """Probe once; None for a server that works, however slowly: something was finished since `before`."""
         with grpc.InferenceServerClient(self.server.grpc_url) as client:
-            finding = probe(client, self.pace.deadline_s)
+            finding = probe(client, self.server.picture, self.pace.deadline_s)
         if finding is None or finding.kind == "busy":
             return None
         return None if finding.kind == "late" and not hung_models(before, self.work()) else finding
@@ -107,7 +110,7 @@ class Supervisor:
     def work(self) -> Work:
         """The server's own counters; empty when they cannot be had."""
         try:
-            with urllib.request.urlopen(self.server.metrics_url, timeout=self.pace.deadline_s) as answer:
+            with _DIRECT.open(self.server.metrics_url, timeout=self.pace.deadline_s) as answer:
                 return work_from_metrics(answer.read().decode())
         except OSError:
             return Work({}, {})
@@ -116,7 +119,8 @@ class Supervisor:
         """Start the server again, trying until it answers.
 
         Raises:
-            ServingError: too many restarts.
+            ServingError: too many restarts, or a start after which it answers otherwise than its build verified
+                (`ProofMissed`), which another one would not change.
         """
         while True:
             self._count_restart(reason)
@@ -125,6 +129,8 @@ class Supervisor:
                 self.server.stop(grace_s=min(5, self.server.exit_timeout_s))
                 time.sleep(pause_s(self.pace, len(self._restarted_at)))
                 self.server.start_again()
+            except ProofMissed:
+                raise
             except ServingError as error:
                 reason = str(error)
             else:

@@ -18,8 +18,10 @@ from typing import Literal
 
 import tritonclient.grpc as grpc
 
+from recipes.proof import Proof
 from serving.probe import Finding, probe
 from serving.processes import shared_regions
+from serving.proof import proof_to_serve, prove
 from serving.triton_wheel import ServingError, TritonWheel, find_wheel, lay_out_backends
 from serving.tritonserver_options import Control, control_options, tracing_options
 
@@ -42,7 +44,8 @@ class EmbeddedServer:
         options: more of tritonserver's own.
 
     Raises:
-        ServingError: on entering, when the server cannot start or answer; with the end of its log.
+        ServingError: on entering, when the server cannot start or answer, with the end of its log; a `ProofMissed`
+            when it answers otherwise than its build verified.
     """
 
     def __init__(
@@ -67,6 +70,7 @@ class EmbeddedServer:
         self.log_path = log_path
         self.ready_timeout_s = ready_timeout_s
         self.exit_timeout_s = exit_timeout_s
+        self._proof: Proof | None = None
         self._process: subprocess.Popen | None = None
         self._is_stopped = False
         self._folder: Path | None = None
@@ -82,6 +86,17 @@ class EmbeddedServer:
     @property
     def metrics_url(self) -> str:
         return f"http://{HOST}:{self.metrics_port}/metrics"
+
+    @property
+    def proof(self) -> Proof:
+        """What its answers are held to at each start."""
+        assert self._proof is not None, "the server was not started"
+        return self._proof
+
+    @property
+    def picture(self) -> bytes:
+        """What a probe of it scores: a picture that it serves."""
+        return self.proof.smallest_picture
 
     @property
     def pid(self) -> int:
@@ -143,6 +158,7 @@ class EmbeddedServer:
         wheel = find_wheel()
         if not (self.repository / "image_score" / "config.pbtxt").is_file():
             raise ServingError(f"{self.repository}: no model repository; build it with: make engines")
+        self._proof = proof_to_serve(self.repository)
         self._folder = Path(tempfile.mkdtemp(prefix="clipsieve-"))
         try:
             self._start(wheel, self._folder, log_mode)
@@ -210,13 +226,18 @@ class EmbeddedServer:
                 time.sleep(0.1)
 
     def _problems(self, client: grpc.InferenceServerClient) -> Iterator[Finding | None]:
-        """What keeps the server from answering, again and again; None once it answers."""
+        """What keeps the server from answering, again and again; None once it answers as its build verified.
+
+        Raises:
+            ProofMissed: it answers otherwise.
+            ServingError: it ended, or never will answer.
+        """
         while True:
             if (status := self.poll()) is not None:
                 raise ServingError(
                     f"tritonserver ended with status {status}; end of {self.log_path}:\n{self.log_tail()}"
                 )
-            problem = probe(client)
+            problem = probe(client, self.picture) or prove(client, self.proof, self.repository)
             if problem is not None and problem.is_final:
                 raise ServingError(f"{problem}; end of {self.log_path}:\n{self.log_tail()}")
             yield problem

@@ -54,7 +54,7 @@ def test_a_killed_stub_is_noticed_by_health(repository, tmp_path):
     """Triton's own readiness stays green; a real inference does not."""
     with start(repository, tmp_path) as server, Client(server.grpc_url, timeout_s=5) as client:
         assert client.health().ok
-        assert len(stubs(server)) == 5  # two preprocess, two encoders, head
+        assert len(stubs(server)) == 6  # two preprocess, two encoders, head, proof
         for stub in stubs(server):
             stub.kill()
         time.sleep(0.5)

@@ -240,7 +240,7 @@ def test_a_probe_is_not_counted(watching):
     time.sleep(1.5)
     before = metrics(server)
     with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
-        assert probe(client) is None
+        assert probe(client, server.picture) is None
     time.sleep(1.5)
     ours = [[line for line in text.splitlines() if line.startswith("clipsieve_")] for text in (before, metrics(server))]
     assert ours[0] == ours[1]

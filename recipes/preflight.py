@@ -1,0 +1,52 @@
+"""What a server checks of its model repository and its machine before it starts.
+
+    python -m recipes.preflight model_repository
+
+TensorRT plans fit this GPU and TensorRT, the proof is of the encoder and the heads that lie there, and the CPU can run
+an int8 encoder. Each problem is a line with its remedy. It runs in the server's image, with pydantic and PyYAML alone.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from recipes import cpu, plans
+from recipes.manifest import ManifestError, read_encoder
+from recipes.proof_file import proof_problems
+
+
+def problems(repository: Path) -> list[str]:
+    """All of them; none for a folder without an encoder, which Triton itself will speak of."""
+    if not (repository / "clip_encoder").is_dir():
+        return []
+    return [*plans.repository_problems(repository), *model_problems(repository)]
+
+
+def model_problems(repository: Path) -> list[str]:
+    """What does not depend on a GPU: the proof, and the CPU."""
+    return [*proof_problems(repository), *_int8_problems(repository / "clip_encoder" / "1")]
+
+
+def _int8_problems(version: Path) -> list[str]:
+    try:
+        encoder = read_encoder(version)
+    except ManifestError:
+        return []  # the proof's check says so
+    is_onnx = encoder.precision == "int8" and (version / "model.onnx").is_file()
+    problem = cpu.int8_problem(cpu.find_cpu()) if is_onnx else None
+    return [] if problem is None else [f"{version}: {problem}"]
+
+
+def main(argv: list[str]) -> int:
+    if len(argv) != 1:
+        print("usage: python -m recipes.preflight MODEL_REPOSITORY", file=sys.stderr)
+        return 2
+    found = problems(Path(argv[0]))
+    for problem in found:
+        print(f"recipes.preflight: {problem}", file=sys.stderr)
+    return 1 if found else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
