@@ -107,6 +107,9 @@ class FakeModel:
         parameters = self.heads[model.removesuffix("_head")]
         return {"parameters": {key: {"string_value": value} for key, value in parameters.items()}, "output": []}
 
+    def has(self, model: str) -> bool:
+        return model in ("image_score", "image_embedding") or model.removesuffix("_head") in self.heads
+
     def infer(self, images: list[bytes], outputs: list[str]) -> dict[str, np.ndarray]:
         """Raises Failure, of all the images when one is bad."""
         assert len(images) <= self.max_batch_size
@@ -232,6 +235,8 @@ class _GrpcService(service_pb2_grpc.GRPCInferenceServiceServicer):
         return response
 
     def ModelInfer(self, request, context):
+        if not self.model.has(request.model_name):
+            context.abort(grpc.StatusCode.NOT_FOUND, f"Request for unknown model: '{request.model_name}' is not found")
         images, outputs = _images(request.raw_input_contents[0]), [output.name for output in request.outputs]
         assert list(request.inputs[0].shape) == [len(images), 1]
         self.model.priorities.add(request.parameters["priority"].int64_param)
@@ -271,6 +276,9 @@ class _HttpHandler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if not self.model.has(self.path.split("/")[3]):
+            self._reply(404, b'{"error": "Request for unknown model"}')
+            return
         header_length = int(self.headers["Inference-Header-Content-Length"])
         header = json.loads(body[:header_length])
         requested = [output["name"] for output in header["outputs"]]

@@ -6,15 +6,19 @@ import dataclasses
 import io
 import json
 import math
+import re
 import shutil
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
+import tritonclient.grpc
 from artefacts import write_head
+from fakes import SERVE
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
@@ -25,10 +29,12 @@ from build.head import build_head
 from build.proof import CHOICE, COUNT, LARGE_PHOTOGRAPH, MOST_BYTES, choose_pictures, make_proof
 from build.repository import check_installed, install, read_artefacts
 from build.repository_check import RepositoryError, check
+from clipsieve import AccessDenied, Client, InferenceFailed
+from clipsieve.transport import Request, array_from_wire
 from recipes import preflight, proof
 from recipes.cpu import Cpu, find_cpu, int8_problem
 from recipes.manifest import read_encoder, sha256_of, write_manifest
-from recipes.paths import encoder_folder
+from recipes.paths import ROOT, encoder_folder
 from recipes.photos import verification_pictures
 from recipes.pixels import served_transform
 from recipes.proof import (
@@ -46,6 +52,7 @@ from recipes.proof import (
 from recipes.proof_file import ProofFileError, proof_path, proof_problems, read_proof
 from recipes.schema import Recipe, Serving, parse_recipe
 from serving.embedded import EmbeddedServer
+from serving.probe import probe, tiny_png
 from serving.proof import ProofMissed, ask
 from serving.triton_wheel import ServingError
 
@@ -494,11 +501,29 @@ def test_cpuinfo_is_read_as_linux_writes_it(tmp_path):
 # The embedded server
 
 
-def test_a_healthy_server_gives_every_answer(server, repository):
-    import tritonclient.grpc as grpc
+class UnprovedServer(EmbeddedServer):
+    """Ready as soon as it scores, whatever it scores."""
 
+    def _wait_until_ready(self) -> None:
+        with tritonclient.grpc.InferenceServerClient(self.grpc_url) as client:
+            while (problem := probe(client, tiny_png())) is not None:
+                assert self.poll() is None, problem
+                time.sleep(0.1)
+
+
+@pytest.fixture(scope="module")
+def wrong_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    """A server of a damaged encoder."""
+    folder = tmp_path_factory.mktemp("wrong")
+    models = Path(shutil.copytree(repository, folder / "models"))
+    damage_encoder(models)
+    with UnprovedServer(models, http_port=0, grpc_port=0, metrics_port=0, log_path=folder / "log") as server:
+        yield server
+
+
+def test_a_healthy_server_gives_every_answer(server, repository):
     found = read_proof(repository)
-    with grpc.InferenceServerClient(server.grpc_url) as client:
+    with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
         answers = ask(client, found)
     assert misses(found, answers) == []
     assert server.picture == found.smallest_picture
@@ -547,3 +572,80 @@ def test_an_encoder_is_built_for_a_recipe_without_png(demo, repository):
     """The verification's pictures do not depend on what is served."""
     found = make_encoder(with_parts(demo, serving={"formats": ["JPEG"], "max_pixels": 100_000}))
     assert [manifest.id for manifest in found] == [read_encoder(encoder_folder(demo)).id]
+
+
+# The client
+
+
+def addresses(server: EmbeddedServer) -> dict[str, str]:
+    return {"grpc": server.grpc_url, "http": f"http://{server.http_url}"}
+
+
+def test_the_clients_copy_is_the_same_file():
+    ours, copied = ROOT / "recipes" / "proof.py", ROOT / "clients" / "clipsieve" / "proof_format.py"
+    assert copied.read_text() == ours.read_text(), f"run: cp {ours} {copied}"
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_health_proves_a_server(server, protocol):
+    with Client(addresses(server)[protocol]) as client:
+        health = client.health(timeout_s=30)
+    assert health.status == "ok", health
+    assert re.fullmatch(
+        r"scored an image with demo in \d+ ms; 4 proof pictures: cosine >= [01][.\d]* \(limit 0\.99999\)",
+        health.message,
+    )
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_health_finds_a_damaged_encoder(wrong_server, protocol):
+    with Client(addresses(wrong_server)[protocol]) as client:
+        health = client.health(timeout_s=30)
+        assert client.health(deep=False).ok
+    assert health.status == "failing"
+    for part in ("rocket.jpg: cosine 0.", "at least 0.99999 is wanted", f"verified on {find_cpu()}", "make engines"):
+        assert part in health.message
+
+
+@pytest.mark.parametrize("protocol", ["grpc", "http"])
+def test_a_server_without_a_proof_is_healthy_and_not_proved(model, protocol):
+    with SERVE[protocol](model) as url, Client(url, protocol=protocol) as client:
+        health = client.health()
+    assert health.status == "ok"
+    assert "not proved: " in health.message
+    assert "make engines" in health.message
+
+
+def test_a_proof_that_a_proxy_hides_is_none(model, url, monkeypatch):
+    async def refuse(transport: object, request: Request, timeout_s: float) -> dict[str, np.ndarray]:
+        if request.model == "proof":
+            raise AccessDenied("403")
+        return {}
+
+    monkeypatch.setattr("clipsieve.grpc_transport.GrpcTransport.infer", refuse)
+    with Client(url) as client:
+        assert "not proved" in client.health().message
+
+
+@pytest.mark.parametrize("text", [b"{", b'{"format": 99}', "no bytes"])
+def test_a_proof_that_cannot_be_read_is_a_failure(model, url, monkeypatch, text):
+    async def answer(transport: object, request: Request, timeout_s: float) -> dict[str, np.ndarray]:
+        return {"proof": np.array([text], dtype=object)}
+
+    monkeypatch.setattr("clipsieve.grpc_transport.GrpcTransport.infer", answer)
+    with Client(url) as client:
+        health = client.health()
+    assert health.status == "failing"
+    assert "proof cannot be read" in health.message
+
+
+@given(st.lists(st.binary(max_size=20), max_size=4))
+def test_texts_on_the_wire_are_read(elements):
+    data = b"".join(len(each).to_bytes(4, "little") + each for each in elements)
+    assert array_from_wire("BYTES", [len(elements)], data).tolist() == elements
+
+
+@pytest.mark.parametrize("data", [b"\x05\0\0\0abc", b"\x01\0", b""])
+def test_a_text_that_is_cut_short_is_no_answer(data):
+    with pytest.raises(InferenceFailed, match="BAD_RESPONSE"):
+        array_from_wire("BYTES", [1], data)

@@ -26,10 +26,20 @@ from clipsieve._exceptions import (
 from clipsieve.groups import Answer, answers_for, rows_of
 from clipsieve.images import ImageSource, encoded_some, path_of
 from clipsieve.outage import Outage
+from clipsieve.proof import NO_PROOF, ask, fetch_proof
+from clipsieve.proof_format import ProofUnreadable, failure_message, misses, success_message
 from clipsieve.pump import pump, pump_groups
 from clipsieve.results import Embedding, EmbeddingScores, Head, HeadScore, Health, Score
 from clipsieve.settings import Settings
-from clipsieve.transport import ModelConfig, Request, Transport, embedding_tensor, image_tensor, open_transport
+from clipsieve.transport import (
+    PROBE_ID,
+    ModelConfig,
+    Request,
+    Transport,
+    embedding_tensor,
+    image_tensor,
+    open_transport,
+)
 from clipsieve.triton_messages import is_process_dead, is_unknown_model
 
 SCORE_MODEL = "image_score"
@@ -184,8 +194,9 @@ class AsyncClient(Settings):
         """Whether the server can score an image.
 
         Args:
-            deep: score a small image with every head. Without it only the server's own word is taken,
-                which stays "ready" when a process that decodes images has died.
+            deep: score a small image with every head, and compare the server's answers with its proof, if it has
+                one. Without it only the server's own word is taken, which stays "ready" when a process that decodes
+                images has died.
             timeout_s: deadline of each step.
         """
         try:
@@ -199,19 +210,30 @@ class AsyncClient(Settings):
         return await self._probe(self._connected(), timeout_s)
 
     async def _probe(self, transport: Transport, timeout_s: float) -> Health:
-        started = time.perf_counter()
+        """Score a picture, then hold all answers against the server's proof, if it has one."""
         try:
             config = await self._of_model(SCORE_MODEL, lambda: transport.model_config(SCORE_MODEL, timeout_s))
             names = _head_names(config)
-            await transport.infer(Request(SCORE_MODEL, image_tensor(_probe_image()), names), timeout_s)
+            proof = await fetch_proof(transport, timeout_s)
+            picture = _probe_image() if proof is None else proof.smallest_picture
+            started = time.perf_counter()
+            await transport.infer(Request(SCORE_MODEL, image_tensor(picture), names, id=PROBE_ID), timeout_s)
+            elapsed_ms = (time.perf_counter() - started) * 1000
+            answers = None if proof is None else await ask(transport, proof, timeout_s)
         except ServerNotReady as error:
             return Health("not_ready", str(error))
+        except ProofUnreadable as error:
+            return Health("failing", f"the server's proof cannot be read: {error}; install its repository again")
         except ClipsieveError as error:
             if isinstance(error, InferenceFailed) and error.code == "SERVER_BUSY":
                 return Health("busy", f"the server works, and has no room for another image now: {error}")
             return Health("failing", f"the server says that it is ready, but cannot score an image: {error}")
-        elapsed_ms = (time.perf_counter() - started) * 1000
-        return Health("ok", f"scored an image with {', '.join(names)} in {elapsed_ms:.0f} ms")
+        scored = f"scored an image with {', '.join(names)} in {elapsed_ms:.0f} ms"
+        if proof is None or answers is None:
+            return Health("ok", f"{scored}; {NO_PROOF}")
+        if missed := misses(proof, answers):
+            return Health("failing", failure_message(proof, missed))
+        return Health("ok", f"{scored}; {success_message(proof, answers.embeddings)}")
 
     async def _over_images(
         self,

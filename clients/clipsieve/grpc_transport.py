@@ -80,7 +80,7 @@ class GrpcTransport:
 
 def _message(request: Request) -> Any:
     tensor = request.tensor
-    message = service_pb2.ModelInferRequest(model_name=request.model, raw_input_contents=[tensor.data])
+    message = service_pb2.ModelInferRequest(model_name=request.model, id=request.id, raw_input_contents=[tensor.data])
     message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
     for name in request.outputs:
         message.outputs.add(name=name)

@@ -145,7 +145,8 @@ def _header(request: Request) -> bytes:
     }
     wanted = [{"name": name, "parameters": {"binary_data": True}} for name in request.outputs]
     parameters = {"priority": PRIORITIES[request.priority]}
-    return json.dumps({"inputs": [sent], "outputs": wanted, "parameters": parameters}).encode()
+    named = {"id": request.id} if request.id else {}
+    return json.dumps({**named, "inputs": [sent], "outputs": wanted, "parameters": parameters}).encode()
 
 
 def _arrays_from_body(headers: Mapping[str, str], content: bytes) -> dict[str, np.ndarray]:

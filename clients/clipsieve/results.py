@@ -166,8 +166,8 @@ class Health:
     """What a health check found.
 
     `unavailable`: nothing answers. `not_ready`: a server answers and is still loading, or has a model
-    that failed to load. `failing`: it calls itself ready, but cannot score an image. `busy`: it works,
-    and refuses for want of room in a queue.
+    that failed to load. `failing`: it calls itself ready, but cannot score an image, or answers otherwise
+    than its build verified. `busy`: it works, and refuses for want of room in a queue.
     """
 
     status: Literal["ok", "busy", "unavailable", "not_ready", "failing"]

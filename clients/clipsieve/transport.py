@@ -20,6 +20,8 @@ PriorityName = Literal["interactive", "bulk"]
 PRIORITIES: dict[PriorityName, int] = {"interactive": 1, "bulk": 2}
 """As Triton counts: 1 is taken first. A server without priorities takes no notice."""
 
+PROBE_ID = "probe"
+
 DEFAULT_ADDRESSES: dict[ProtocolName, str] = {"grpc": "localhost:8001", "http": "localhost:8000"}
 _SCHEMES: dict[str, tuple[ProtocolName, bool]] = {
     "grpc": ("grpc", False),
@@ -86,6 +88,8 @@ class Request:
     tensor: Tensor
     outputs: Sequence[str]
     priority: PriorityName = "interactive"
+    id: str = ""
+    """The server's metrics do not count the images of a request with PROBE_ID."""
 
 
 class Transport(Protocol):
@@ -148,11 +152,25 @@ def embedding_tensor(embeddings: np.ndarray) -> Tensor:
 
 
 def array_from_wire(datatype: str, shape: Sequence[int], data: bytes) -> np.ndarray:
-    """Raises InferenceFailed when the answer contradicts itself."""
+    """An array of numbers, or of `bytes` objects; raises InferenceFailed when the answer contradicts itself."""
     try:
+        if datatype == "BYTES":
+            return np.array(_elements(data), dtype=object).reshape(tuple(shape))
         return np.frombuffer(data, _DTYPES[datatype]).reshape(tuple(shape))
     except (KeyError, ValueError) as error:
         raise InferenceFailed("BAD_RESPONSE", f"an output {datatype} {list(shape)} of {len(data)} bytes") from error
+
+
+def _elements(data: bytes) -> list[bytes]:
+    """Of a BYTES tensor: each is its length in 4 bytes, then the bytes."""
+    elements, start = [], 0
+    while start < len(data):
+        end = start + 4 + int.from_bytes(data[start : start + 4], "little")
+        if end > len(data):
+            raise ValueError("an element that is longer than its tensor")
+        elements.append(data[start + 4 : end])
+        start = end
+    return elements
 
 
 def check_complete(arrays: Mapping[str, np.ndarray], outputs: Sequence[str]) -> None:
