@@ -1,7 +1,5 @@
 """TensorRT plans in a model repository: how their files are called, and whether they fit this machine.
 
-    python -m recipes.plans model_repository    # the preflight a server runs before it starts
-
 A plan fits one TensorRT version and the GPUs of one compute capability, and TensorRT finds out only when it
 loads it. This check reads the manifest beside the plan instead, and names the remedy.
 """
@@ -9,7 +7,6 @@ loads it. This check reads the manifest beside the plan instead, and names the r
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 from recipes.gpu import Gpu, Machine, comparable_version, find_machine
@@ -107,17 +104,3 @@ def _wrong_tensorrt(engine: EngineManifest, machine: Machine) -> list[str]:
     if comparable_version(engine.tensorrt) != comparable_version(machine.tensorrt):
         return [f"built by TensorRT {engine.tensorrt}, here is {machine.tensorrt}"]
     return []
-
-
-def main(argv: list[str]) -> int:
-    if len(argv) != 1:
-        print("usage: python -m recipes.plans MODEL_REPOSITORY", file=sys.stderr)
-        return 2
-    problems = repository_problems(Path(argv[0]))
-    for problem in problems:
-        print(f"recipes.plans: {problem}", file=sys.stderr)
-    return 1 if problems else 0
-
-
-if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))

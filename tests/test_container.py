@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from PIL import Image
 
 from recipes.paths import ROOT
+from recipes.proof_file import proof_path
 from serving.container import health
 from serving.embedded import EmbeddedServer
 from serving.triton_wheel import TritonWheel
@@ -84,9 +86,9 @@ def test_dockerfile_habits():
             assert isinstance(json.loads(line.split(" ", 1)[1]), list), f"not in exec form: {line}"
 
 
-def test_pillow_for_the_preprocessing_is_pinned_as_everywhere():
+def test_what_the_image_adds_is_pinned_as_everywhere():
     (install,) = (line for line in stage("serve") if "pip install" in line)
-    assert install.endswith("pip install --constraint /opt/clipsieve/requirements/dev.txt pillow pydantic")
+    assert install.endswith("pip install --constraint /opt/clipsieve/requirements/dev.txt pillow pydantic pyyaml")
 
 
 @pytest.mark.parametrize("name", ["triton", "triton-cpu"])
@@ -191,7 +193,7 @@ def test_the_engines_command_is_make_engines_with_the_images_environment():
 def test_start_checks_first_and_then_starts_triton_as_the_embedded_server_does(tmp_path):
     text = (CONTAINER / "start.sh").read_text()
     subprocess.run(["sh", "-n", CONTAINER / "start.sh"], check=True)
-    assert text.index("python3 -m recipes.plans") < text.index("exec tritonserver")
+    assert text.index("python3 -m recipes.preflight") < text.index("exec tritonserver")
     kept = ("--model-control", "--disable-auto", "--backend-config", "--exit-timeout")
     wheel = TritonWheel(environment=tmp_path, site_packages=tmp_path, python="3.11")
     embedded = EmbeddedServer(tmp_path, log_path=tmp_path / "log")._command(wheel, tmp_path)
@@ -200,66 +202,170 @@ def test_start_checks_first_and_then_starts_triton_as_the_embedded_server_does(t
     assert {flag for flag in flags if flag.startswith(kept)} == {flag for flag in embedded if flag.startswith(kept)}
 
 
-def test_the_picture_of_the_health_check_is_one():
-    with Image.open(io.BytesIO(base64.b64decode(health.GREY_PNG))) as image:
-        image.load()
-        assert image.size == (8, 8)
+IN_THE_IMAGE = {"PIL", "pydantic", "pydantic_core", "annotated_types", "typing_inspection", "typing_extensions", "yaml"}
+"""And what tritonserver's own image has for its Python processes: numpy."""
+MODULES_OF = """
+import importlib, runpy, sys
+before = set(sys.modules)
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+names = {name.partition(".")[0] for name in set(sys.modules) - before}
+names -= {*sys.stdlib_module_names, "cython_runtime"}
+print(" ".join(sorted(name for name in names if not name.startswith("_"))))
+"""
 
 
-def test_health_is_a_real_inference(server):
-    assert health.probe(f"http://{server.http_url}") is None
-    assert health.main([f"http://{server.http_url}"]) == 0
+@pytest.mark.parametrize(
+    ("modules", "allowed"),
+    [(["recipes.preflight"], {"recipes", *IN_THE_IMAGE}), (["serving.container.health"], {"recipes", "serving"})],
+)
+def test_the_image_holds_what_its_checks_import(modules, allowed):
+    command = [sys.executable, "-c", MODULES_OF, *modules]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert set(done.stdout.split()) <= allowed
 
 
-def answering(status: int, body: str) -> HTTPServer:
+# ---- the health check ----
+
+
+@pytest.fixture(autouse=True)
+def temporary_markers(monkeypatch, tmp_path_factory):
+    """A server that a test proves is proved for that test alone."""
+    monkeypatch.setattr(health, "MARKERS", tmp_path_factory.mktemp("markers"))
+    return health.MARKERS
+
+
+def requests_of(monkeypatch) -> list[str]:
+    """Names of the models that are asked from now on."""
+    asked, post = [], health.post
+
+    def counted(url: str, model: str, *others: Any) -> list[dict[str, Any]]:
+        asked.append(model)
+        return post(url, model, *others)
+
+    monkeypatch.setattr(health, "post", counted)
+    return asked
+
+
+def test_health_is_a_proof_once_and_a_real_inference_from_then_on(server, monkeypatch, temporary_markers):
+    asked, url = requests_of(monkeypatch), f"http://{server.http_url}"
+    assert health.main([url]) == 0
+    assert asked == ["proof", "demo_head", "image_score", "image_embedding"]
+    assert len(list(temporary_markers.iterdir())) == 1
+    asked.clear()
+    assert health.main([url]) == 0
+    assert asked == ["proof", "image_score", "image_embedding"]
+
+
+def test_a_server_is_proved_again_after_its_start_and_with_another_proof(monkeypatch, tmp_path):
+    init = tmp_path / "stat"
+    init.write_text("1 (triton server) S " + " ".join(map(str, range(4, 53))))
+    monkeypatch.setattr(health, "INIT", init)
+    first = health.marker_path("http://a", b"proof")
+    assert health.marker_path("http://a", b"proof") == first
+    assert health.marker_path("http://a", b"another") != first
+    init.write_text(init.read_text().replace(" 22 ", " 99 "))
+    assert health.marker_path("http://a", b"proof") != first
+    monkeypatch.setattr(health, "INIT", tmp_path / "absent")
+    assert health.marker_path("http://a", b"proof") != first
+
+
+def test_without_a_place_for_its_marker_a_server_is_proved_each_time(server, monkeypatch, capsys):
+    monkeypatch.setattr(health, "MARKERS", Path("/proc/absent"))
+    asked = requests_of(monkeypatch)
+    assert [health.main([f"http://{server.http_url}"]) for _ in range(2)] == [0, 0]
+    assert asked.count("demo_head") == 2
+    assert "will be proved again" in capsys.readouterr().err
+
+
+def test_loopback_is_asked_without_a_proxy(server):
+    environment = os.environ | {"http_proxy": "http://127.0.0.1:9", "HTTP_PROXY": "http://127.0.0.1:9"}
+    command = [sys.executable, str(CONTAINER / "health.py"), f"http://{server.http_url}"]
+    done = subprocess.run(command, env=environment, cwd="/", capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_start_forgets_that_an_earlier_server_was_proved(tmp_path):
+    (tmp_path / "models").mkdir()
+    marker = tmp_path / health.marker_path("http://a", b"proof").name
+    marker.touch()
+    assert start(tmp_path / "models", tmp_path).returncode == 0
+    assert not marker.exists()
+
+
+@contextmanager
+def answering(status: int, body: str, proof: str | None = None) -> Iterator[str]:
+    """A server that gives one answer to all, but for its proof; its address."""
+
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["Content-Length"]))
-            self.send_response(status)
+            is_proof = proof is not None and "/proof/" in self.path
+            self.send_response(200 if is_proof else status)
             self.end_headers()
-            self.wfile.write(body.encode())
+            outputs = {"outputs": [{"name": "proof", "datatype": "BYTES", "shape": [1], "data": [proof]}]}
+            self.wfile.write(json.dumps(outputs).encode() if is_proof else body.encode())
 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    return server
-
-
-@pytest.mark.parametrize(
-    ("status", "body", "expected"),
-    [
-        (500, '{"error": "stub is not healthy"}', "HTTP 500: .*stub is not healthy"),
-        (200, '{"outputs": [{"name": "nsfw", "data": [NaN]}]}', r"\['nsfw'\] are not finite"),
-        (200, '{"outputs": []}', "no outputs"),
-        (200, "not JSON", "image_score: "),
-    ],
-)
-def test_unhealthy_servers(status, body, expected, capsys):
-    server = answering(status, body)
     try:
-        assert health.main([f"http://127.0.0.1:{server.server_port}"]) == 1
+        yield f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
+
+
+FAULTS = [
+    (500, '{"error": "stub is not healthy"}', "HTTP 500: .*stub is not healthy"),
+    (200, '{"outputs": [{"name": "nsfw", "data": [NaN]}]}', r"\['nsfw'\] are not finite"),
+    (200, '{"outputs": []}', "no outputs"),
+    (200, '{"outputs": [{"name": "nsfw"}]}', "demo_head: KeyError|image_score: KeyError"),
+    (200, "not JSON", "demo_head: |image_score: "),
+]
+
+
+@pytest.mark.parametrize("is_proved", [False, True])
+@pytest.mark.parametrize(("status", "body", "expected"), FAULTS)
+def test_unhealthy_servers(repository, status, body, expected, is_proved, capsys):
+    text = proof_path(repository).read_text()
+    with answering(status, body, text) as url:
+        if is_proved:
+            health.remember(health.marker_path(url, text.encode()))
+        assert health.main([url]) == 1
     assert re.search(expected, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("{", "proof cannot be read: JSONDecodeError"),
+        ('{"format": 7}', "format 7, this version reads 1"),
+        (None, "proof: HTTP 404"),
+    ],
+)
+def test_a_server_without_a_proof_that_can_be_read_is_unhealthy(text, expected, capsys):
+    with answering(404, '{"error": "unknown model"}', text) as url:
+        assert health.main([url]) == 1
+    assert expected in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("message", ["Exceeds maximum queue size", "Request timeout expired"])
-def test_a_busy_server_is_healthy(message, capsys):
-    server = answering(503, json.dumps({"error": message}))
-    try:
-        assert health.main([f"http://127.0.0.1:{server.server_port}"]) == 0
-    finally:
-        server.shutdown()
-        server.server_close()
+def test_a_busy_server_is_healthy_once_it_was_proved(repository, message, capsys):
+    text = proof_path(repository).read_text()
+    with answering(503, json.dumps({"error": message}), text) as url:
+        assert health.main([url]) == 1
+        assert f'unhealthy: demo_head: {{"error": "{message}' in capsys.readouterr().err
+        health.remember(health.marker_path(url, text.encode()))
+        assert health.main([url]) == 0
     assert f'busy: image_score: {{"error": "{message}' in capsys.readouterr().err
 
 
 def test_no_server_is_unhealthy(capsys):
     assert health.main(["http://127.0.0.1:9"]) == 1
-    assert "unhealthy: image_score: " in capsys.readouterr().err
+    assert "unhealthy: proof: " in capsys.readouterr().err
 
 
 def start(models, tmp_path, **variables: str) -> subprocess.CompletedProcess:
@@ -328,6 +434,15 @@ def test_start_refuses_a_setting_it_cannot_use(tmp_path, variables, expected):
     assert expected in done.stderr
 
 
+def test_start_refuses_a_proof_of_other_models(repository, tmp_path):
+    models = Path(shutil.copytree(repository, tmp_path / "models"))
+    assert start(models, tmp_path).returncode == 0
+    proof_path(models).unlink()
+    done = start(models, tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert re.search(r"recipes.preflight: .*proof.json: not found; .*make engines", done.stderr)
+
+
 def test_start_refuses_a_plan_that_does_not_fit(tmp_path):
     version = tmp_path / "models" / "clip_encoder" / "1"
     version.mkdir(parents=True)
@@ -335,4 +450,4 @@ def test_start_refuses_a_plan_that_does_not_fit(tmp_path):
     done = start(tmp_path / "models", tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.startswith("recipes.plans: ")
+    assert done.stderr.startswith("recipes.preflight: ")

@@ -130,14 +130,18 @@ def test_shared_memory_and_tmp_can_be_written(container):
     assert "emptyDir" in mounts["/tmp"]
 
 
+TIMEOUTS = ("TIMEOUT_S", "PROOF_TIMEOUT_S")
+
+
 @pytest.mark.parametrize("container", CONTAINERS)
-def test_probes_are_real_inferences_with_time_for_both(container):
-    (limit,) = re.findall(r"^TIMEOUT_S = ([\d.]+)", (CONTAINER / "health.py").read_text(), re.MULTILINE)
+def test_probes_are_real_inferences_with_time_for_all(container):
+    text = (CONTAINER / "health.py").read_text()
+    limit, proof_limit = (float(re.findall(rf"^{name} = ([\d.]+)", text, re.MULTILINE)[0]) for name in TIMEOUTS)
     probes = [probe for name, probe in container.items() if name.endswith("Probe")]
     assert len(probes) >= 2
     for probe in probes:
         assert probe["exec"]["command"] == ["python3", "/opt/clipsieve/serving/container/health.py"]
-        assert probe["timeoutSeconds"] > 2 * float(limit)
+        assert probe["timeoutSeconds"] > limit + max(2 * limit, proof_limit)  # to get the proof, and then either
 
 
 def test_large_models_have_ten_minutes_to_load():

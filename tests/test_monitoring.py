@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -17,6 +19,7 @@ import yaml
 from artefacts import write_head
 from chromium import browser
 from pictures import jpeg
+from PIL import Image
 from promql_parser import VectorSelector, parse, walk
 
 from build.head import build_head
@@ -149,8 +152,12 @@ def test_the_blackbox_exporter_takes_its_configuration():
 
 def test_the_blackbox_exporter_asks_and_judges_as_the_health_check_does():
     http = yaml.safe_load((MONITORING / "blackbox.yml").read_text())["modules"]["inference"]["http"]
-    image = {"name": "image", "datatype": "BYTES", "shape": [1, 1], "data": [health.GREY_PNG]}
-    assert json.loads(http["body"]) == {**health.REQUEST, "inputs": [image]}
+    body = json.loads(http["body"])
+    picture = base64.b64decode(body["inputs"][0]["data"][0])
+    assert body == {**health.REQUEST, "inputs": [health.images([picture])]}
+    with Image.open(io.BytesIO(picture)) as image:
+        image.load()
+        assert image.size == (8, 8)
     (pattern,) = http["fail_if_body_not_matches_regexp"]
     assert pattern == "|".join(['(?i)"outputs"', *health.QUEUE_REFUSALS])
 

@@ -51,6 +51,7 @@ from recipes.proof import (
 )
 from recipes.proof_file import ProofFileError, proof_path, proof_problems, read_proof
 from recipes.schema import Recipe, Serving, parse_recipe
+from serving.container import health
 from serving.embedded import EmbeddedServer
 from serving.probe import probe, tiny_png
 from serving.proof import ProofMissed, ask
@@ -649,3 +650,22 @@ def test_texts_on_the_wire_are_read(elements):
 def test_a_text_that_is_cut_short_is_no_answer(data):
     with pytest.raises(InferenceFailed, match="BAD_RESPONSE"):
         array_from_wire("BYTES", [1], data)
+
+
+# The container's health check
+
+
+def test_the_containers_check_compares_as_the_build_does():
+    assert health.misses is misses
+    assert health.proof_from_json is proof_from_json
+
+
+def test_the_containers_check_never_passes_on_a_damaged_encoder(wrong_server, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(health, "MARKERS", tmp_path)
+    for _ in range(2):
+        assert health.main([f"http://{wrong_server.http_url}"]) == 1
+        shown = capsys.readouterr().err
+        for part in ("unhealthy: ", "rocket.jpg: cosine 0.", "at least 0.99999 is wanted", "make engines"):
+            assert part in shown
+        assert shown.count(str(find_cpu())) == 2
+    assert list(tmp_path.iterdir()) == []
