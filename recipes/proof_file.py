@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -44,14 +44,18 @@ def write_proof(repository: Path, proof: Proof) -> None:
     write_atomically(proof_path(repository), proof_to_json(proof).encode())
 
 
-def set_head(repository: Path, head: ProofHead | None, name: str, kept: int) -> None:
-    """Make the proof say of the head `name` what `head` says and what it said of the revision `kept`, and no more."""
+def set_head(repository: Path, head: ProofHead | None, name: str, kept: Collection[int]) -> None:
+    """Make the proof say of the head `name` what it said of the revisions `kept`, then what `head` says, and no more.
+
+    Raises:
+        ProofFileError: there is no proof.
+    """
     with _only_writer(repository):
         proof = read_proof(repository)
         others = [each for each in proof.heads if each.name != name]
-        before = [each for each in proof.heads if each.name == name and each.revision == kept]
-        added = [] if head is None or head.revision == kept else [head]
-        write_proof(repository, replace(proof, heads=(*others, *before, *added)))
+        revisions = {*kept} - ({head.revision} if head is not None else set())
+        before = [each for each in proof.heads if each.name == name and each.revision in revisions]
+        write_proof(repository, replace(proof, heads=(*others, *before, *([] if head is None else [head]))))
 
 
 def proof_problems(repository: Path) -> list[str]:

@@ -1,4 +1,7 @@
-"""A head's probe set: embeddings, and what onnxruntime makes of them from the file itself, to hold a server against."""
+"""A head's probe set: embeddings, and what onnxruntime makes of them from the file itself, to hold a server against.
+
+Random unit vectors, and the embeddings of the pictures that the repository's proof has.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,9 @@ import numpy as np
 import onnxruntime
 
 from recipes.manifest import HeadManifest
+from recipes.proof import HEAD_TOLERANCE, Proof, ProofHead, Row
 from serving.triton_wheel import ServingError
 
-TOLERANCE = 1e-4
-"""Of a score, relative to the largest; the same graph in another release or batch differs by 1e-6."""
 PROBES = 32
 
 
@@ -25,16 +27,19 @@ class ProbeSet:
     thresholds: list[list[float]]
     """For each label."""
     revision: int
+    proved: ProofHead
+    """What the proof will say of this revision; image scores are there whether or not image_score has the head."""
 
 
-def probe_set(folder: Path, manifest: HeadManifest) -> ProbeSet:
-    """Run `folder`/model.onnx on random unit vectors.
+def probe_set(folder: Path, manifest: HeadManifest, proof: Proof) -> ProbeSet:
+    """Run `folder`/model.onnx on random unit vectors, and on the reference and the verified embeddings of the proof.
 
     Raises:
         ServingError: the file is missing, damaged, another head's than the manifest's, or gives no finite scores.
     """
     path = folder / "model.onnx"
-    embeddings = unit_vectors(manifest.encoder.embed_dim)
+    known = [row for rows in _proof_rows(proof) for row in rows]
+    embeddings = np.concatenate([unit_vectors(manifest.encoder.embed_dim), np.array(known, np.float32)])
     if not path.is_file():
         raise ServingError(f"{path}: not found; make it with: python -m build.head --recipe RECIPE")
     try:
@@ -52,7 +57,15 @@ def probe_set(folder: Path, manifest: HeadManifest) -> ProbeSet:
     if not np.isfinite(scores).all():
         raise ServingError(f"{path}: {np.sum(~np.isfinite(scores))} of {scores.size} scores are not finite")
     thresholds = [[point.value for point in row] for row in manifest.thresholds]
-    return ProbeSet(embeddings, scores, thresholds, manifest.revision)
+    count = len(proof.pictures)
+    references, verified = scores[PROBES : PROBES + count], scores[PROBES + count :]
+    proved = ProofHead(manifest.name, manifest.revision, references.tolist(), verified.tolist())
+    return ProbeSet(embeddings, scores, thresholds, manifest.revision, proved)
+
+
+def _proof_rows(proof: Proof) -> tuple[list[Row], list[Row]]:
+    """The reference and the verified embeddings."""
+    return [picture.reference for picture in proof.pictures], [picture.verified for picture in proof.pictures]
 
 
 def unit_vectors(embed_dim: int, count: int = PROBES) -> np.ndarray:
@@ -73,7 +86,7 @@ def disagreement(probes: ProbeSet, outputs: dict[str, np.ndarray]) -> str | None
         return f"revision {names} answers, expected {probes.revision:016x}"
     if outputs["score"].shape != probes.scores.shape:
         return f"scores have the shape {outputs['score'].shape}, expected {probes.scores.shape}"
-    allowed = TOLERANCE * max(1.0, float(np.abs(probes.scores).max()))
+    allowed = HEAD_TOLERANCE * max(1.0, float(np.abs(probes.scores).max()))
     difference = float(np.abs(outputs["score"] - probes.scores).max())
     if not difference <= allowed:
         return f"scores differ from the file's by {difference:.3g}, {allowed:.3g} is allowed"

@@ -13,9 +13,11 @@ import tritonclient.grpc as grpc
 from google.protobuf import json_format
 from tritonclient.utils import InferenceServerException
 
+from recipes.proof import HeadAnswer, Proof
 from serving.config_text import parsed
 from serving.no_proxy import GRPC_OPTIONS
-from serving.probe import HIGHEST_PRIORITY, REQUEST_ID, tiny_png
+from serving.probe import HIGHEST_PRIORITY, REQUEST_ID
+from serving.proof import head_answer
 from serving.triton_wheel import ServingError
 from serving.tritonserver_options import grpc_admin_headers
 
@@ -80,16 +82,20 @@ class ControlledServer:
         embedding = np.zeros((1, embed_dim), np.float32)
         return int(self._infer(model, "embedding", embedding, ("revision",))["revision"][0, 0])
 
-    def revision_of_a_picture(self, head: str) -> int | None:
-        """Of the head that answers when a picture is scored; None for one that pictures are not scored with."""
-        output = f"{head}_revision"
+    def score_pictures(self, head: str, proof: Proof) -> HeadAnswer | None:
+        """What image_score gives the proof's pictures; None for a head that pictures are not scored with."""
+        names = (head, f"{head}_revision")
         with self._refusals("describe image_score"):
             description = self._client.get_model_metadata("image_score", client_timeout=self.timeout_s)
         assert description is not None
-        if output not in [tensor.name for tensor in description.outputs]:
+        if names[1] not in [tensor.name for tensor in description.outputs]:
             return None
-        image = np.array([[tiny_png()]], dtype=object)
-        return int(self._infer("image_score", "image", image, (output,))[output][0, 0])
+        parts = [
+            self._infer("image_score", "image", np.array([[picture.file] for picture in batch], dtype=object), names)
+            for batch in proof.batches()
+        ]
+        scores, revisions = (np.concatenate([part[name] for part in parts]) for name in names)
+        return head_answer(scores, revisions)
 
     def _infer(self, model: str, name: str, values: np.ndarray, outputs: tuple[str, ...]) -> dict[str, np.ndarray]:
         tensor = grpc.InferInput(name, list(values.shape), "BYTES" if values.dtype == object else "FP32")

@@ -5,9 +5,10 @@
     python -m serving.rollout demo --recipe demo --rollback
 
 The head comes from artifacts/heads/<name> (training.fit, build.head). The server runs it under another name first and
-must give the scores that onnxruntime gives from the file; then the repository's config.pbtxt names the new version and
-the server loads it. Requests are answered throughout, each by the version that its revision names. If anything fails,
-the old version keeps serving and is what the repository serves. Prints what is served as JSON.
+must give the scores that onnxruntime gives from the file; then the repository's proof learns what the new version
+gives, config.pbtxt names it, the server loads it, and the proof's pictures are scored. Requests are answered
+throughout, each by the version that its revision names. If anything fails, the old version keeps serving and is what
+the repository serves. Prints what is served as JSON.
 
 Servers that share one repository take the change one by one: run the command again with the --url of the next.
 """
@@ -19,12 +20,14 @@ import contextlib
 import json
 import shutil
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from recipes.head_parameters import head_parameters
 from recipes.manifest import HeadManifest, ManifestError, compare_fingerprints, read_encoder, read_head
 from recipes.paths import head_folder, repository_folder
+from recipes.proof import Proof, ProofHead, image_misses
+from recipes.proof_file import set_head
 from recipes.schema import RecipeError, load_recipe
 from serving.config_text import edited
 from serving.head_probe import ProbeSet, disagreement, probe_set
@@ -38,6 +41,7 @@ from serving.head_versions import (
     write_config,
 )
 from serving.model_control import ControlledServer
+from serving.proof import installed_proof
 from serving.triton_wheel import ServingError
 from serving.tritonserver_options import admin_key_from_environment, check_admin_key
 from serving.watched_head import update_watch
@@ -70,9 +74,12 @@ def roll_out(head: str, repository: Path, source: Path, server: ControlledServer
         before = read_served(repository, head)
         manifest = read_head(source)
         check_fits(manifest, before, repository)
-        probes = probe_set(source, manifest)
+        proof = installed_proof(repository)
+        probes = probe_set(source, manifest, proof)
         if manifest.revision == before.manifest.revision:
-            _follow(before, probes, server)
+            known = [each.revision for each in proof.heads]  # other servers may still have what it replaced
+            set_head(repository, _proved(probes, proof), head, kept=known)
+            _follow(before, probes, proof, server)
             return _changed(before, server)
         check_same_repository(before, server)
         try_candidate(source, before, manifest, probes, server)
@@ -80,7 +87,7 @@ def roll_out(head: str, repository: Path, source: Path, server: ControlledServer
         added = add_version(before, source, number)
         try:
             text = edited(before.config, number, _parameters(manifest, before), folder / "config.pbtxt")
-            switch(before, text, probes, server)
+            switch(before, text, probes, proof, server)
         except BaseException:
             shutil.rmtree(added)
             raise
@@ -97,7 +104,8 @@ def roll_back(head: str, repository: Path, server: ControlledServer) -> Change:
         before = read_served(repository, head)
         replaced = read_replaced(before)
         folder = before.version_folder(replaced.version)
-        switch(before, replaced.config, probe_set(folder, read_head(folder)), server)
+        proof = installed_proof(repository)
+        switch(before, replaced.config, probe_set(folder, read_head(folder), proof), proof, server)
         return _changed(before, server)
 
 
@@ -164,36 +172,49 @@ def try_candidate(
         raise ServingError(f"{server.url}: {manifest.name} was tried and not installed: {problem}; {served} serves on")
 
 
-def switch(before: Served, text: str, probes: ProbeSet, server: ControlledServer) -> None:
+def switch(before: Served, text: str, probes: ProbeSet, proof: Proof, server: ControlledServer) -> None:
     """Serve what the config `text` names, or, if that fails in any way, what was served before.
+
+    The proof knows both versions first, and keeps knowing both: a server of this repository may be started at any
+    moment, and others serve the old one until they are told.
 
     Raises:
         ServingError: it failed.
     """
+    repository, name, old = before.folder.parent, before.manifest.name, before.manifest.revision
+    set_head(repository, _proved(probes, proof), name, kept=[old])
     write_config(before, text)
     try:
         server.load(before.model)
-        check_serves(before, probes, server)
-    except ServingError as error:
+        check_serves(before, probes, proof, server)
+    except BaseException as error:
         write_config(before, before.config)
-        raise ServingError(f"{error}\n{_taken_back(before, server)}") from error
-    except BaseException:
-        write_config(before, before.config)
-        _taken_back(before, server)
+        outcome = _taken_back(before, server)
+        set_head(repository, None, name, kept=[old])
+        if isinstance(error, ServingError):
+            raise ServingError(f"{error}\n{outcome}") from error
         raise
 
 
-def check_serves(served: Served, probes: ProbeSet, server: ControlledServer) -> None:
-    """The model and the ensemble answer with the head of the probe set.
+def check_serves(served: Served, probes: ProbeSet, proof: Proof, server: ControlledServer) -> None:
+    """The model and the ensemble answer with the head of the probe set, and score the proof's pictures as it does.
 
     Raises:
         ServingError: they do not.
     """
     if (problem := disagreement(probes, server.score(served.model, probes.embeddings))) is not None:
         raise ServingError(f"{server.url}: {served.model}: {problem}")
-    found = server.revision_of_a_picture(served.manifest.name)
-    if found not in (probes.revision, None):
-        raise ServingError(f"{server.url}: image_score: revision {found:016x} answers, not {probes.revision:016x}")
+    answer = server.score_pictures(served.manifest.name, proof)
+    if answer is None:
+        return
+    if missed := image_misses(replace(proof, heads=(probes.proved,)), served.manifest.name, answer):
+        raise ServingError(f"{server.url}: {'; '.join(missed)}")
+
+
+def _proved(probes: ProbeSet, proof: Proof) -> ProofHead:
+    """What the proof is to say of a head, which has scores of pictures only if it had them before."""
+    head = probes.proved
+    return head if head.name in proof.image_heads else replace(head, image_scores=None)
 
 
 def _taken_back(before: Served, server: ControlledServer) -> str:
@@ -213,11 +234,11 @@ def _serving_revision(served: Served, server: ControlledServer) -> int:
     return server.revision(served.model, served.manifest.encoder.embed_dim)
 
 
-def _follow(served: Served, probes: ProbeSet, server: ControlledServer) -> None:
+def _follow(served: Served, probes: ProbeSet, proof: Proof, server: ControlledServer) -> None:
     """The repository has this head already; have the server serve it too."""
     if _serving_revision(served, server) != probes.revision:
         server.load(served.model)
-    check_serves(served, probes, server)
+    check_serves(served, probes, proof, server)
 
 
 def _changed(before: Served, server: ControlledServer) -> Change:

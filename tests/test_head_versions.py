@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from heads import BuiltHead, built_head
 
+from build.proof import COUNT
 from recipes.manifest import ManifestError
 from recipes.paths import MODEL_REPOSITORY
+from recipes.proof import Proof
+from recipes.proof_file import read_proof
 from serving.config_text import edited, parsed, pinned_version
-from serving.head_probe import ProbeSet, disagreement, probe_set
+from serving.head_probe import PROBES, ProbeSet, disagreement, probe_set
 from serving.head_versions import add_version, only_rollout, read_replaced, read_served, versions, write_config
 from serving.rollout import check_fits
 from serving.triton_wheel import ServingError
@@ -191,40 +194,53 @@ def test_a_head_of_another_encoder_is_refused(models, second):
 # The probe set
 
 
+@pytest.fixture(scope="module")
+def proof(repository: Path) -> Proof:
+    return read_proof(repository)
+
+
+ROWS = PROBES + 2 * COUNT
+"""Unit vectors, then the proof's reference and verified embeddings."""
+
+
 def answers(probes: ProbeSet) -> dict[str, np.ndarray]:
     decisions = (probes.scores >= np.float32(0.5)).astype(np.int32)
-    return {"score": probes.scores, "decision": decisions, "revision": np.full((32, 1), probes.revision)}
+    return {"score": probes.scores, "decision": decisions, "revision": np.full((ROWS, 1), probes.revision)}
 
 
-def test_the_files_own_answers_agree(first):
-    probes = probe_set(first.folder, first.manifest)
-    assert probes.embeddings.shape == (32, first.manifest.encoder.embed_dim)
+def test_the_files_own_answers_agree(first, proof):
+    probes = probe_set(first.folder, first.manifest, proof)
+    assert probes.embeddings.shape == (ROWS, first.manifest.encoder.embed_dim)
     assert len(np.unique(probes.scores)) > 16
     assert disagreement(probes, answers(probes)) is None
+    assert probes.proved.revision == first.revision
+    assert [row[0] for row in probes.proved.scores] == [
+        pytest.approx(first.score(np.array(picture.reference, np.float32)), abs=1e-6) for picture in proof.pictures
+    ]
 
 
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ({"revision": np.full((32, 1), 7)}, "revision 0000000000000007 answers, expected"),
-        ({"score": np.zeros((32, 2), np.float32)}, r"shape \(32, 2\), expected \(32, 1\)"),
-        ({"score": np.full((32, 1), np.nan, np.float32)}, "differ from the file's by nan"),
-        ({"decision": np.full((32, 1), 9)}, "32 of 32 decisions are not what the thresholds say"),
+        ({"revision": np.full((ROWS, 1), 7)}, "revision 0000000000000007 answers, expected"),
+        ({"score": np.zeros((ROWS, 2), np.float32)}, rf"shape \({ROWS}, 2\), expected \({ROWS}, 1\)"),
+        ({"score": np.full((ROWS, 1), np.nan, np.float32)}, "differ from the file's by nan"),
+        ({"decision": np.full((ROWS, 1), 9)}, f"{ROWS} of {ROWS} decisions are not what the thresholds say"),
     ],
 )
-def test_what_disagrees_is_said(first, change, expected):
-    probes = probe_set(first.folder, first.manifest)
+def test_what_disagrees_is_said(first, proof, change, expected):
+    probes = probe_set(first.folder, first.manifest, proof)
     assert re.search(expected, str(disagreement(probes, answers(probes) | change)))
 
 
-def test_a_damaged_or_foreign_file_is_refused_before_any_server_sees_it(first, second, tmp_path):
+def test_a_damaged_or_foreign_file_is_refused_before_any_server_sees_it(first, second, proof, tmp_path):
     with pytest.raises(ServingError, match=r"model\.onnx: not found"):
-        probe_set(tmp_path, first.manifest)
+        probe_set(tmp_path, first.manifest, proof)
     (tmp_path / "model.onnx").write_bytes(b"not a model")
     with pytest.raises(ServingError, match="onnxruntime cannot run it"):
-        probe_set(tmp_path, first.manifest)
+        probe_set(tmp_path, first.manifest, proof)
     with pytest.raises(ServingError, match=f"that of head.json {first.revision:016x}; build it again"):
-        probe_set(second.folder, first.manifest)
+        probe_set(second.folder, first.manifest, proof)
 
 
 # The watch

@@ -9,8 +9,9 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,8 +23,11 @@ from pictures import jpeg
 from tritonclient.utils import InferenceServerException
 
 from build.repository import install
+from build.repository_check import check
 from clipsieve import Client
 from recipes.manifest import HeadManifest
+from recipes.proof import HeadAnswer, Proof, misses
+from recipes.proof_file import read_proof, set_head
 from recipes.schema import parse_recipe
 from serving import rollout
 from serving.config_text import edited
@@ -31,6 +35,7 @@ from serving.embedded import EmbeddedServer
 from serving.head_probe import ProbeSet
 from serving.head_versions import Served, read_served, versions
 from serving.model_control import ControlledServer
+from serving.proof import ask
 from serving.rollout import roll_back, roll_out
 from serving.triton_wheel import ServingError
 from serving.tritonserver_options import ADMIN_HEADER, control_options, grpc_admin_headers
@@ -58,8 +63,16 @@ class Controlled:
     @property
     def serving(self) -> str:
         """Name of the head that answers."""
-        revision = self.connection.revision_of_a_picture("demo")
+        answer = self.connection.score_pictures("demo", read_proof(self.models))
+        assert answer is not None
+        (revision,) = set(answer.revisions)
         return next(name for name, head in self.heads.items() if head.revision == revision)
+
+    @property
+    def proved(self) -> list[str]:
+        """Names of the heads that the proof knows, the one that the repository serves last."""
+        names = {head.revision: name for name, head in self.heads.items()}
+        return [names[head.revision] for head in read_proof(self.models).heads]
 
     @property
     def on_disk(self) -> str:
@@ -234,6 +247,74 @@ def test_a_second_server_of_the_repository_only_follows(controlled):
     assert controlled.serving == "second"
 
 
+# The proof
+
+
+def still_proved(controlled: Controlled) -> list[str]:
+    """What a server's answers miss of the repository's proof."""
+    proof = read_proof(controlled.models)
+    with grpc.InferenceServerClient(controlled.server.grpc_url) as client:
+        return misses(proof, ask(client, proof))
+
+
+def test_the_proof_stays_true_through_rollout_and_rollback(controlled):
+    """It knows the head that serves, and the one that other servers of the repository may still have."""
+    controlled.serve("first")
+    for name in ("second", "third"):
+        controlled.serve(name)
+        assert controlled.proved[-1] == name
+        assert still_proved(controlled) == []
+        assert check(controlled.models) == []
+    assert controlled.proved == ["second", "third"]
+    roll_back("demo", controlled.models, controlled.connection)
+    assert controlled.proved == ["third", "second"]
+    roll_back("demo", controlled.models, controlled.connection)
+    assert controlled.proved == ["second", "first"]
+    assert controlled.serving == "first"
+    assert still_proved(controlled) == []
+    assert check(controlled.models) == []
+
+
+def test_following_adds_to_the_proof_and_takes_nothing_from_it(controlled):
+    controlled.serve("first")
+    config = controlled.models / "demo_head" / "config.pbtxt"
+    controlled.serve("second")
+    set_head(
+        controlled.models, None, "demo", kept=controlled.heads["first"].revision
+    )  # as if it knew the old one alone
+    assert any("answers, known are" in line for line in still_proved(controlled))
+    assert any("does not know" in problem for problem in check(controlled.models)), config.read_text()
+    controlled.serve("second")  # follows, and teaches the proof
+    assert still_proved(controlled) == []
+
+
+def test_scores_of_pictures_that_are_wrong_are_taken_back(controlled, monkeypatch):
+    """As if the encoder that serves were another than the verified one."""
+    controlled.serve("first")
+    whole = ControlledServer.score_pictures
+
+    def shifted(server: ControlledServer, head: str, proof: Proof) -> HeadAnswer | None:
+        answer = whole(server, head, proof)
+        assert answer is not None
+        return replace(answer, scores=[[value + 0.2 for value in row] for row in answer.scores])
+
+    monkeypatch.setattr(ControlledServer, "score_pictures", shifted)
+    with pytest.raises(ServingError, match=r"(?s)image_score: demo: .*±0.05 is allowed.*Nothing has changed"):
+        controlled.serve("second")
+    monkeypatch.undo()
+    assert (controlled.serving, controlled.on_disk, controlled.proved) == ("first", "first", ["first"])
+    assert still_proved(controlled) == []
+
+
+def test_two_rollouts_at_once_lose_nothing_of_the_proof(repository, tmp_path):
+    models = Path(shutil.copytree(repository, tmp_path / "models"))
+    (demo,) = read_proof(models).heads
+    names = [f"head{index}" for index in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: set_head(models, replace(demo, name=name), name, kept=[]), names))
+    assert sorted(read_proof(models).head_names) == ["demo", *names]
+
+
 # Failures
 
 
@@ -242,9 +323,9 @@ def test_a_candidate_that_scores_otherwise_is_not_installed(controlled, monkeypa
     controlled.serve("first")
     before, truth = versions(controlled.models / "demo_head"), rollout.probe_set
 
-    def wrong(folder: Path, manifest: HeadManifest) -> ProbeSet:
-        probes = truth(folder, manifest)
-        return ProbeSet(probes.embeddings, probes.scores + 0.1, probes.thresholds, probes.revision)
+    def wrong(folder: Path, manifest: HeadManifest, proof: Proof) -> ProbeSet:
+        probes = truth(folder, manifest, proof)
+        return replace(probes, scores=probes.scores + 0.1)
 
     monkeypatch.setattr(rollout, "probe_set", wrong)
     with pytest.raises(ServingError, match=r"tried and not installed: scores differ from the file's by 0\.1"):
@@ -294,6 +375,7 @@ def test_an_interrupted_rollout_is_taken_back(controlled, monkeypatch):
     monkeypatch.setattr(rollout, "check_serves", interrupt)
     with pytest.raises(KeyboardInterrupt):
         roll_out("demo", controlled.models, controlled.heads["second"].folder, controlled.connection)
+    assert controlled.proved == ["first"]
     assert (controlled.serving, controlled.on_disk) == ("first", "first")
     assert versions(controlled.models / "demo_head") == before
 
