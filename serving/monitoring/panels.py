@@ -12,7 +12,7 @@ from typing import Literal
 ON = 'instance=~"$instance"'
 OF_HEAD = f'{ON},head=~"$head",label=~"$label"'
 ENSEMBLES = 'model=~"image_score|image_embedding"'
-STEPS = 'model!~"image_score|image_embedding"'
+STEPS = 'model!~"image_score|image_embedding|proof"'  # those that a picture passes through
 
 
 @dataclass(frozen=True)
