@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import tritonclient.grpc
 from pictures import jpeg
+from unproved import UnprovedServer
 
 from benchmarks.offered_load import Answer, closed_loop, connect, counts, open_loop, percentile_ms, score_request
 from benchmarks.overload import Overload, interactive, overload, recovered_after
@@ -52,7 +53,7 @@ def slow(demo: Recipe, repository: Path, tmp_path_factory) -> Iterator[EmbeddedS
     """50 images a second, at most."""
     folder = tmp_path_factory.mktemp("slow")
     models, log = slow_repository(demo, folder / "models"), folder / "tritonserver.log"
-    with EmbeddedServer(models, http_port=0, grpc_port=0, metrics_port=0, log_path=log) as server:
+    with UnprovedServer(models, http_port=0, grpc_port=0, metrics_port=0, log_path=log) as server:
         yield server
 
 

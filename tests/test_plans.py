@@ -9,6 +9,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from artefacts import encoder_manifest
 
@@ -19,9 +20,11 @@ from build.repository_check import RepositoryError, check
 from build.repository_configs import read_config
 from recipes import gpu, plans, preflight
 from recipes.gpu import Gpu, Machine, comparable_version, find_gpus, find_machine, find_tensorrt
-from recipes.manifest import BatchProfile, EngineManifest, read_encoder, sha256_of, write_manifest
+from recipes.manifest import BatchProfile, EngineManifest, ManifestError, read_encoder, sha256_of, write_manifest
 from recipes.paths import encoder_folder
+from recipes.photos import verification_pictures
 from recipes.plans import cc_model_filenames, manifest_path, plan_problems, repository_problems
+from recipes.proof_file import read_proof
 from serving.embedded import EmbeddedServer
 from serving.triton_wheel import ServingError
 
@@ -145,6 +148,27 @@ def test_one_plan_replaces_the_onnx_file_and_heads_stay(demo, artefact, tmp_path
     assert check_installed(demo, tmp_path / "models") == []
     config = read_config(tmp_path / "models/clip_encoder/config.pbtxt")
     assert (config.default_model_filename, dict(config.cc_model_filenames)) == ("", {})
+
+
+def test_the_proof_is_of_the_plan_and_its_gpu(demo, artefact, tmp_path):
+    add_plan(artefact)
+    path = engine_folder(artefact, HOPPER.compute_capability) / VERIFICATION
+    with np.load(path) as arrays:
+        embeddings = arrays["embeddings"] * np.float32(2)
+    np.savez(path, embeddings=embeddings)
+    install(demo, tmp_path / "models", "tensorrt")
+    proof = read_proof(tmp_path / "models")
+    assert proof.verified_on == "NVIDIA H200 with TensorRT 10.16.1.11"
+    names = [picture.name for picture in verification_pictures()]
+    for picture in proof.pictures:
+        np.testing.assert_array_equal(np.array(picture.verified, np.float32), embeddings[names.index(picture.name)])
+
+
+def test_a_plan_without_its_verification_is_not_installed(demo, artefact, tmp_path):
+    add_plan(artefact)
+    (engine_folder(artefact, HOPPER.compute_capability) / VERIFICATION).unlink()
+    with pytest.raises(ManifestError, match=r"verification.npz: not found"):
+        install(demo, tmp_path / "models", "tensorrt")
 
 
 def test_onnx_comes_back_when_asked_for(demo, artefact, tmp_path):

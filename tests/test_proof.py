@@ -8,7 +8,6 @@ import json
 import math
 import re
 import shutil
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +22,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from onnx import numpy_helper
 from PIL import Image
+from unproved import UnprovedServer
 
 from build.encoder import make_encoder
 from build.head import build_head
@@ -33,10 +33,10 @@ from clipsieve import AccessDenied, Client, InferenceFailed
 from clipsieve.transport import Request, array_from_wire
 from recipes import preflight, proof
 from recipes.cpu import Cpu, find_cpu, int8_problem
-from recipes.manifest import read_encoder, sha256_of, write_manifest
+from recipes.manifest import EncoderManifest, read_encoder, sha256_of, write_manifest
 from recipes.paths import ROOT, encoder_folder
-from recipes.photos import verification_pictures
-from recipes.pixels import served_transform
+from recipes.photos import Picture, verification_pictures
+from recipes.pixels import served_pixels, served_transform
 from recipes.proof import (
     Answers,
     HeadAnswer,
@@ -53,7 +53,6 @@ from recipes.proof_file import ProofFileError, proof_path, proof_problems, read_
 from recipes.schema import Recipe, Serving, parse_recipe
 from serving.container import health
 from serving.embedded import EmbeddedServer
-from serving.probe import probe, tiny_png
 from serving.proof import ProofMissed, ask
 from serving.triton_wheel import ServingError
 
@@ -179,6 +178,24 @@ def test_scaled_decoding_is_proved_by_a_picture_that_is_scaled(demo, encoder):
     photograph = chosen[LARGE_PHOTOGRAPH]
     scaled, exact = (served_transform(each, Serving())(photograph) for each in (views, encoder.preprocessing))
     assert (scaled != exact).any()
+
+
+def test_jpegs_that_dali_decodes_are_verified_as_it_decodes_them(demo, repository, tmp_path, monkeypatch):
+    """DALI's pixels are near; a server is held to the looser of the two limits."""
+    recipe = with_parts(demo, serving={"preprocess": "dali"})
+    artefacts = read_artefacts(recipe)
+
+    def near(folder: Path, device: str, encoder: EncoderManifest, serving: Serving, jpegs: list[Picture]) -> np.ndarray:
+        assert [picture.name for picture in jpegs] == ["rocket.jpg"]
+        return np.bitwise_xor(served_pixels(encoder.preprocessing, serving, jpegs), 1)
+
+    monkeypatch.setattr("build.dali_parity.dali_pixels", near)
+    heads = [*zip(artefacts.head_folders, artefacts.heads, strict=True)]
+    exact, found = made(demo), make_proof(recipe, artefacts.encoder, heads, [], tmp_path)
+    assert found.minimum_cosine == recipe.build.minimum_cosine.dali
+    changed = [one.verified != other.verified for one, other in zip(exact.pictures, found.pictures, strict=True)]
+    assert changed == [True, False, False, False]
+    assert found.minimum_cosine < found.pictures[0].cosine < exact.pictures[0].cosine
 
 
 def test_a_verification_of_other_pictures_is_refused(demo, repository, monkeypatch):
@@ -500,16 +517,6 @@ def test_cpuinfo_is_read_as_linux_writes_it(tmp_path):
 
 
 # The embedded server
-
-
-class UnprovedServer(EmbeddedServer):
-    """Ready as soon as it scores, whatever it scores."""
-
-    def _wait_until_ready(self) -> None:
-        with tritonclient.grpc.InferenceServerClient(self.grpc_url) as client:
-            while (problem := probe(client, tiny_png())) is not None:
-                assert self.poll() is None, problem
-                time.sleep(0.1)
 
 
 @pytest.fixture(scope="module")

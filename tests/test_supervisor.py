@@ -27,6 +27,7 @@ from recipes.paths import ROOT
 from serving.embedded import EmbeddedServer, free_ports, keep_serving, parser
 from serving.probe import Finding, finding_from
 from serving.processes import broken_stubs, children
+from serving.proof import ProofMissed
 from serving.supervisor import Pace, Supervisor, Work, ending, hung_models, pause_s, work_from_metrics
 from serving.triton_wheel import ServingError
 
@@ -116,9 +117,10 @@ class ToldServer:
     exit_timeout_s = 1
     pid = os.getpid()
 
-    def __init__(self, status: int | None = None, refuses: int = 0) -> None:
+    def __init__(self, status: int | None = None, refuses: int = 0, refusal: Exception | None = None) -> None:
         self.status = status
         self.refuses = refuses
+        self.refusal = refusal or ServingError("it does not start")
         self.events: list[str] = []
 
     def wait(self, timeout_s: float | None = None) -> int | None:
@@ -131,7 +133,7 @@ class ToldServer:
         self.events.append("start")
         if self.refuses:
             self.refuses -= 1
-            raise ServingError("it does not start")
+            raise self.refusal
 
     def log_tail(self) -> str:
         return "its last words"
@@ -173,6 +175,20 @@ def test_it_tries_until_the_server_starts_and_gives_up_at_the_limit():
     assert "serving again" in said[-1]
     with pytest.raises(ServingError, match=r"(?s)restarted 3 times within 10 minutes, giving up: again.*last words"):
         supervisor.restart("again")
+
+
+def test_a_server_that_misses_its_proof_is_not_started_again():
+    server = ToldServer(refuses=9, refusal=ProofMissed("rocket.jpg: cosine 0.7"))
+    supervisor, said = supervise(server, QUICK)
+    with pytest.raises(ProofMissed, match=r"rocket\.jpg"):
+        supervisor.restart("it died")
+    assert server.events == ["stop", "start"]
+    assert said == ["restarting: it died"]
+
+
+def test_metrics_are_read_without_a_proxy(server, monkeypatch):
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    assert Supervisor(server).work().finished
 
 
 def test_restarts_are_forgotten_after_the_window():
