@@ -141,7 +141,7 @@ def saved_embeddings(folder: Path, name: str) -> np.ndarray:
     """
     path = folder / VERIFICATION
     if not path.is_file():
-        raise ManifestError(f"{path}: not found; make it with: python -m build.encoder --recipe RECIPE")
+        raise ManifestError(f"{path}: not found; make it with: make engines")
     with np.load(path) as arrays:
         return arrays[name]
 

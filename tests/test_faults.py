@@ -107,6 +107,7 @@ def test_processes_are_found_by_model(server):
         "preprocess": 2,
         "clip_encoder": 2,
         "demo_head": 1,
+        "proof": 1,
     }
     held = resident_mib(server.pid)
     assert set(held) == {
@@ -116,10 +117,11 @@ def test_processes_are_found_by_model(server):
         "clip_encoder 0",
         "clip_encoder 1",
         "demo_head",
+        "proof",
     }
     assert all(mib > 5 for mib in held.values())
     files = shared_regions(server.pid)
-    assert len(files) == 5
+    assert len(files) == 6
     assert held_mib(files) > 16  # 16 MiB each, of which not every page is touched; more after large requests
 
 
