@@ -27,6 +27,7 @@ from build.repository import install
 from build.repository_warmup import SAMPLES, gradient_picture
 from recipes.schema import load_recipe
 from serving.embedded import EmbeddedServer
+from serving.no_proxy import grpc_client
 
 REQUESTS = 100
 POLL_S = 0.02
@@ -46,7 +47,7 @@ class UntouchedServer(EmbeddedServer):
     """Ready when Triton says so, where the embedded server wants to see an inference succeed."""
 
     def _wait_until_ready(self) -> None:
-        with grpc.InferenceServerClient(self.grpc_url) as client:
+        with grpc_client(self.grpc_url) as client:
             while not is_ready(client):
                 if self.poll() is not None:
                     raise RuntimeError(f"tritonserver ended; end of its log:\n{self.log_tail()}")
@@ -74,7 +75,7 @@ def one_by_one(url: str, picture: bytes) -> list[float]:
     tensor = grpc.InferInput("image", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[picture]], dtype=object))
     latencies = []
-    with grpc.InferenceServerClient(url) as client:
+    with grpc_client(url) as client:
         client.is_server_live()
         for _ in range(REQUESTS):
             started = time.perf_counter()

@@ -35,6 +35,7 @@ from recipes.paths import head_folder, repository_folder
 from recipes.schema import load_recipe
 from serving.embedded import EmbeddedServer
 from serving.model_control import ControlledServer
+from serving.no_proxy import grpc_client
 from serving.probe import tiny_png
 from serving.rollout import roll_out
 from training.errors import StepError
@@ -55,7 +56,7 @@ class Load:
     done: threading.Event = field(default_factory=threading.Event)
 
     def run(self, url: str) -> None:
-        with grpc.InferenceServerClient(url) as client:
+        with grpc_client(url) as client:
             while not self.done.is_set():
                 start = time.perf_counter()
                 try:
@@ -135,7 +136,7 @@ def measure(folder: Path, rollouts: int) -> list[Result]:
     with (
         server,
         ControlledServer(server.grpc_url, KEY) as connection,
-        grpc.InferenceServerClient(server.grpc_url) as client,
+        grpc_client(server.grpc_url) as client,
     ):
         known = {}
         for head in reversed(heads):  # ends with the one that is replaced first

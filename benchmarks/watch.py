@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import psutil
-import tritonclient.grpc as grpc
 
 from benchmarks.machine import Machine, machine, print_result
 from build.repository import install
@@ -29,6 +28,7 @@ from clipsieve import Client
 from recipes.photos import sample_photos
 from recipes.schema import Recipe, load_recipe
 from serving.embedded import EmbeddedServer
+from serving.no_proxy import grpc_client
 
 CONCURRENCY = 32
 ONE_BY_ONE = 50
@@ -115,7 +115,7 @@ def main() -> int:
 
 def steps_of(server: EmbeddedServer) -> dict[str, Step]:
     """Each watch's, over all rounds."""
-    with grpc.InferenceServerClient(server.grpc_url) as client:
+    with grpc_client(server.grpc_url) as client:
         answer = client.get_inference_statistics()
     assert answer is not None
     return {model.name: step_of(server, model) for model in answer.model_stats if model.name.endswith("_watch")}

@@ -15,7 +15,7 @@ from tritonclient.utils import InferenceServerException
 
 from recipes.proof import HeadAnswer, Proof
 from serving.config_text import parsed
-from serving.no_proxy import GRPC_OPTIONS
+from serving.no_proxy import grpc_client
 from serving.probe import HIGHEST_PRIORITY, REQUEST_ID
 from serving.proof import head_answer
 from serving.triton_wheel import ServingError
@@ -36,7 +36,7 @@ class ControlledServer:
         self.timeout_s = timeout_s
         """Of a load, which includes the model's warm-up."""
         self._headers = grpc_admin_headers(admin_key)
-        self._client = grpc.InferenceServerClient(url, channel_args=GRPC_OPTIONS)
+        self._client = grpc_client(url)
 
     def __enter__(self) -> ControlledServer:
         return self

@@ -8,7 +8,9 @@ from __future__ import annotations
 import os
 import urllib.request
 
-GRPC_OPTIONS = [
+import tritonclient.grpc as grpc
+
+_GRPC_OPTIONS = [
     ("grpc.max_send_message_length", -1),
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_http_proxy", 0),
@@ -17,6 +19,11 @@ GRPC_OPTIONS = [
 
 urlopen = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 """`urllib.request.urlopen` without proxies."""
+
+
+def grpc_client(url: str) -> grpc.InferenceServerClient:
+    """A connection to `host:port` without proxies."""
+    return grpc.InferenceServerClient(url, channel_args=_GRPC_OPTIONS)
 
 
 def environment() -> dict[str, str]:

@@ -11,21 +11,17 @@ import re
 import signal
 import sys
 import time
-import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
-import tritonclient.grpc as grpc
-
+from serving.no_proxy import grpc_client, urlopen
 from serving.probe import ENSEMBLES, Finding, probe
 from serving.processes import broken_stubs
 from serving.proof import ProofMissed
 from serving.triton_wheel import ServingError
 from serving.tritonserver import EmbeddedServer
 
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Asks this machine itself: $http_proxy would be asked for loopback as well."""
 _METRIC = re.compile(
     r'^nv_inference_(request_success|pending_request_count)\{model="([^"]+)"[^}]*\} (\S+)', re.MULTILINE
 )
@@ -101,7 +97,7 @@ class Supervisor:
 
     def look(self, before: Work) -> Finding | None:
         """Probe once; None for a server that works, however slowly: something was finished since `before`."""
-        with grpc.InferenceServerClient(self.server.grpc_url) as client:
+        with grpc_client(self.server.grpc_url) as client:
             finding = probe(client, self.server.picture, self.pace.deadline_s)
         if finding is None or finding.kind == "busy":
             return None
@@ -110,7 +106,7 @@ class Supervisor:
     def work(self) -> Work:
         """The server's own counters; empty when they cannot be had."""
         try:
-            with _DIRECT.open(self.server.metrics_url, timeout=self.pace.deadline_s) as answer:
+            with urlopen(self.server.metrics_url, timeout=self.pace.deadline_s) as answer:
                 return work_from_metrics(answer.read().decode())
         except OSError:
             return Work({}, {})

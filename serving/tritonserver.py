@@ -19,6 +19,7 @@ from typing import Literal
 import tritonclient.grpc as grpc
 
 from recipes.proof import Proof
+from serving.no_proxy import grpc_client
 from serving.probe import Finding, probe
 from serving.processes import shared_regions
 from serving.proof import proof_to_serve, prove
@@ -214,7 +215,7 @@ class EmbeddedServer:
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.ready_timeout_s
-        with grpc.InferenceServerClient(self.grpc_url) as client:
+        with grpc_client(self.grpc_url) as client:
             for problem in self._problems(client):
                 if problem is None:
                     return

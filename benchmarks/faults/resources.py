@@ -19,6 +19,7 @@ from benchmarks.faults.scene import KEY, ORDERS, Fault, Scene, Skipped, conditio
 from benchmarks.prefixed_server import PrefixedServer
 from clipsieve import Client
 from serving.embedded import EmbeddedServer
+from serving.no_proxy import urlopen
 from serving.tritonserver_options import ADMIN_HEADER
 
 MOUNT_SHM = 'mount -t tmpfs -o size=160m tmpfs /dev/shm && exec "$@"'
@@ -153,7 +154,7 @@ def load(server: EmbeddedServer, model: str) -> str:
     url = f"http://{server.http_url}/v2/repository/models/{model}/load"
     request = urllib.request.Request(url, b"{}", {ADMIN_HEADER: KEY})
     try:
-        with urllib.request.urlopen(request, timeout=60) as answer:
+        with urlopen(request, timeout=60) as answer:
             return str(answer.status)
     except urllib.error.HTTPError as error:
         with error:

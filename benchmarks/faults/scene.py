@@ -15,6 +15,7 @@ from typing import Any
 from benchmarks.faults.load import Load, bulk, interactive
 from recipes.photos import verification_pictures
 from serving.embedded import EmbeddedServer
+from serving.no_proxy import urlopen
 from serving.supervisor import Pace, Supervisor, ending
 from serving.triton_wheel import ServingError
 from serving.tritonserver_options import ADMIN_HEADER
@@ -141,5 +142,5 @@ def set_verbosity(server: EmbeddedServer, level: int) -> None:
     """How much a server that takes `ORDERS` writes into its log: 0 as usual, 1 lines for every request."""
     body = json.dumps({"log_verbose_level": level}).encode()
     request = urllib.request.Request(f"http://{server.http_url}/v2/logging", body, {ADMIN_HEADER: KEY})
-    with urllib.request.urlopen(request, timeout=10) as answer:
+    with urlopen(request, timeout=10) as answer:
         answer.read()

@@ -6,11 +6,10 @@ import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-import tritonclient.grpc
-
 from benchmarks.peers.processes import cpu_s
 from benchmarks.server_processes import stubs
 from serving.embedded import EmbeddedServer
+from serving.no_proxy import grpc_client
 
 SETTLE_S = 0.2
 """A model counts an image a moment after its answer has left."""
@@ -69,7 +68,7 @@ def idle_cores(servers: Iterable[EmbeddedServer], seconds: float = 2.0) -> float
 
 
 def _counted(url: str) -> dict[str, Counted]:
-    with tritonclient.grpc.InferenceServerClient(url) as client:
+    with grpc_client(url) as client:
         answer = client.get_inference_statistics()
     assert answer is not None
     return {model.name: _of_model(model) for model in answer.model_stats}
