@@ -36,7 +36,7 @@ class EmbeddedServer:
 
     Args:
         repository: a model repository made by `build.repository`.
-        http_port, grpc_port, metrics_port: loopback ports; 0 picks a free one.
+        http_port, grpc_port, metrics_port: loopback ports; 0 picks a free one on entering.
         log_path: where the server's log goes.
         ready_timeout_s: how long models may take to load.
         exit_timeout_s: how long requests in flight may take when it stops.
@@ -67,7 +67,8 @@ class EmbeddedServer:
         self._options = [*control_options(control, admin_key), *tracing_options(tracing_url), *options]
         self._regions: list[Path] = []
         self.repository = repository
-        self.http_port, self.grpc_port, self.metrics_port = free_ports(http_port, grpc_port, metrics_port)
+        self.http_port, self.grpc_port, self.metrics_port = http_port, grpc_port, metrics_port
+        self._held_ports = contextlib.ExitStack()
         self.log_path = log_path
         self.ready_timeout_s = ready_timeout_s
         self.exit_timeout_s = exit_timeout_s
@@ -105,7 +106,11 @@ class EmbeddedServer:
         return self._process.pid
 
     def __enter__(self) -> EmbeddedServer:
-        self._start_and_wait("wb")
+        with contextlib.ExitStack() as stack:
+            ports = held_ports(self.http_port, self.grpc_port, self.metrics_port)
+            self.http_port, self.grpc_port, self.metrics_port = stack.enter_context(ports)
+            self._start_and_wait("wb")
+            self._held_ports = stack.pop_all()
         return self
 
     def start_again(self) -> None:
@@ -120,6 +125,7 @@ class EmbeddedServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.stop()
+        self._held_ports.close()
 
     def poll(self) -> int | None:
         """The server's exit status, or None while it runs."""
@@ -244,14 +250,18 @@ class EmbeddedServer:
             yield problem
 
 
-def free_ports(*ports: int) -> list[int]:
-    """The ports themselves, with a free one in place of each 0.
+@contextlib.contextmanager
+def held_ports(*ports: int) -> Iterator[list[int]]:
+    """The ports themselves, with a free one in place of each 0; the system gives them to nobody else meanwhile.
+
+    They are bound by sockets that do not listen: a server that sets SO_REUSEADDR, as tritonserver does, binds beside
+    them, and again after a restart.
 
     Raises:
         ServingError: a port is taken.
     """
-    sockets = [socket.socket() for _ in ports]
-    try:
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in ports]
         for opened, port in zip(sockets, ports, strict=True):
             opened.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             try:
@@ -260,10 +270,13 @@ def free_ports(*ports: int) -> list[int]:
                 raise ServingError(
                     f"port {port} is taken ({error.strerror}); choose another, e.g. --grpc-port"
                 ) from error
-        return [opened.getsockname()[1] for opened in sockets]
-    finally:
-        for opened in sockets:
-            opened.close()
+        yield [opened.getsockname()[1] for opened in sockets]
+
+
+def free_ports(*ports: int) -> list[int]:
+    """The ports of `held_ports`, held no longer: for a server that does not set SO_REUSEADDR."""
+    with held_ports(*ports) as free:
+        return free
 
 
 def kill_group(pid: int) -> None:

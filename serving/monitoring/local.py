@@ -23,7 +23,7 @@ from pathlib import Path
 from serving.monitoring.queries import Prometheus
 from serving.no_proxy import urlopen
 from serving.triton_wheel import ServingError
-from serving.tritonserver import HOST, free_ports
+from serving.tritonserver import HOST, held_ports
 
 MONITORING = Path(__file__).parent
 PROGRAMS = ("prometheus", "prometheus-blackbox-exporter")
@@ -61,13 +61,14 @@ def watched(
     missing = [name for name in PROGRAMS if shutil.which(name) is None]
     if missing:
         raise ServingError(f"{' and '.join(missing)} not found on PATH; install them, in Debian by these names")
-    (port,) = free_ports(port)
-    (blackbox_port,) = free_ports(0)
     folder.mkdir(parents=True, exist_ok=True)
     rules = (MONITORING / "alerts.yml").read_text()
     (folder / "alerts.yml").write_text(rules if interval_s is None else hastened(rules, interval_s))
-    (folder / "prometheus.yml").write_text(local_config(http_port, metrics_port, blackbox_port, interval_s))
-    with started(blackbox_command(blackbox_port), folder), started(prometheus_command(port, folder), folder) as process:
+    with contextlib.ExitStack() as stack:
+        port, blackbox_port = stack.enter_context(held_ports(port, 0))
+        (folder / "prometheus.yml").write_text(local_config(http_port, metrics_port, blackbox_port, interval_s))
+        stack.enter_context(started(blackbox_command(blackbox_port), folder))
+        process = stack.enter_context(started(prometheus_command(port, folder), folder))
         url = f"http://{HOST}:{port}"
         wait_until_ready(process, f"{url}/-/ready", folder / "prometheus.log")
         yield Prometheus(url)
