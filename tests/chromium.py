@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import PATIENCE_S, until
 
 _FLAGS = [
     "--headless=new",
@@ -90,7 +91,7 @@ class Browser:
         message |= {"sessionId": session} if session else {}
         self._send(json.dumps(message).encode() + b"\0")
         while True:
-            answer = self._receive(30)
+            answer = self._receive(PATIENCE_S)
             if answer.get("id") == self._last:
                 if "error" in answer:
                     raise RuntimeError(f"{method}: {answer['error']}")
@@ -148,11 +149,8 @@ class Page:
         """Wait until what was asked for has been drawn."""
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
 
-    def wait_for(self, condition: str, timeout_s: float = 30) -> None:
-        deadline = time.monotonic() + timeout_s
-        while not self.run(condition):
-            assert time.monotonic() < deadline, f"never true: {condition}"
-            time.sleep(0.05)
+    def wait_for(self, condition: str) -> None:
+        until(lambda: self.run(condition), condition)
 
     def click(self, selector: str) -> None:
         """With the mouse, in the middle of the element, which is scrolled to."""

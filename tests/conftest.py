@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for a network
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from artefacts import write_head  # noqa: E402 (after the environment)
+from waiting import PATIENCE_S  # noqa: E402
 
 from build.encoder import build_encoder  # noqa: E402
 from build.head import build_head  # noqa: E402
@@ -47,7 +49,9 @@ def repository(demo: Recipe, encoder: EncoderManifest) -> Path:
     write_head(folder, encoder, demo.heads[0].class_names, notice=demo.notice)
     build_head(folder, demo.build.opset)
     target = repository_folder(demo)
-    install(demo, target)
+    # What waits is not refused on a slow machine: benchmarks and test_overload have the demo's own limit, or another.
+    patient = demo.serving.model_copy(update={"queue_timeout_ms": 1000 * int(PATIENCE_S)})
+    install(demo.model_copy(update={"serving": patient}), target)
     return target
 
 
@@ -57,6 +61,14 @@ def server(repository: Path) -> Iterator[EmbeddedServer]:
     log = Path(_artifacts.name) / "tritonserver.log"
     with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_path=log) as running:
         yield running
+
+
+@pytest.fixture
+def refusing_url() -> Iterator[str]:
+    """An address that refuses connections, and that nobody else is given meanwhile."""
+    with socket.socket() as held:
+        held.bind(("localhost", 0))  # and does not listen
+        yield f"localhost:{held.getsockname()[1]}"
 
 
 @pytest.fixture

@@ -74,6 +74,11 @@ class FakeModel:
     """Each is raised by one inference."""
     refuse_next: list[Failure] = field(default_factory=list)
     """Each is raised by one call about a model: for its config, or an inference."""
+    held: bytes | None = None
+    """Images that start with it wait until `released` is set."""
+    pause_after: int | None = None
+    """Images taken before the next ones wait until `released` is set."""
+    released: threading.Event = field(default_factory=threading.Event)
     dead_after: int | None = None
     """Inferences answered before the server stops taking requests."""
     stub_dead: bool = False
@@ -139,7 +144,10 @@ class FakeModel:
             self.most_at_once = max(self.most_at_once, self._running)
             self.seen.append(image)
             failure = self._failure(image, place)
+            waits = self._waits(image)
         try:
+            if waits:
+                self.released.wait()
             if self.delay_s and image.startswith(self.slow):
                 time.sleep(self.delay_s)
             if failure:
@@ -148,6 +156,11 @@ class FakeModel:
         finally:
             with self._lock:
                 self._running -= 1
+
+    def _waits(self, image: bytes) -> bool:
+        if self.pause_after is not None and len(self.seen) > self.pause_after:
+            return True
+        return self.held is not None and image.startswith(self.held)
 
     def _failure(self, image: bytes, place: int) -> Failure | None:
         if self.dead_after is not None and len(self.seen) > self.dead_after:
@@ -188,6 +201,7 @@ def serve_grpc(model: FakeModel) -> Iterator[str]:
     try:
         yield f"localhost:{port}"
     finally:
+        model.released.set()
         server.stop(None).wait()
 
 
@@ -195,7 +209,10 @@ def serve_grpc(model: FakeModel) -> Iterator[str]:
 def serve_http(model: FakeModel) -> Iterator[str]:
     handler = type("Handler", (_HttpHandler,), {"model": model})
     with _HttpServer(("localhost", 0), handler) as server, running(server) as address:
-        yield address
+        try:
+            yield address
+        finally:
+            model.released.set()
 
 
 @contextmanager

@@ -2,8 +2,8 @@
 
     python tests/ray_cluster.py FOLDER
 
-starts it with its files in FOLDER, prints a line of JSON, {"address": …, "worker_pid": …} with the process id of the
-second raylet, and ends it when stdin is closed: also when the process that started it dies.
+starts it with its files in FOLDER, prints a line of JSON, {"address": …, "raylet_pids": […]} with the process ids of
+the first and the second raylet, and ends it when stdin is closed: also when the process that started it dies.
 """
 
 from __future__ import annotations
@@ -20,8 +20,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-QUICK = {"health_check_period_ms": 500, "health_check_timeout_ms": 3000, "health_check_failure_threshold": 3}
-"""A machine that is gone is noticed after some seconds instead of half a minute."""
+QUICK = {"health_check_period_ms": 500, "health_check_timeout_ms": 60_000, "health_check_failure_threshold": 5}
+"""A machine that is gone refuses, and is noticed after some seconds instead of half a minute; one that is slow is not
+taken for it."""
 STORE_BYTES = 80 * 2**20
 
 
@@ -59,9 +60,9 @@ def _serve(folder: str) -> None:
 
     node = {"num_cpus": 1, "object_store_memory": STORE_BYTES, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={**node, "temp_dir": folder, "_system_config": QUICK})
-    worker: Any = cluster.add_node(**node)
-    (raylet,) = worker.all_processes["raylet"]
-    print(json.dumps({"address": cluster.address, "worker_pid": raylet.process.pid}), flush=True)
+    nodes: list[Any] = [cluster.head_node, cluster.add_node(**node)]
+    raylets = [process.process.pid for each in nodes for process in each.all_processes["raylet"]]
+    print(json.dumps({"address": cluster.address, "raylet_pids": raylets}), flush=True)
     sys.stdin.read()
     cluster.shutdown()
 

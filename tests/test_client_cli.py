@@ -7,15 +7,14 @@ import io
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import typer.main
+from waiting import PATIENCE_S, until
 
 from clipsieve.cli.main import app
 from tests.command_line import run_cli
@@ -38,12 +37,6 @@ def photos(tmp_path):
 
 def _rows(text: str) -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(text, newline="")))
-
-
-def _free_url() -> str:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return f"localhost:{probe.getsockname()[1]}"
 
 
 def test_csv_goes_to_stdout_and_the_summary_to_stderr(url, photos):
@@ -290,10 +283,11 @@ def test_bench(url, model, photos):
 
 
 @pytest.mark.parametrize("protocol", ["grpc", "http"])
-def test_no_server(photos, tmp_path, protocol):
-    address = _free_url()
-    arguments = ["score", photos, "--url", address, "--protocol", protocol, "--out", tmp_path / "a.csv"]
-    result = run_cli(*arguments, "--wait", "0")
+def test_no_server(photos, tmp_path, protocol, refusing_url):
+    address = refusing_url
+    result = run_cli(
+        *("score", photos, "--url", address, "--protocol", protocol, "--out", tmp_path / "a.csv", "--wait", "0")
+    )
     assert (result.exit_code, result.stdout) == (5, "")
     assert f"clipsieve: server unavailable: no answer from {address}" in result.stderr
     assert not (tmp_path / "a.csv").exists()
@@ -333,15 +327,13 @@ def test_interrupt_keeps_the_rows_so_far(url, model, tmp_path):
     files = [tmp_path / f"{number:03}.jpg" for number in range(200)]
     for file in files:
         file.write_bytes(b"image")
-    model.delay_s = 0.05
+    model.pause_after = 20
     arguments = ["score", *map(str, files), "--url", url, "--out", str(tmp_path / "out.csv"), "--concurrency", "2"]
     command = [sys.executable, "-m", "clipsieve.cli", *arguments]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 20
-        while len(model.seen) < 10 and time.monotonic() < deadline:
-            time.sleep(0.02)
+        until(lambda: len(model.seen) > 20)
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=20)
+        _, stderr = process.communicate(timeout=PATIENCE_S)
     assert process.returncode not in (0, 3)
     assert f"rows are kept in {tmp_path / 'out.csv.partial'}" in stderr
     (part,) = (tmp_path / "out.csv.partial").glob("rows-*.parquet")
@@ -373,8 +365,8 @@ def test_health_of_a_dead_stub(url, model):
     assert run_cli("health", "--url", url, "--shallow").exit_code == 0
 
 
-def test_health_without_a_server():
-    result = run_cli("health", "--url", _free_url())
+def test_health_without_a_server(refusing_url):
+    result = run_cli("health", "--url", refusing_url)
     assert result.exit_code == 5
     assert "unavailable" in result.stderr
 

@@ -10,6 +10,7 @@ import grpc
 import numpy as np
 import pytest
 from fakes import SERVE, Failure, FakeModel, fake_score
+from waiting import PATIENCE_S
 
 from clipsieve import Client, ImageRejected, InferenceFailed, Retry, ServerUnavailable
 from clipsieve.groups import answers_for
@@ -108,12 +109,31 @@ def test_reading_stops_at_the_bytes_of_a_request(tmp_path):
     assert last == images[3]
 
 
-def _group_sizes(items, in_flight, most, delay_s=0.002):
+class Drawn:
+    """An iterator that knows how many were drawn from it."""
+
+    def __init__(self, items):
+        self.items, self.count = iter(items), 0
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        item = next(self.items)
+        self.count += 1
+        return item
+
+
+def _group_sizes(items, in_flight, most):
+    """Each call takes until the next items have been drawn, however slow the thread that does is."""
     sizes = []
 
     async def call(group):
         sizes.append(len(group))
-        await asyncio.sleep(delay_s)
+        ahead = sum(sizes) + in_flight // 2
+        while isinstance(items, Drawn) and items.count < min(ahead, 500):
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0.001)
         return group
 
     async def run():
@@ -126,7 +146,7 @@ def test_few_items_go_alone():
     assert _group_sizes(range(3), 32, 4) == (list(range(3)), [1] * 3)
 
 
-@pytest.mark.parametrize("source", [list, iter])
+@pytest.mark.parametrize("source", [list, Drawn])
 def test_many_items_share_calls_and_the_last_go_alone(source):
     results, sizes = _group_sizes(source(range(500)), 16, 4)
     assert results == list(range(500))
@@ -158,7 +178,7 @@ def test_a_call_never_waits_for_items_to_come():
 
     def slowly():
         yield 1
-        release.wait(10)
+        release.wait(PATIENCE_S)
         yield 2
 
     async def call(group):
@@ -166,7 +186,7 @@ def test_a_call_never_waits_for_items_to_come():
 
     async def run():
         results = pump_groups(call, slowly(), 4, 4)
-        first = await asyncio.wait_for(anext(results), 5)
+        first = await asyncio.wait_for(anext(results), PATIENCE_S / 2)
         release.set()
         return [first, *[result async for result in results]]
 
@@ -177,7 +197,7 @@ def test_a_call_never_waits_for_items_to_come():
 def test_client_groups_small_images_and_costs_nobody_a_row(protocol):
     model = FakeModel()
     images = [b"BAD" if number % 10 == 7 else b"%d" % number for number in range(200)]
-    with SERVE[protocol](model) as url, Client(url, protocol, timeout_s=10) as client:
+    with SERVE[protocol](model) as url, Client(url, protocol, timeout_s=PATIENCE_S) as client:
         scores = client.score(images)
         embeddings = client.embed(images)
     for image, score, embedding in zip(images, scores, embeddings, strict=True):
@@ -193,19 +213,22 @@ def test_client_groups_small_images_and_costs_nobody_a_row(protocol):
 
 def test_large_images_and_a_server_without_batches_get_requests_of_their_own():
     model = FakeModel()
-    with SERVE["grpc"](model) as url, Client(url, timeout_s=10) as client:
+    with SERVE["grpc"](model) as url, Client(url, timeout_s=PATIENCE_S) as client:
         client.score([b"%d" % number + bytes(1 << 20) for number in range(40)])
         assert max(model.sizes) == 1
         client.score([b"%d" % number for number in range(100)])
         assert max(model.sizes) == 4
     alone = FakeModel(max_batch_size=1)
-    with SERVE["grpc"](alone) as url, Client(url, timeout_s=10) as client:
+    with SERVE["grpc"](alone) as url, Client(url, timeout_s=PATIENCE_S) as client:
         assert all(score.ok for score in client.score([b"%d" % number for number in range(100)]))
 
 
 def test_images_of_a_failed_request_are_scored_alone():
     model = FakeModel()
-    with SERVE["grpc"](model) as url, Client(url, timeout_s=10, concurrency=8, retry=Retry(attempts=1)) as client:
+    with (
+        SERVE["grpc"](model) as url,
+        Client(url, timeout_s=PATIENCE_S, concurrency=8, retry=Retry(attempts=1)) as client,
+    ):
         client.heads()
         model.fail_next = [Failure(grpc.StatusCode.INTERNAL, "once")]
         scores = client.score([b"%d" % number for number in range(64)])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from contextlib import aclosing
 
 import pytest
+from waiting import PATIENCE_S, until
 
 from clipsieve.pump import pump
 
@@ -90,7 +90,7 @@ def test_results_do_not_wait_for_the_next_item():
 
     def slowly():
         yield 1
-        release.wait(10)
+        release.wait(PATIENCE_S)
         yield 2
 
     async def call(number):
@@ -98,7 +98,7 @@ def test_results_do_not_wait_for_the_next_item():
 
     async def run():
         async with aclosing(pump(call, slowly(), 4)) as results:
-            first = await asyncio.wait_for(anext(results), 5)
+            first = await asyncio.wait_for(anext(results), PATIENCE_S / 2)
             release.set()
             return [first, *[result async for result in results]]
 
@@ -131,10 +131,7 @@ def test_thread_that_draws_ends_with_the_pump():
             await anext(results)
 
     asyncio.run(run())
-    deadline = time.monotonic() + 5
-    while any(thread.name == "clipsieve-inputs" for thread in threading.enumerate()):
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: not any(thread.name == "clipsieve-inputs" for thread in threading.enumerate()))
 
 
 def test_error_is_raised_at_its_turn_and_the_rest_is_cancelled():

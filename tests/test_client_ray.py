@@ -7,11 +7,11 @@ import json
 import os
 import pickle
 import signal
-import socket
 import subprocess
 import sys
 import tarfile
 import time
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
@@ -24,6 +24,7 @@ import tritonclient.grpc
 from pictures import jpeg
 from ray_cluster import two_raylets
 from typer.testing import CliRunner
+from waiting import PATIENCE_S, until
 
 from clipsieve import Head, NotClipsieve, ServerUnavailable, VersionChanged
 from clipsieve.cli.bulk import app
@@ -82,7 +83,7 @@ def _plan(out, *paths, rows: int = 4, overwrite: bool = False, **options) -> Pla
 
 
 def _job(plan: Plan, *urls: str, version: str | None = VERSION, wait_s: float = 0, changes: bool = False) -> Job:
-    clients = [AsyncClient(url, timeout_s=5) for url in urls]
+    clients = [AsyncClient(url, timeout_s=PATIENCE_S) for url in urls]
     key = "key" if plan.of_shards else "image_path"
     columns = Columns((Head.from_parameters("demo", demo_parameters()),), key=key)
     return Job(plan, Servers.from_clients(clients, wait_s), columns, version, changes)
@@ -102,12 +103,6 @@ def _rows(out) -> dict[str, list]:
             for column, values in pq.read_table(file).to_pydict().items():
                 rows.setdefault(column, []).extend(values)
     return rows
-
-
-def _free_url() -> str:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return f"localhost:{probe.getsockname()[1]}"
 
 
 # ---- names and places ----
@@ -324,8 +319,8 @@ def test_servers_take_turns(photos, tmp_path, model, url):
     assert (len(model.seen), len(other.seen)) == (5, 5)
 
 
-def test_no_server_is_told(photos, tmp_path):
-    (outcome,) = _score(_job(_plan(tmp_path / "out", photos), _free_url(), _free_url()), 0)
+def test_no_server_is_told(photos, tmp_path, refusing_url):
+    (outcome,) = _score(_job(_plan(tmp_path / "out", photos), refusing_url, refusing_url), 0)
     assert outcome.status == "unavailable"
     assert sorted(file_names(str(tmp_path / "out"))) == ["_plan.parquet", "_run.json"]
 
@@ -339,24 +334,24 @@ def test_folder_that_cannot_be_written_is_told(photos, tmp_path, url):
     assert not list((tmp_path / "out").glob("*.tmp"))
 
 
-def test_servers_must_agree(url):
+def test_servers_must_agree(url, refusing_url):
     other = FakeModel(heads={"demo": demo_parameters(), "more": demo_parameters()})
     with serve_grpc(other) as other_url:
-        servers = Servers.from_clients([AsyncClient(url), AsyncClient(other_url), AsyncClient(_free_url())], 0)
+        servers = Servers.from_clients([AsyncClient(url), AsyncClient(other_url), AsyncClient(refusing_url)], 0)
         found = served(servers, ["demo"], False)
         assert (found.version, len(found.silent)) == (VERSION, 1)
         with pytest.raises(VersionChanged, match="different heads"):
             served(servers, None, False)
 
 
-def test_no_server_at_all_is_raised():
+def test_no_server_at_all_is_raised(refusing_url):
     with pytest.raises(ServerUnavailable):
-        served(Servers.from_clients([AsyncClient(_free_url())], 0), None, False)
+        served(Servers.from_clients([AsyncClient(refusing_url)], 0), None, False)
 
 
-def test_servers_that_are_all_loading_are_waited_for(model, url):
+def test_servers_that_are_all_loading_are_waited_for(model, url, refusing_url):
     model.refuse_next, model.not_ready_next = [UNKNOWN_MODEL] * 2, 2
-    found = served(Servers.from_clients([AsyncClient(url), AsyncClient(_free_url())], 60), None, False)
+    found = served(Servers.from_clients([AsyncClient(url), AsyncClient(refusing_url)], 60), None, False)
     assert (found.version, len(found.silent)) == (VERSION, 1)
 
 
@@ -428,9 +423,9 @@ def test_missing_ray_is_named(tmp_path, photos, monkeypatch):
     assert "clipsieve[ray]" in result.stderr
 
 
-def test_finished_job_needs_neither_ray_nor_a_server(tmp_path, photos, url, monkeypatch):
+def test_finished_job_needs_neither_ray_nor_a_server(tmp_path, photos, url, monkeypatch, refusing_url):
     monkeypatch.chdir(tmp_path)
-    command = [str(photos), "--out", "out", "--url", _free_url()]
+    command = [str(photos), "--out", "out", "--url", refusing_url]
     plan = planned(str(tmp_path / "out"), Inputs((str(photos),)), 5000, HEADS)
     _score(_job(plan, url))
     leftover, other = (tmp_path / "out" / name for name in (f".part-00000.parquet.{uuid4().hex}.tmp", ".mine.tmp"))
@@ -445,7 +440,7 @@ def test_finished_job_needs_neither_ray_nor_a_server(tmp_path, photos, url, monk
 
 # ---- a cluster of two machines ----
 
-IMAGES, ROWS, TIMEOUT_S = 300, 10, 150
+IMAGES, ROWS = 300, 10
 
 
 @pytest.fixture(scope="module")
@@ -473,7 +468,7 @@ def _start(cluster, server, *arguments: object, folder: Path | None = None) -> s
 def _end(process: subprocess.Popen) -> tuple[int, list[dict]]:
     """Exit status, and what was told; nothing of Ray's is between."""
     try:
-        out, err = process.communicate(timeout=TIMEOUT_S)
+        out, err = process.communicate(timeout=5 * PATIENCE_S)
     finally:
         process.kill()
     assert out == ""
@@ -487,24 +482,19 @@ def _parts(out: Path) -> dict[str, tuple[int, int]]:
 
 
 def _wait_for_parts(out: Path, count: int, process: subprocess.Popen) -> None:
-    until = time.monotonic() + TIMEOUT_S
-    while len(_parts(out)) < count:
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until, "no files were written"
-        time.sleep(0.02)
+    until(lambda: process.poll() is not None or len(_parts(out)) >= count, "the first files")
+    assert process.poll() is None, process.communicate()
 
 
 def _wait_until_at_work(raylet_pid: int, process: subprocess.Popen) -> None:
+    until(lambda: process.poll() is not None or _is_at_work(raylet_pid), "work on the second machine")
+    assert process.poll() is None, process.communicate()
+
+
+def _is_at_work(raylet_pid: int) -> bool:
     """Ray names a process after the task it runs."""
-    until = time.monotonic() + TIMEOUT_S
-    while not any(_title(child).startswith("ray::") and "_score" in _title(child) for child in _children(raylet_pid)):
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < until, "the second machine has nothing to do"
-        time.sleep(0.02)
-
-
-def _children(pid: int) -> list[psutil.Process]:
-    return psutil.Process(pid).children()
+    titles = [_title(child) for child in psutil.Process(raylet_pid).children()]
+    return any(title.startswith("ray::") and "_score" in title for title in titles)
 
 
 def _title(process: psutil.Process) -> str:
@@ -519,6 +509,16 @@ def _scored_by(server) -> int:
         answer = client.get_inference_statistics("image_score")
         assert answer is not None
         return answer.model_stats[0].inference_count  # images, however many shared a request
+
+
+def _settled(read: Callable[[], int]) -> int:
+    """A number that has not changed for a second."""
+    last = read()
+    while True:
+        time.sleep(1)
+        last, before = read(), last
+        if last == before:
+            return last
 
 
 def _check_complete(out: Path, named: str) -> None:
@@ -537,8 +537,9 @@ def test_killed_driver_is_started_again_and_does_the_rest(cluster, server, many,
     _wait_for_parts(out, 3, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    time.sleep(2)  # its workers end
-    before, scored_before = _parts(out), _scored_by(server)
+    until(lambda: not any(map(_is_at_work, cluster["raylet_pids"])), "the end of its workers")
+    scored_before = _settled(lambda: _scored_by(server))  # the last requests of those
+    before = _parts(out)
     assert 3 <= len(before) < IMAGES // ROWS
     status, told = _end(_start(cluster, server, many, "--out", out))
     assert status == 3, told
@@ -566,11 +567,11 @@ def test_shards_through_fsspec(cluster, server, tmp_path):
     assert None not in rows["demo_score"]
 
 
-def test_job_ends_without_a_server_or_with_another_version(cluster, server, photos, tmp_path, url):
+def test_job_ends_without_a_server_or_with_another_version(cluster, server, photos, tmp_path, url, refusing_url):
     plan = planned(str(tmp_path / "old"), Inputs((str(photos),)), 4, HEADS)
     _score(_job(plan, url), 0)
     old = _start(cluster, server, photos, "--out", tmp_path / "old", "--rows-per-file", 4)
-    silent = _start(cluster, server, photos, "--out", tmp_path / "new", "--url", _free_url(), "--wait", 1)
+    silent = _start(cluster, server, photos, "--out", tmp_path / "new", "--url", refusing_url, "--wait", 0)
     status, told = _end(old)
     assert (status, told[-1]["event"]) == (1, "error"), told
     assert VERSION in told[-1]["message"]
@@ -587,8 +588,8 @@ def test_killed_machine_loses_nothing(cluster, server, many, tmp_path):
     arguments = [many.name, "--out", os.path.relpath(out, many.parent), "--concurrency", 1]
     process = _start(cluster, server, *arguments, folder=many.parent)
     _wait_for_parts(out, 1, process)
-    _wait_until_at_work(cluster["worker_pid"], process)
-    os.kill(cluster["worker_pid"], signal.SIGKILL)
+    _wait_until_at_work(cluster["raylet_pids"][1], process)
+    os.kill(cluster["raylet_pids"][1], signal.SIGKILL)
     assert len(_parts(out)) < IMAGES // ROWS
     status, told = _end(process)
     assert status == 3, told

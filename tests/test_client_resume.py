@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from waiting import until
 
 from clipsieve import Columns, Head, Retry
 from clipsieve.outputs import OutputRefused
@@ -286,17 +287,18 @@ def test_embeddings_go_on_too(url, model, photos, tmp_path, monkeypatch):
     np.testing.assert_array_equal(np.load(tmp_path / "out.npy")[:, 0], expected)
 
 
-def _killed_once(command: list, model: FakeModel, after_s: float) -> bool:
-    """Start the command and kill it when it has sent images for so long; False when it ended before."""
-    before = len(model.seen)
+def _kill_once(command: list, model: FakeModel, images: int, after_s: float) -> None:
+    """Start the command and kill it some time after it has sent so many images; the rest are never answered."""
+    model.released.clear()
+    model.pause_after = len(model.seen) + images
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        while process.poll() is None and len(model.seen) == before:
-            time.sleep(0.002)
-        time.sleep(after_s)
+        until(lambda: process.poll() is not None or len(model.seen) > (model.pause_after or 0), pause_s=0.002)
+        time.sleep(after_s)  # answers come, and rows are written
         process.kill()
         _, stderr = process.communicate()
-    assert process.returncode in (0, -signal.SIGKILL), stderr
-    return process.returncode != 0
+    assert process.returncode == -signal.SIGKILL, stderr
+    model.pause_after = None
+    model.released.set()
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
@@ -304,13 +306,11 @@ def test_killed_at_any_moment_it_ends_with_one_row_each(url, model, photos, tmp_
     out = tmp_path / f"out{suffix}"
     start = "import clipsieve.bulk as b; b.COMMIT_ROWS = 20; from clipsieve.cli.main import main; main()"
     command = [sys.executable, "-c", start, "score", photos, "--url", url, "--out", out, "--concurrency", "4"]
-    model.delay_s = 0.004
     rng = random.Random(1)
-    kills = sum(_killed_once(command, model, rng.uniform(0, 0.15)) for _ in range(4))
-    model.delay_s = 0
-    if not out.exists():
-        subprocess.run(command, stderr=subprocess.PIPE, check=True)
-    assert kills >= 2
+    for _ in range(4):
+        _kill_once(command, model, images=rng.randint(5, 60), after_s=rng.uniform(0, 0.1))
+    assert not out.exists()
+    subprocess.run(command, stderr=subprocess.PIPE, check=True)
     lines = pq.read_table(out).to_pylist() if suffix == ".parquet" else map(json.loads, out.read_text().splitlines())
     rows = [(row["image_path"], np.float32(row["probability"])) for row in lines]
     expected = {(f"{photos}/{number:03}.jpg", fake_score(f"image {number}".encode())) for number in range(300)}

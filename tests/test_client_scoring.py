@@ -6,11 +6,11 @@ import asyncio
 import json
 import socket
 import threading
-import time
 
 import grpc
 import numpy as np
 import pytest
+from waiting import PATIENCE_S
 
 from clipsieve import AsyncClient, Client, ImageRejected, InferenceFailed, Retry, ServerUnavailable, UnknownHead
 from clipsieve.transport import parse_url
@@ -39,15 +39,8 @@ def url(model, protocol):
 
 @pytest.fixture
 def client(url, protocol):
-    with Client(url, protocol, timeout_s=10, concurrency=8, retry=FAST) as client:
+    with Client(url, protocol, timeout_s=PATIENCE_S, concurrency=8, retry=FAST) as client:
         yield client
-
-
-@pytest.fixture
-def free_url():
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        return f"localhost:{probe.getsockname()[1]}"
 
 
 def _code(result):
@@ -156,8 +149,8 @@ def test_nan_is_no_score(client, model):
 
 
 def test_deadline_is_an_error_of_that_image(url, protocol, model):
-    model.delay_s, model.slow = 0.5, b"slow"
-    with Client(url, protocol, timeout_s=0.2) as client:
+    model.held = b"slow"
+    with Client(url, protocol, timeout_s=3) as client:
         client.heads()
         slow, quick = client.score([b"slow", b"quick"])
     assert _code(slow) == "DEADLINE_EXCEEDED"
@@ -201,13 +194,11 @@ def test_server_that_goes_away_raises_after_the_results_so_far(client, model):
     assert len(model.seen) < 300
 
 
-def test_refused_connection_is_known_at_once(free_url, protocol):
-    started = time.perf_counter()
-    with Client(free_url, protocol) as client:
-        with pytest.raises(ServerUnavailable, match=f"no answer from {free_url}"):
+def test_refused_connection_is_known_before_any_deadline(refusing_url, protocol):
+    with Client(refusing_url, protocol, timeout_s=10 * PATIENCE_S) as client:
+        with pytest.raises(ServerUnavailable, match=f"no answer from {refusing_url}"):
             client.score([b"one"])
         assert client.health().status == "unavailable"
-    assert time.perf_counter() - started < 2
 
 
 @pytest.fixture
@@ -275,28 +266,28 @@ def test_heads_are_chosen_by_name(client, model):
 
 def test_server_that_comes_back_is_waited_for(url, protocol, model, caplog):
     model.fail_next = [STOPPING] * 12
-    with Client(url, protocol, wait_s=20, retry=Retry(attempts=1), concurrency=4) as client:
+    with Client(url, protocol, wait_s=120, retry=Retry(attempts=1), concurrency=4) as client:
         scores = client.score([str(number).encode() for number in range(50)])
     assert [score.scores[0] for score in scores] == [fake_score(str(number).encode()) for number in range(50)]
-    assert [record.message for record in caplog.records if "waiting for the server up to 20 s" in record.message]
+    assert [record.message for record in caplog.records if "waiting for the server up to 120 s" in record.message]
     assert "the server is back after" in caplog.text
 
 
 def test_server_that_is_busy_for_long_is_waited_for(url, protocol, model):
     model.fail_next = [BUSY] * 12
-    with Client(url, protocol, wait_s=30, retry=Retry(attempts=1), concurrency=4) as client:
+    with Client(url, protocol, wait_s=120, retry=Retry(attempts=1), concurrency=4) as client:
         assert all(score.ok for score in client.score([b"one"] * 8))
 
 
 def test_server_that_stays_away_is_not_waited_for_any_longer(url, protocol, model, caplog):
     model.dead_after = 3
-    started = time.perf_counter()
     with (
         Client(url, protocol, wait_s=1, retry=Retry(attempts=1)) as client,
         pytest.raises(ServerUnavailable, match="Server is stopping"),
     ):
         client.score([b"one"] * 20)
-    assert 1 <= time.perf_counter() - started < 6
+    assert "waiting for the server up to 1 s" in caplog.text
+    assert "the server is back" not in caplog.text
 
 
 def test_embeddings_of_another_length_are_refused(client):
@@ -333,8 +324,9 @@ def test_health_notices_a_dead_stub_behind_a_ready_server(client, model):
 
 
 def test_health_notices_a_server_that_hangs(client, model):
-    model.delay_s = 0.5
-    health = client.health(timeout_s=0.2)
+    client.heads()
+    model.held = b""
+    health = client.health(timeout_s=2)
     assert health.status == "failing"
     assert "DEADLINE_EXCEEDED" in health.message
 

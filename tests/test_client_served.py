@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import io
+import itertools
+import signal
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import tritonclient.grpc
 from pictures import jpeg
 from PIL import Image
+from waiting import until
 
 from clipsieve import Client
 from serving.embedded import EmbeddedServer
@@ -47,24 +50,37 @@ def test_every_kind_of_image_has_the_same_score(server, protocol, tmp_path):
     assert len({float(score.scores[0]) for score in scores}) == 1
 
 
+def scored_by(server: EmbeddedServer) -> int:
+    """Images that the server has scored."""
+    with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
+        statistics = client.get_inference_statistics("image_score")
+    assert statistics is not None
+    return statistics.model_stats[0].inference_count
+
+
 def test_server_that_is_stopped_and_started_again_in_the_middle_of_a_run(repository, tmp_path):
     """The run waits for it, and nothing is lost."""
     photos = tmp_path / "photos"
     photos.mkdir()
     for number in range(1000):
         (photos / f"{number:04}.jpg").write_bytes(jpeg(seed=number % 4))
-    options = {"metrics_port": 0, "http_port": 0, "log_path": tmp_path / "log"}
     out = tmp_path / "out.parquet"
     command = [sys.executable, "-m", "clipsieve.cli", "score", photos, "--out", out, "--concurrency", "8", "--json-log"]
-    with EmbeddedServer(repository, grpc_port=0, **options) as first:
-        port = int(first.grpc_url.rpartition(":")[2])
-        run = subprocess.Popen([*command, "--url", first.grpc_url], stderr=subprocess.PIPE, text=True)
-        time.sleep(1.5)
-        assert run.poll() is None
-    with EmbeddedServer(repository, grpc_port=port, **options):
-        _, stderr = run.communicate(timeout=120)
+    options = {"log_path": tmp_path / "log", "exit_timeout_s": 4}  # it waits for the client, which will be stopped
+    with (
+        EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, **options) as server,
+        subprocess.Popen([*command, "--url", server.grpc_url], stderr=subprocess.PIPE, text=True) as run,
+    ):
+        assert run.stderr is not None
+        until(lambda: scored_by(server) > 50, "a run under way")
+        run.send_signal(signal.SIGSTOP)  # or a fast one might be done before the server has stopped
+        server.stop()
+        run.send_signal(signal.SIGCONT)
+        seen = list(itertools.takewhile(lambda line: "waiting for the server" not in line, run.stderr))
+        assert run.poll() is None, seen
+        server.start_again()
+        stderr = run.stderr.read()
     assert run.returncode == 0, stderr
-    assert "waiting for the server" in stderr
     assert "the server is back" in stderr
     table = pq.read_table(out)
     assert table["error"].null_count == len(table) == 1000

@@ -11,6 +11,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from chromium import browser
 from pictures import jpeg
 from PIL import Image
 from promql_parser import VectorSelector, parse, walk
+from waiting import until
 
 from build.head import build_head
 from build.repository import install
@@ -176,10 +178,8 @@ def test_every_metric_of_the_dashboard_and_the_alerts_is_exported(watching):
         client.score([jpeg(), b"not an image"])
     recorded = {rule["record"] for rule in RULES if "record" in rule}
     asked = {name for query in [*TARGETS, *RULES] for name in names_in(query["expr"])} - recorded
-    deadline = time.monotonic() + 10  # the server's own counters are flushed once a second
-    while (missing := asked - exported(watching) - set(NOT_EXPORTED_HERE)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert missing == set()
+    asked -= set(NOT_EXPORTED_HERE)
+    until(lambda: asked <= exported(watching), f"every one of {asked}")  # counters of our own follow in a second
 
 
 def test_what_is_said_not_to_be_exported_is_asked_for():
@@ -205,6 +205,7 @@ def test_a_failed_request_of_an_ensemble_counts_twice(watching):
     before = failed(watching)
     with Client(watching.grpc_url) as client:
         client.score([b"not an image"])
+    until(lambda: failed(watching) - before >= 2)
     assert failed(watching) - before == 2
 
 
@@ -269,9 +270,8 @@ def prometheus(watching, tmp_path_factory):
     folder = tmp_path_factory.mktemp("prometheus")
     with watched(watching.http_port, watching.metrics_port, folder, interval_s=1) as running:
         with Client(watching.grpc_url) as client:
-            while scrapes(running) < 4:  # it looks for its targets after five seconds
-                client.score([jpeg(seed=seed) for seed in range(4)] + [b"not an image"])
-                time.sleep(0.5)
+            score = partial(client.score, [jpeg(seed=seed) for seed in range(4)] + [b"not an image"])
+            until(lambda: score() and scrapes(running) >= 4, pause_s=0.5)  # it looks for its targets after five seconds
         yield running
 
 
@@ -282,21 +282,27 @@ def scrapes(prometheus) -> int:
 
 def test_a_real_prometheus_answers_every_panel(prometheus):
     """None is refused, and only those without metrics on this machine, or without failures, are empty."""
-    window = Window(time.time(), 30, step_s=1, rate_interval_s=5)
     variables = variables_of(DASHBOARD, prometheus)
     assert {name: len(values) for name, values in variables.items()} == {"instance": 1, "head": 1, "label": 1}
-    empty = []
-    for panel, seen in layout(DASHBOARD, variables):
-        found = [one for target in panel.get("targets", []) for one in prometheus.series(target, seen, window)]
-        names = {name for target in panel.get("targets", []) for name in names_in(target["expr"])}
-        if not found and not names & set(NOT_EXPORTED_HERE) and panel["type"] != "row":
-            empty.append(panel["title"])
-    assert empty == ["Requests failed in a model"]  # none did
+
+    def empty() -> list[str]:
+        window, titles = Window(time.time(), 30, step_s=1, rate_interval_s=5), []
+        for panel, seen in layout(DASHBOARD, variables):
+            found = [one for target in panel.get("targets", []) for one in prometheus.series(target, seen, window)]
+            names = {name for target in panel.get("targets", []) for name in names_in(target["expr"])}
+            if not found and not names & set(NOT_EXPORTED_HERE) and panel["type"] != "row":
+                titles.append(panel["title"])
+        return titles
+
+    until(lambda: empty() == ["Requests failed in a model"])  # none did
 
 
 def test_deep_health_is_a_metric(prometheus):
-    answers = prometheus.get("query", query='probe_success{job="clipsieve_health"}')["result"]
-    assert [answer["value"][1] for answer in answers] == ["1", "1"]
+    def health_of_ensembles() -> list[str]:
+        answers = prometheus.get("query", query='probe_success{job="clipsieve_health"}')["result"]
+        return [answer["value"][1] for answer in answers]
+
+    until(lambda: health_of_ensembles() == ["1", "1"])
 
 
 def test_no_rule_fails_and_none_fires_on_a_server_that_does_well(prometheus):

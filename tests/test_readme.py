@@ -71,7 +71,6 @@ def test_other_commands_run_against_a_server(command, server, folder):
         env=os.environ | {"CLIPSIEVE_URL": url, "PATH": path},
         capture_output=True,
         text=True,
-        timeout=60,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
@@ -90,12 +89,11 @@ def test_make_train_asks_for_data():
     assert "DATA=" in finished.stderr
 
 
+@pytest.mark.timeout(1800)
 def test_the_demo_draws_trains_builds_serves_and_scores(tmp_path):
     """The newcomer's first command, in a folder of its own."""
     environment = os.environ | {"CLIPSIEVE_ARTIFACTS": str(tmp_path)}
-    finished = subprocess.run(
-        ["make", "demo"], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280, check=False
-    )
+    finished = subprocess.run(["make", "demo"], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
     found = re.search(r"AUROC (0\.\d+) on 200 held-out pictures; gRPC and HTTP differ by at most", finished.stdout)
     assert found is not None, finished.stdout
@@ -116,7 +114,6 @@ def run_steps(folder: Path, environment: dict[str, str]) -> None:
             env=environment | {"PYTHONPATH": str(ROOT)},
             capture_output=True,
             text=True,
-            timeout=120,
             check=False,
         )
         assert finished.returncode == 0, f"{command}: {finished.stderr}"

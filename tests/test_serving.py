@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
-import time
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import ClassVar, NoReturn
@@ -18,11 +18,12 @@ import psutil
 import pytest
 from pictures import jpeg
 from typer.testing import CliRunner
+from waiting import PATIENCE_S, until
 
 from clipsieve import Client, InferenceFailed
 from clipsieve.cli.main import app
 from recipes.paths import ROOT
-from serving.embedded import EmbeddedServer, free_ports, main, refuse_plans
+from serving.embedded import EmbeddedServer, main, refuse_plans
 from serving.triton_wheel import ServingError, find_wheel
 from serving.tritonserver_options import tracing_options
 
@@ -52,16 +53,15 @@ def test_a_repository_path_with_a_space_is_served(repository, tmp_path):
 
 def test_a_killed_stub_is_noticed_by_health(repository, tmp_path):
     """Triton's own readiness stays green; a real inference does not."""
-    with start(repository, tmp_path) as server, Client(server.grpc_url, timeout_s=5) as client:
+    with start(repository, tmp_path) as server, Client(server.grpc_url) as client:
         assert client.health().ok
         assert len(stubs(server)) == 6  # two preprocess, two encoders, head, proof
         for stub in stubs(server):
             stub.kill()
-        time.sleep(0.5)
+        until(lambda: client.health().status == "failing")
         assert client.health(deep=False).ok
-        assert client.health().status == "failing"
         command = [str(Path(sys.executable).parent / "clipsieve"), "health", "--url", server.grpc_url]
-        finished = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        finished = subprocess.run(command, capture_output=True, text=True, check=False)
         assert finished.returncode == 1
         assert "cannot score an image" in finished.stderr
 
@@ -117,7 +117,6 @@ def test_traces_reach_a_collector(repository, tmp_path):
             grpc_port=0,
             metrics_port=0,
             log_path=tmp_path / "log",
-            exit_timeout_s=4,
             tracing_url=f"http://127.0.0.1:{collector.server_port}/v1/traces",
         ):
             pass  # ready means that a picture was scored; what is left is sent at the end
@@ -145,22 +144,23 @@ def test_stopping_leaves_no_process_and_no_file(repository, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_command_serves_until_a_signal(repository, tmp_path, number):
-    http, grpc, metrics = free_ports(0, 0, 0)
     command = [sys.executable, "-m", "serving.embedded", "--recipe", "demo", "--log", str(tmp_path / "log")]
-    command += ["--http-port", str(http), "--grpc-port", str(grpc), "--metrics-port", str(metrics)]
+    command += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
         assert process.stderr is not None
         welcome = [process.stderr.readline() for _ in range(9)]
         assert "serving demo" in welcome[0]
         assert any("/v2/models/image_score/infer" in line for line in welcome)
-        with Client(f"127.0.0.1:{grpc}") as client:
+        (url,) = re.findall(r"gRPC +(\S+)", "".join(welcome))
+        with Client(url) as client:
             assert client.score([jpeg()])[0].ok
+        family = psutil.Process(process.pid).children(recursive=True)
         process.send_signal(number)
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_S) == 0
         assert "stopping" in process.stderr.read()
-        with pytest.raises(ConnectionRefusedError):
-            socket.create_connection(("127.0.0.1", grpc), 1)
+        assert family
+        assert not any(each.is_running() and each.status() != psutil.STATUS_ZOMBIE for each in family)
     finally:
         process.kill()
         process.wait()

@@ -2,9 +2,7 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -14,14 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from tiny_encoder import EMBED_DIM, write_tiny_encoder
+from waiting import until
 
 from build.head import read_weights
 from recipes import paths
 from recipes.manifest import HeadManifest, read_head
 from recipes.schema import Fit, Head, load_recipe
+from serving.tritonserver import held_ports
 from training import fit, tracking
 from training.calibrate import scores_from_logits
-from training.errors import StepError, run_step
+from training.errors import run_step
 from training.head import head_from_layers, logits_of
 from training.mlflow_model import ServedHead
 from training.store import Row, Store
@@ -182,9 +182,11 @@ def test_a_server_keeps_the_run_and_serves_the_model(folder: Path, tmp_path: Pat
 @contextmanager
 def _mlflow(tmp_path: Path, words: list[str], environment: dict[str, str]) -> Iterator[str]:
     """One of mlflow's servers on a free port; its URL once it is healthy."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    with held_ports(0) as (port,):
+        yield from _served(port, tmp_path, words, environment)
+
+
+def _served(port: int, tmp_path: Path, words: list[str], environment: dict[str, str]) -> Iterator[str]:
     path = f"{MLFLOW.parent}{os.pathsep}{os.environ['PATH']}"
     log = tmp_path / f"{words[0]}.log"
     with log.open("wb") as file:
@@ -197,19 +199,17 @@ def _mlflow(tmp_path: Path, words: list[str], environment: dict[str, str]) -> It
             start_new_session=True,
         )
     try:
-        _wait_until_healthy(f"http://127.0.0.1:{port}", process, log)
+        until(lambda: process.poll() is not None or _is_healthy(f"http://127.0.0.1:{port}"), pause_s=0.5)
+        assert process.poll() is None, log.read_text()[-3000:]
         yield f"http://127.0.0.1:{port}"
     finally:
         os.killpg(process.pid, 15)
         process.wait(30)
 
 
-def _wait_until_healthy(url: str, process: subprocess.Popen, log: Path) -> None:
-    end = time.monotonic() + 180
-    while time.monotonic() < end and process.poll() is None:
-        try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    raise StepError(f"mlflow did not become healthy:\n{log.read_text()[-3000:]}")
+def _is_healthy(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(f"{url}/health", timeout=5):
+            return True
+    except OSError:
+        return False

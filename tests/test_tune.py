@@ -398,7 +398,6 @@ def test_a_real_sweep_of_two_candidates(repository, tmp_path):
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
     assert finished.returncode == 0, finished.stderr

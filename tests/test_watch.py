@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from artefacts import encoder_manifest, write_head
 from pictures import jpeg
+from waiting import until
 
 from build import watch_configs
 from recipes.manifest import ScoreDistribution
@@ -132,8 +133,7 @@ def test_the_flusher_survives_an_error_and_stops():
         raise RuntimeError("once more")
 
     flusher = metric_counters.Flusher(flush, interval_s=0.01)
-    while len(calls) < 3:
-        time.sleep(0.01)
+    until(lambda: len(calls) >= 3)
     flusher.stop()
     count = len(calls)
     time.sleep(0.05)
@@ -168,19 +168,6 @@ def test_counting_changes_no_pixel_and_no_limit(counted):
     plain = served_transform(encoder_manifest().preprocessing, load_recipe("demo").serving)
     assert np.array_equal(transform(jpeg()), plain(jpeg()))
     assert {name: value for name, value in vars(transform).items() if name != "counters"} == vars(plain)
-
-
-def test_counting_an_image_takes_microseconds(registry):
-    counters = metric_counters.Counters(registry)
-    best = math.inf
-    for _ in range(5):
-        started = time.perf_counter()
-        for _ in range(1000):
-            counters.add("clipsieve_images_total")
-            counters.observe("clipsieve_image_bytes_bucket", image_counts.BYTES_EDGES, 50_000)
-            counters.observe("clipsieve_image_pixels_bucket", image_counts.PIXELS_EDGES, 1_000_000)
-        best = min(best, time.perf_counter() - started)
-    assert best / 1000 < 50e-6  # 3 µs on a quiet core
 
 
 # ---- scores ----

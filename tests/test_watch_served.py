@@ -6,7 +6,6 @@ import concurrent.futures
 import json
 import math
 import shutil
-import time
 import urllib.request
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import tritonclient.grpc
 from artefacts import encoder_manifest, write_head
 from pictures import jpeg
 from tritonclient.utils import InferenceServerException
+from waiting import PATIENCE_S, until
 
 from build import watch_configs
 from build.head import build_head
@@ -133,16 +133,13 @@ def watching(encoder, tmp_path_factory):
         yield server, folder
 
 
-def metrics(server, images: int | None = None) -> str:
-    """The server's metrics, once they speak of so many scores: they follow within a second or two."""
-    deadline = time.monotonic() + 15
-    while True:
-        with urllib.request.urlopen(server.metrics_url) as response:
-            text = response.read().decode()
-        if images is None or value(text, 'clipsieve_scores_total{head="live",label="round"}') >= images:
-            return text
-        assert time.monotonic() < deadline, text
-        time.sleep(0.2)
+SCORES = 'clipsieve_scores_total{head="live",label="round"}'
+
+
+def metrics(server) -> str:
+    """The server's metrics. Counts reach them once a second, so each test waits until its own are there."""
+    with urllib.request.urlopen(server.metrics_url) as response:
+        return response.read().decode()
 
 
 def value(text: str, series: str) -> float:
@@ -164,27 +161,25 @@ def decision_of(server, picture: bytes) -> int | None:
 
 def test_counts_of_all_processes_add_up(watching):
     server, _ = watching
-    time.sleep(2.5)
     before = metrics(server)
     pictures = [jpeg(seed=seed % 10) for seed in range(150)] + [b"no picture"] * 5
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         decisions = list(pool.map(lambda picture: decision_of(server, picture), pictures))
     assert decisions.count(None) == 5
-    series = 'clipsieve_scores_total{head="live",label="round"}'
-    metrics(server, int(value(before, series)) + 150)
-    time.sleep(1.5)
-    after = metrics(server)
+    expected = {
+        SCORES: 150,
+        "clipsieve_images_total": 155,
+        'clipsieve_image_failures_total{code="NOT_AN_IMAGE"}': 5,
+        'clipsieve_image_pixels_bucket{le="+Inf"}': 150,
+        'clipsieve_shadow_score_bucket{head="live",label="round",le="+Inf",shadow="candidate"}': 150,
+        'clipsieve_decisions_total{decision="block",head="live",label="round"}': decisions.count(1),
+    }
 
-    def more(name: str) -> float:
-        return value(after, name) - value(before, name)
+    def counted() -> dict[str, float]:
+        after = metrics(server)
+        return {name: value(after, name) - value(before, name) for name in expected}
 
-    assert more(series) == 150
-    assert more("clipsieve_images_total") == 155
-    assert more('clipsieve_image_failures_total{code="NOT_AN_IMAGE"}') == 5
-    assert more('clipsieve_image_pixels_bucket{le="+Inf"}') == 150
-    shadow = 'clipsieve_shadow_score_bucket{head="live",label="round",le="+Inf",shadow="candidate"}'
-    assert more(shadow) == 150
-    assert more('clipsieve_decisions_total{decision="block",head="live",label="round"}') == decisions.count(1)
+    until(lambda: counted() == expected, f"{expected}")
 
 
 def test_the_histogram_is_that_of_the_scores_and_the_training_is_beside_it(watching):
@@ -193,11 +188,17 @@ def test_the_histogram_is_that_of_the_scores_and_the_training_is_beside_it(watch
     pictures = [jpeg(seed=seed) for seed in range(40)]
     with Client(server.grpc_url) as client:
         scores = np.array([score.scores[0] for score in client.score(pictures)])
-    already = int(value(before, 'clipsieve_scores_total{head="live",label="round"}'))
-    after = metrics(server, already + 40)
-    old, new = (histograms(text, SERVED)["live", "round"] for text in (before, after))
-    for edge in (*PROBABILITY_EDGES, math.inf):
-        assert new[edge] - old[edge] == (scores <= edge).sum()
+    expected = {edge: (scores <= edge).sum() for edge in (*PROBABILITY_EDGES, math.inf)}
+
+    def counted() -> dict[float, float]:
+        old, new = (histograms(text, SERVED)["live", "round"] for text in (before, metrics(server)))
+        return {edge: new[edge] - old[edge] for edge in expected}
+
+    def total() -> float:
+        return value(metrics(server), SCORES) - value(before, SCORES)
+
+    until(lambda: counted() == expected and total() == len(pictures), f"{expected}")
+    after = metrics(server)
     trained = histograms(after, TRAINED)["live", "round"]
     assert trained == dict.fromkeys(PROBABILITY_EDGES, 0.5) | {math.inf: 1}
     revision = read_head(folder / "live").revision
@@ -209,6 +210,7 @@ def test_the_histogram_is_that_of_the_scores_and_the_training_is_beside_it(watch
 
 def test_answers_are_the_heads_own_whatever_outputs_are_asked_for(watching):
     server, _ = watching
+    before = value(metrics(server), SCORES)
     tensor = tritonclient.grpc.InferInput("image", [2, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[jpeg(seed=1)], [jpeg(seed=2)]], dtype=object))
     names = ["live", "live_decision", "live_revision"]
@@ -220,13 +222,14 @@ def test_answers_are_the_heads_own_whatever_outputs_are_asked_for(watching):
         direct = client.infer("live_head", [embedding])
         for asked in ([names[0]], [names[1]], [names[2]], names[:2], names):
             wanted = [tritonclient.grpc.InferRequestedOutput(name) for name in asked]
-            result = client.infer("image_score", [tensor], outputs=wanted, client_timeout=10)
+            result = client.infer("image_score", [tensor], outputs=wanted, client_timeout=PATIENCE_S)
             assert result is not None
             assert direct is not None
             assert {output.name for output in result.get_response().outputs} == set(asked)
             for name in asked:
                 own = direct.as_numpy(name.removeprefix("live").removeprefix("_") or "score")
                 np.testing.assert_allclose(np.asarray(result.as_numpy(name)), np.asarray(own), atol=1e-6)
+    until(lambda: value(metrics(server), SCORES) == before + 2 * 5, "the count of every score")
 
 
 def test_clients_see_the_live_head_alone(watching):
@@ -237,13 +240,12 @@ def test_clients_see_the_live_head_alone(watching):
 
 def test_a_probe_is_not_counted(watching):
     server, _ = watching
-    time.sleep(1.5)
-    before = metrics(server)
+    before = value(metrics(server), SCORES)
     with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
         assert probe(client, server.picture) is None
-    time.sleep(1.5)
-    ours = [[line for line in text.splitlines() if line.startswith("clipsieve_")] for text in (before, metrics(server))]
-    assert ours[0] == ours[1]
+    decision_of(server, jpeg())  # counted after the probe, had that been counted
+    until(lambda: value(metrics(server), SCORES) > before)
+    assert value(metrics(server), SCORES) == before + 1
 
 
 def test_a_spoiled_watch_is_found(watching, tmp_path):

@@ -57,7 +57,7 @@ def terminate(scene: Scene) -> str:
     """What is under way is answered, with a score or a refusal; what comes later is refused."""
     signalled = time.monotonic()
     os.kill(scene.server.pid, signal.SIGTERM)
-    scene.server.wait(20)
+    scene.server.wait(scene.server.exit_timeout_s + 10)
     took = time.monotonic() - signalled
     answers = ", ".join(f"{count} {outcome}" for outcome, count in under_way(scene.load.groups[0], signalled).items())
     return f"under way when signalled: {answers}; {condition(scene)} after {took:.1f} s"

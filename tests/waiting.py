@@ -1,0 +1,21 @@
+"""Waiting for what must happen: as long as a slow and busy machine may need, and no longer than it takes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+PATIENCE_S = 120.0
+"""Ten times and more what anything that is waited for takes on a quiet machine."""
+
+
+def until(condition: Callable[[], object], what: str = "it", pause_s: float = 0.02) -> None:
+    """Ask again and again until the condition holds.
+
+    Raises:
+        AssertionError: it does not within `PATIENCE_S`.
+    """
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < deadline, f"{what} did not happen within {PATIENCE_S:.0f} s"
+        time.sleep(pause_s)
