@@ -9,7 +9,6 @@ import base64
 import json
 import os
 import select
-import shutil
 import subprocess
 import sys
 import time
@@ -17,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
+from programs import program_or_skip
 from waiting import PATIENCE_S, until
 
 _FLAGS = [
@@ -41,14 +40,6 @@ _ON_3_AND_4 = (
 )
 
 
-def chromium_or_skip() -> str:
-    """Path of the browser."""
-    found = shutil.which("chromium") or shutil.which("chromium-browser")
-    if found is None:
-        pytest.skip("no chromium on PATH; Debian's package is chromium")
-    return found
-
-
 @contextmanager
 def browser(profile: Path):
     """A running browser with an empty profile.
@@ -58,7 +49,7 @@ def browser(profile: Path):
     """
     to_read, to_write = os.pipe(), os.pipe()
     command = [sys.executable, "-c", _ON_3_AND_4, str(to_read[0]), str(to_write[1])]
-    command += [chromium_or_skip(), *_FLAGS, f"--user-data-dir={profile}", "about:blank"]
+    command += [program_or_skip("chromium"), *_FLAGS, f"--user-data-dir={profile}", "about:blank"]
     ends = (to_read[0], to_write[1])
     process = subprocess.Popen(command, pass_fds=ends, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     for end in ends:

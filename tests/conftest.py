@@ -19,6 +19,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for a network
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from artefacts import write_head  # noqa: E402 (after the environment)
+from programs import is_left_out, line_of  # noqa: E402
 from waiting import PATIENCE_S  # noqa: E402
 
 from build.encoder import build_encoder  # noqa: E402
@@ -29,6 +30,17 @@ from recipes.paths import encoder_folder, head_folder, repository_folder  # noqa
 from recipes.schema import Recipe, load_recipe  # noqa: E402
 from serving.embedded import EmbeddedServer  # noqa: E402
 from tests.fakes import FakeModel, serve_grpc  # noqa: E402
+
+
+def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
+    if isinstance(report, pytest.TestReport) and is_left_out(report):
+        return "left out", "s", "LEFT OUT"
+    return None
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if reports := terminalreporter.getreports("left out"):
+        terminalreporter.write_line(line_of(reports))
 
 
 @pytest.fixture(scope="session")

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-import shutil
 import subprocess
 import time
 import urllib.request
@@ -21,6 +20,7 @@ from artefacts import write_head
 from chromium import browser
 from pictures import jpeg
 from PIL import Image
+from programs import program_or_skip
 from promql_parser import VectorSelector, parse, walk
 from waiting import until
 
@@ -86,13 +86,6 @@ def watching(encoder: EncoderManifest, tmp_path_factory) -> Iterator[EmbeddedSer
         yield server
 
 
-def program_or_skip(name: str, package: str) -> str:
-    found = shutil.which(name)
-    if found is None:
-        pytest.skip(f"no {name} on PATH; Debian's package is {package}")
-    return found
-
-
 def names_in(expression: str) -> set[str]:
     """Names of the metrics that a PromQL expression reads, with Grafana's variables filled in."""
     filled = expression.replace("$__rate_interval", "1m").replace("$", "")
@@ -118,13 +111,13 @@ def exported(server) -> set[str]:
 
 
 def test_promtool_takes_the_rules_and_the_configuration():
-    promtool = program_or_skip("promtool", "prometheus")
+    promtool = program_or_skip("promtool")
     subprocess.run([promtool, "check", "rules", MONITORING / "alerts.yml"], check=True, capture_output=True)
     subprocess.run([promtool, "check", "config", MONITORING / "prometheus.yml"], check=True, capture_output=True)
 
 
 def test_every_alert_fires_when_it_should():
-    promtool = program_or_skip("promtool", "prometheus")
+    promtool = program_or_skip("promtool")
     command = [promtool, "test", "rules", MONITORING / "alerts_test.yml"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -147,7 +140,7 @@ def test_alerts_say_what_is_wrong_and_what_to_do():
 
 
 def test_the_blackbox_exporter_takes_its_configuration():
-    program = program_or_skip("prometheus-blackbox-exporter", "prometheus-blackbox-exporter")
+    program = program_or_skip("prometheus-blackbox-exporter")
     command = [program, f"--config.file={MONITORING / 'blackbox.yml'}", "--config.check"]
     subprocess.run(command, check=True, capture_output=True)
 
@@ -265,8 +258,8 @@ def test_grafana_finds_the_datasource_and_the_dashboard():
 @pytest.fixture(scope="module")
 def prometheus(watching, tmp_path_factory):
     """A real one that has scraped the real server, every second, while images were scored."""
-    program_or_skip("prometheus", "prometheus")
-    program_or_skip("prometheus-blackbox-exporter", "prometheus-blackbox-exporter")
+    program_or_skip("prometheus")
+    program_or_skip("prometheus-blackbox-exporter")
     folder = tmp_path_factory.mktemp("prometheus")
     with watched(watching.http_port, watching.metrics_port, folder, interval_s=1) as running:
         with Client(watching.grpc_url) as client:

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+from programs import program_or_skip
 from waiting import until
 
 from clipsieve.report.page import ReportOptions, write_report
 from recipes.manifest import EncoderFingerprint
-from tests.chromium import Browser, Page, browser, chromium_or_skip
+from tests.chromium import Browser, Page, browser
 from tests.pictures import jpeg
 from training import relabel
 from training.errors import run_step
@@ -34,7 +35,7 @@ SCORES = [0.05, 0.97, 0.31, 0.62, 0.88, 0.45, 0.5, 0.12, 0.71, 0.2]
 
 @pytest.fixture(scope="module")
 def chromium(tmp_path_factory: pytest.TempPathFactory):
-    chromium_or_skip()
+    program_or_skip("chromium")
     with browser(tmp_path_factory.mktemp("chromium") / "profile") as running:
         yield running
 
