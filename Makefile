@@ -16,6 +16,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 UV_VERSION := 0.13.8
+# Compiled here, once: where PYTHONDONTWRITEBYTECODE is set every step would compile torch for itself, half a minute each.
+INSTALL := $(UV) pip install --quiet --compile-bytecode
 READY := $(VENV)/.installed
 RUN := $(BIN)/python -m
 
@@ -44,15 +46,15 @@ venv: $(READY)  ## Make the environment .venv (about 6 GB: torch comes with CUDA
 $(READY): requirements/dev.txt clients/pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check uv==$(UV_VERSION)
-	$(UV) pip install --quiet --python $(BIN)/python --requirements requirements/dev.txt --editable clients
+	$(INSTALL) --python $(BIN)/python --requirements requirements/dev.txt --editable clients
 	touch $@
 
 .PHONY: triton
 triton: $(TRITON_READY)  ## Install the embedded tritonserver into .triton
 $(TRITON_READY): requirements/triton.txt $(READY)
 	$(TRITON_PYTHON) -m venv --without-pip $(TRITON)
-	$(UV) pip install --quiet --python $(TRITON)/bin/python --requirements requirements/triton.txt
-	$(UV) pip install --quiet --python $(TRITON)/bin/python --no-deps $(TRITON_WHEEL)
+	$(INSTALL) --python $(TRITON)/bin/python --requirements requirements/triton.txt
+	$(INSTALL) --python $(TRITON)/bin/python --no-deps $(TRITON_WHEEL)
 	touch $@
 
 .PHONY: train
