@@ -85,7 +85,7 @@ demo: $(READY) $(TRITON_READY)  ## Draw images, train, build, serve and score th
 	$(RUN) training.draw $(ARTIFACTS)/demo/images
 	$(RUN) build.encoder --recipe demo
 	$(RUN) training.embed --recipe demo --data $(ARTIFACTS)/demo/images/train
-	$(RUN) training.fit --recipe demo
+	$(RUN) training.fit --recipe demo --if-changed
 	$(RUN) build.engine --recipe demo --target onnx
 	$(RUN) build.head --recipe demo
 	$(RUN) build.verify --recipe demo

@@ -36,7 +36,8 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.machine import machine, print_result
 from recipes.schema import Fit
 from training.head import head_from_layers, hidden_layers, initial_tensors, logits_of, new_layers
-from training.optimize import Curve, Examples, optimize
+from training.losses import Curve
+from training.optimize import Examples, optimize
 
 GUIDE_BATCH_SIZE = 32
 OUR_MLP = Fit(

@@ -22,12 +22,11 @@ import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnx
 import onnxruntime
-import torch
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
 from benchmarks.instruction_sets import INSTRUCTION_SETS, NATIVE, available
@@ -35,15 +34,16 @@ from benchmarks.machine import machine, print_result
 from benchmarks.onnx_runs import Encoder, Runs, run_on
 from benchmarks.trained_weights import dinov2_small
 from build.cosine import cosines
-from build.export import EncoderGraph, export_onnx
 from build.head import build_head
 from build.precision import to_float16, write_as_gpu
 from build.quantize import to_int8
-from build.tower import Tower, load_tower
 from recipes.photos import Picture, calibration_pictures, verification_pictures
 from recipes.pixels import served_pixels
 from recipes.schema import Head, Published, Recipe, Serving, load_recipe
 from training.import_head import Options, import_head
+
+if TYPE_CHECKING:
+    from build.tower import Tower
 
 _HEADS = {512: "laion-nsfw-b32", 768: "laion-nsfw-l14"}
 _HEAD_FILES = {512: "clip_autokeras_nsfw_b32.zip", 768: "clip_autokeras_binary_nsfw.zip"}
@@ -70,6 +70,9 @@ class _Pictures(CalibrationDataReader):
 
 def export(model: str, pretrained: str, outliers: float, path: Path) -> Tower:
     """Write the fp32 encoder; with `outliers`, some channels of a ViT of open_clip are that much larger."""
+    from build.export import EncoderGraph, export_onnx
+    from build.tower import load_tower
+
     recipe = recipe_of(model, pretrained)
     tower = dinov2_small() if model == TRAINED else load_tower(recipe.encoder)
     if outliers > 1:
@@ -85,9 +88,11 @@ def recipe_of(model: str, pretrained: str) -> Recipe:
     return recipe.model_copy(update={"encoder": recipe.encoder.model_copy(update=weights)})
 
 
-@torch.no_grad()
 def add_outliers(visual: Any, factor: float) -> None:
     """Make a few inputs of each product `factor` times larger and their weights smaller: the function stays."""
+    import torch
+
+    visual.requires_grad_(False)  # the weights are changed in place
     generator = torch.Generator().manual_seed(1)
 
     def some(count: int) -> torch.Tensor:

@@ -23,7 +23,6 @@ from PIL import Image
 from build.cosine import cosines
 from build.dali_pipeline import Device, batches_module, decoder_module, devices, write_pipelines
 from build.errors import BuildError, ParityError
-from build.parity import onnx_embeddings
 from recipes.manifest import EncoderManifest, ManifestError, read_encoder
 from recipes.paths import encoder_folder
 from recipes.photos import Picture, verification_pictures
@@ -58,6 +57,8 @@ def measure_dali(recipe: Recipe) -> list[DaliParity]:
         ParityError: a picture's cosine is below the recipe's build.minimum_cosine.dali.
         ManifestError: the encoder is missing.
     """
+    from build.parity import onnx_embeddings  # and torch, which --help needs not
+
     folder = encoder_folder(recipe, "fp32")
     encoder, pictures = read_encoder(folder), jpeg_pictures()
     exact = served_pixels(encoder.preprocessing, recipe.serving, pictures)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import json
 from collections import Counter
 from pathlib import Path
 
@@ -109,9 +110,24 @@ def test_a_turned_jpeg_is_upright_once_its_orientation_is_applied() -> None:
 def test_command_prints_the_folder(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     draw.main([str(tmp_path / "set"), "--count", "2", "--held-out", "2"])
     assert capsys.readouterr().out == f"{tmp_path / 'set'}\n"
-    assert len(_files(tmp_path / "set")) == 4
+    assert len(list((tmp_path / "set").glob("*/*/*"))) == 4
 
 
 def test_negative_count_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StepError, match="found --count -1"):
         draw.main([str(tmp_path), "--count", "-1"])
+
+
+def test_what_is_drawn_already_is_not_drawn_again(tmp_path: Path, capsys) -> None:
+    arguments = [str(tmp_path), "--count", "4", "--held-out", "2"]
+    draw.main(arguments)
+    pictures = sorted(tmp_path.glob("*/*/*"))
+    pictures[0].write_bytes(b"mine")
+    draw.main(arguments)
+    assert pictures[0].read_bytes() == b"mine"
+    assert "drawn before" in capsys.readouterr().err
+    pictures[0].unlink()
+    draw.main(arguments)
+    assert sorted(tmp_path.glob("*/*/*")) == pictures
+    draw.main([*arguments, "--seed", "1"])
+    assert json.loads((tmp_path / draw.MADE).read_text())["seed"] == 1

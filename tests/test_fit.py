@@ -162,6 +162,21 @@ def test_fits_are_equal_whatever_the_order_of_embedding(store: Store, encoder: E
     assert read_head(_head_folder()).revision == first.revision
 
 
+def test_if_changed_leaves_a_head_of_the_same_data_and_no_other(store: Store) -> None:
+    store.append(_rows(80))
+    assert _fit("--if-changed") == 0
+    file = _head_folder() / "head.json"
+    before = file.stat().st_mtime_ns
+    assert _fit("--if-changed") == 0
+    assert file.stat().st_mtime_ns == before
+    (_head_folder() / "head.safetensors").write_bytes(b"damaged")
+    assert _fit("--if-changed") == 0
+    assert (repaired := file.stat().st_mtime_ns) > before
+    store.append([_row(80, CLASSES[0], np.zeros(EMBED_DIM, np.float32))])
+    assert _fit("--if-changed") == 0
+    assert file.stat().st_mtime_ns > repaired
+
+
 def test_data_fingerprint_follows_content_and_label() -> None:
     def fingerprint(contents: list[str], labels: list[int]) -> str:
         return fit.Labelled(np.zeros((2, 1), np.float32), np.array(labels), contents).fingerprint

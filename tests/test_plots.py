@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from artefacts import encoder_manifest, write_head
 
-from training.optimize import Curve
+from training.losses import Curve
 from training.plots import Column, evaluation_pngs, fit_pngs
 
 RNG = np.random.default_rng(0)

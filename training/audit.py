@@ -21,12 +21,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from cleanlab.filter import find_label_issues
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
 
 from recipes.manifest import read_encoder, write_atomically
 from recipes.paths import encoder_folder
@@ -161,6 +155,8 @@ def write_findings(path: Path, data: Labelled, findings: list[Finding], class_na
 
 
 def _wrong_labels(data: Labelled, probabilities: np.ndarray, class_names: list[str]) -> list[Finding]:
+    from cleanlab.filter import find_label_issues  # slow to import
+
     rows = np.flatnonzero(find_label_issues(data.label, probabilities, n_jobs=1))
     findings = []
     for row in rows.tolist():
@@ -226,12 +222,19 @@ def _outliers(neighbours: Neighbours, count: int) -> list[Finding]:
 def _cross_validated(
     embedding: np.ndarray, label: np.ndarray, groups: np.ndarray, strength: float, seed: int
 ) -> np.ndarray:
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.model_selection import StratifiedGroupKFold, cross_val_predict
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
     model = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
     folds = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
     return np.asarray(cross_val_predict(model, embedding, label, groups=groups, cv=folds, method="predict_proba"))
 
 
 def _auroc(label: np.ndarray, probabilities: np.ndarray) -> float:
+    from sklearn.metrics import roc_auc_score
+
     if probabilities.shape[1] == 2:
         return float(roc_auc_score(label, probabilities[:, 1]))
     return float(roc_auc_score(label, probabilities, multi_class="ovr"))

@@ -12,7 +12,6 @@ from typing import Any, Literal
 import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logit, softmax
-from sklearn.isotonic import IsotonicRegression
 
 from recipes.manifest import Calibration, HeadManifest, Prevalence
 
@@ -129,6 +128,8 @@ def _mean(figure, scores: np.ndarray, targets: np.ndarray) -> float:
 
 
 def _isotonic(fitted_on: tuple[np.ndarray, np.ndarray], scores: np.ndarray) -> np.ndarray:
+    from sklearn.isotonic import IsotonicRegression
+
     known, targets = fitted_on
     columns = [
         IsotonicRegression(out_of_bounds="clip").fit(known[:, label], targets[:, label]).predict(scores[:, label])

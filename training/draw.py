@@ -5,26 +5,31 @@
 
 Writes train/{angular,round}/ and held_out/{angular,round}/ as JPEG, PNG and WebP files of many sizes and
 modes. Colours, sizes, places and formats follow one distribution for both classes: only outlines differ.
-The same seed draws the same pictures.
+The same seed draws the same pictures; what is drawn already is not drawn again.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import json
+import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from recipes.manifest import write_atomically
+from recipes.manifest import sha256_of, tool_versions, write_atomically
 from training.errors import StepError, run_step
-from training.progress import tracked
+from training.progress import console, tracked
 
 CLASS_NAMES = ("angular", "round")
 SPLITS = ("train", "held_out")
+MADE = "made.json"
+"""Says in the folder what was drawn, and by which code."""
 _SMALLEST_SIDE, _LARGEST_SIDE = 90, 700  # pixels
 _OVERSAMPLING = 2
 _INK, _PAPER = (0, 120), (200, 255)  # shades of a channel: dark shapes on light paper for both classes
@@ -45,21 +50,36 @@ def draw_set(folder: Path, count: int, held_out: int, seed: int) -> int:
     """Draw both splits, half of each split per class; returns the number of files written."""
     sizes = dict(zip(SPLITS, (count, held_out), strict=True))
     jobs = [(split, index % 2, index) for split, size in sizes.items() for index in range(size)]
-    for split, label, index in tracked(jobs, "drawing", len(jobs), "images"):
+
+    def draw_one(job: tuple[str, int, int]) -> None:
+        split, label, index = job
         rng = np.random.default_rng([seed, SPLITS.index(split), label, index])
         data, suffix = encode_picture(draw_picture(label, rng), rng)
         write_atomically(folder / split / CLASS_NAMES[label] / f"{index:05d}.{suffix}", data)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow and numpy let go of the interpreter's lock
+        for _ in tracked(pool.map(draw_one, jobs), "drawing", len(jobs), "images"):
+            pass
     return len(jobs)
+
+
+def is_drawn(folder: Path, settings: dict[str, Any]) -> bool:
+    """Whether the folder holds what these settings draw, by this code: as many pictures as were written then."""
+    made = folder / MADE
+    if not made.is_file() or json.loads(made.read_text()) != settings:
+        return False
+    return sum(1 for path in folder.glob("*/*/*") if path.is_file()) == settings["count"] + settings["held_out"]
 
 
 def draw_picture(label: int, rng: np.random.Generator) -> Image.Image:
     """An upright RGB picture of several shapes of one class on a random background."""
     width, height = _picture_size(rng)
-    canvas = Image.fromarray(_background(width, height, rng)).resize((width * _OVERSAMPLING, height * _OVERSAMPLING))
+    larger = (width * _OVERSAMPLING, height * _OVERSAMPLING)
+    canvas = Image.fromarray(_background(width, height, rng)).resize(larger, Image.Resampling.NEAREST)
     draw = ImageDraw.Draw(canvas)
     for _ in range(rng.integers(8, 15)):
         _draw_nested_shape(draw, label, canvas.size, rng)
-    return canvas.resize((width, height), Image.Resampling.BOX)
+    return canvas.reduce(_OVERSAMPLING)
 
 
 def encode_picture(picture: Image.Image, rng: np.random.Generator) -> tuple[bytes, str]:
@@ -79,11 +99,12 @@ def _picture_size(rng: np.random.Generator) -> tuple[int, int]:
 def _background(width: int, height: int, rng: np.random.Generator) -> np.ndarray:
     """(height, width, 3) uint8: a gradient between two light colours in a random direction, under noise."""
     angle = rng.uniform(0, 2 * np.pi)
-    across, down = np.meshgrid(np.linspace(-1, 1, width), np.linspace(-1, 1, height))
-    position = (across * np.cos(angle) + down * np.sin(angle)) / 3 + 0.5  # (height, width) in 0..1
-    start, end = rng.uniform(*_PAPER, (2, 3))
-    noise = rng.normal(0, rng.uniform(0, 12), (height, width, 1))
-    return np.clip(start + position[..., None] * (end - start) + noise, 0, 255).astype(np.uint8)
+    across, down = np.linspace(-1, 1, width, dtype=np.float32), np.linspace(-1, 1, height, dtype=np.float32)
+    position = (across * np.cos(angle) + down[:, None] * np.sin(angle)) / 3 + 0.5  # (height, width) in 0..1
+    start, end = rng.uniform(*_PAPER, (2, 3)).astype(np.float32)
+    noise = rng.uniform(0, 12) * rng.standard_normal((height, width), np.float32)
+    channels = [first + position * (last - first) + noise for first, last in zip(start, end, strict=True)]
+    return np.clip(np.stack(channels, axis=-1), 0, 255).astype(np.uint8)
 
 
 def _draw_nested_shape(draw: ImageDraw.ImageDraw, label: int, size: tuple[int, int], rng: np.random.Generator) -> None:
@@ -206,7 +227,14 @@ def main(argv: list[str] | None = None) -> None:
             "--count, --held-out and --seed are 0 or more, "
             f"found --count {arguments.count} --held-out {arguments.held_out} --seed {arguments.seed}"
         )
-    draw_set(arguments.folder, arguments.count, arguments.held_out, arguments.seed)
+    settings = {"count": arguments.count, "held_out": arguments.held_out, "seed": arguments.seed}
+    settings |= {"code_sha256": sha256_of(Path(__file__)), "versions": tool_versions("numpy", "pillow")}
+    if is_drawn(arguments.folder, settings):
+        console.print(f"{arguments.folder}: drawn before, nothing to do")
+    else:
+        (arguments.folder / MADE).unlink(missing_ok=True)
+        draw_set(arguments.folder, arguments.count, arguments.held_out, arguments.seed)
+        write_atomically(arguments.folder / MADE, json.dumps(settings, indent=2).encode())
     print(arguments.folder)
 
 

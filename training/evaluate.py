@@ -38,12 +38,11 @@ from recipes.schema import Head, load_recipe
 from training.calibrate import activated, brier, calibrated_logits, ece, scores_from_logits
 from training.errors import StepError, run_step
 from training.fit import Labelled, labelled_rows, strata_of, targets_of
-from training.head import head_from_layers, logits_of
 from training.leakage import group_rows
+from training.losses import Curve
 from training.metrics import task_metrics
 from training.model_card import model_card
 from training.operating_points import realised
-from training.optimize import Curve
 from training.plots import Column, evaluation_pngs, loss_curve_png
 from training.progress import console
 from training.split import saved_split
@@ -76,6 +75,8 @@ def measure(
     Raises:
         StepError: too few rows.
     """
+    from training.head import head_from_layers, logits_of  # and torch, which --help needs not
+
     if len(rows) < _FEWEST_ROWS:
         raise StepError(
             f"{len(rows)} labelled images to evaluate on; it takes at least {_FEWEST_ROWS}, better hundreds"

@@ -21,11 +21,10 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import safetensors.numpy
-import torch
 from rich.table import Table
 
 from recipes.manifest import (
@@ -33,10 +32,13 @@ from recipes.manifest import (
     EncoderFingerprint,
     HeadManifest,
     Layer,
+    ManifestError,
     Prevalence,
     ScoreDistribution,
     Threshold,
+    head_weights,
     read_encoder,
+    read_head,
     tool_versions,
     write_atomically,
     write_manifest,
@@ -45,18 +47,22 @@ from recipes.paths import encoder_folder, head_folder
 from recipes.schema import Head, Recipe, load_recipe
 from training.calibrate import Activation, activated, calibrated_logits, calibration_report, fit_calibration
 from training.errors import StepError, run_step
-from training.head import head_from_layers, hidden_layers, initial_tensors, logits_of, new_layers, tensors_of
 from training.labels import LabelError, label_matrix
 from training.leakage import Groups, group_rows
+from training.losses import LOSSES, Curve, Loss, Task
 from training.metrics import task_metrics
 from training.operating_points import Chosen, OperatingPoint, choose_threshold, parse_point, realised
-from training.optimize import LOSSES, Curve, Examples, Loss, Task, optimize
 from training.plots import Column, fit_pngs
 from training.progress import console
 from training.score_distribution import score_distribution
 from training.split import Split, saved_split
 from training.store import Embeddings, read_embeddings, store_folder
 from training.tracking import git_commit, started_run, tracking_uri
+
+if TYPE_CHECKING:
+    from training.optimize import Examples
+
+_TOOLS = ("torch", "numpy", "scikit-learn", "safetensors")
 
 
 @dataclass(frozen=True)
@@ -158,6 +164,10 @@ def strata_of(data: Labelled, task: Task) -> np.ndarray | None:
 
 def fit_head(data: Labelled, head: Head, device: str, split: Split) -> Fitted:
     """Train, calibrate, choose thresholds and measure; writes nothing."""
+    # Here and not above: --help needs no torch.
+    from training.head import head_from_layers, hidden_layers, initial_tensors, logits_of, new_layers, tensors_of
+    from training.optimize import Examples, optimize
+
     plan, fit, label_count = plan_of(head), head.fit, len(head.labels)
     hidden = hidden_layers(fit)
     layers = new_layers(hidden)
@@ -245,7 +255,25 @@ def head_manifest(
             "best_epoch": fitted.curve.best_epoch,
             "device": fitted.device,
         },
-        versions=tool_versions("torch", "numpy", "scikit-learn", "safetensors"),
+        versions=tool_versions(*_TOOLS),
+    )
+
+
+def is_fitted(
+    folder: Path, head: Head, recipe: Recipe, encoder: EncoderFingerprint, data: Labelled, split: Split
+) -> bool:
+    """Whether the folder holds a head that was fitted to this data, in these parts, by the same recipe and versions."""
+    try:
+        manifest = read_head(folder)
+        head_weights(manifest, folder)
+    except ManifestError:
+        return False
+    return (
+        (manifest.recipe, manifest.notice) == (head.model_dump(mode="json"), recipe.notice)
+        and manifest.encoder == encoder
+        and manifest.training.get("data_sha256") == data.fingerprint
+        and manifest.training.get("counts") == _counts(split, data.label, head)
+        and manifest.versions == tool_versions(*_TOOLS)
     )
 
 
@@ -472,6 +500,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
     parser.add_argument("--head", help="needed if the recipe has several heads")
+    parser.add_argument(
+        "--if-changed", action="store_true", help="leave a head that was fitted to the same data by the same recipe"
+    )
     parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<recipe>")
     parser.add_argument(
         "--track",
@@ -481,6 +512,12 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         help="record the run with MLflow; by default in MLFLOW_TRACKING_URI, else in artifacts/mlflow",
     )
     return parser.parse_args(argv)
+
+
+def _device() -> str:
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -504,7 +541,11 @@ def main(argv: list[str] | None = None) -> None:
     split = saved_split(
         folder, strata_of(data, head.task), data.sha256, head.class_names, head.fit, groups.ids, prescribed
     )
-    fitted = fit_head(data, head, "cuda" if torch.cuda.is_available() else "cpu", split)
+    if arguments.if_changed and is_fitted(head_folder(head), head, recipe, encoder, data, split):
+        console.print(f"head {head.name}: fitted before to the same data, nothing to do")
+        print(head_folder(head) / "head.json")
+        return
+    fitted = fit_head(data, head, _device(), split)
     weights = safetensors.numpy.save(fitted.tensors)
     manifest = head_manifest(fitted, data, recipe, head, encoder, weights, groups)
     uri = tracking_uri(arguments.track)

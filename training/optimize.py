@@ -7,8 +7,7 @@ is one fused kernel, and nothing is read back from the device between the batche
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,17 +16,7 @@ from torch import nn
 from recipes.schema import Fit
 from training.errors import StepError
 from training.head import StandardizeModule
-
-Loss = Literal["bce", "mse", "cross_entropy"]
-Task = Literal["binary", "multiclass", "multilabel", "regression"]
-
-LOSSES: dict[Task, list[Loss]] = {
-    "binary": ["bce", "mse"],
-    "multiclass": ["cross_entropy"],
-    "multilabel": ["bce", "mse"],
-    "regression": ["mse"],
-}
-"""Of each task the losses it can be trained with, the default first."""
+from training.losses import Curve, Loss
 
 _ROWS_PER_BLOCK = 16_384
 
@@ -47,18 +36,6 @@ class Examples:
         else:
             labels = torch.from_numpy(label.astype(np.float32).reshape(len(label), -1))
         return cls(torch.from_numpy(np.ascontiguousarray(embedding)).to(device), labels.to(device))
-
-
-@dataclass
-class Curve:
-    """Mean loss per epoch; the epoch numbered 0 is the first."""
-
-    train: list[float] = field(default_factory=list)
-    validation: list[float] = field(default_factory=list)
-
-    @property
-    def best_epoch(self) -> int:
-        return int(np.argmin(self.validation))
 
 
 def optimize(head: nn.Module, train: Examples, validation: Examples, fit: Fit, loss: Loss = "bce") -> Curve:

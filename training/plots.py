@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from sklearn.metrics import precision_recall_curve, roc_auc_score, roc_curve
 
 from recipes.manifest import HeadManifest
 from training.calibrate import ECE_BINS, ece, ece_bins
+from training.losses import Curve
 from training.operating_points import clopper_pearson
-from training.optimize import Curve
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 _MOST_LABELS = 10  # more lines than this cannot be told apart
 
@@ -82,6 +83,8 @@ def score_histogram_png(manifest: HeadManifest, columns: list[Column]) -> bytes:
 
 
 def roc_png(columns: list[Column]) -> bytes:
+    from sklearn.metrics import roc_auc_score, roc_curve
+
     figure, axes = _axes("false positive rate", "recall")
     for column in _with_both(columns):
         false_positive_rate, recall, _ = roc_curve(column.targets, column.scores)
@@ -96,6 +99,8 @@ def roc_png(columns: list[Column]) -> bytes:
 
 
 def precision_recall_png(columns: list[Column]) -> bytes:
+    from sklearn.metrics import precision_recall_curve
+
     figure, axes = _axes("recall", "precision")
     for column in _with_both(columns):
         precision, recall, _ = precision_recall_curve(column.targets, column.scores)
@@ -171,6 +176,9 @@ def _legend(axes: Axes) -> None:
 
 
 def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(6, 4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()

@@ -39,7 +39,7 @@ from recipes.manifest import HeadManifest, read_head
 from recipes.schema import Head, load_recipe
 from training import mlflow_model
 from training.errors import StepError, run_step
-from training.optimize import Curve
+from training.losses import Curve
 
 EXPERIMENT = "clipsieve"
 _NEEDED_TO_SERVE = ["mlflow", "numpy", "safetensors"]

@@ -1,0 +1,31 @@
+"""Losses of a head's training: which fit which task, and how they fell. Needs no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+Loss = Literal["bce", "mse", "cross_entropy"]
+Task = Literal["binary", "multiclass", "multilabel", "regression"]
+
+LOSSES: dict[Task, list[Loss]] = {
+    "binary": ["bce", "mse"],
+    "multiclass": ["cross_entropy"],
+    "multilabel": ["bce", "mse"],
+    "regression": ["mse"],
+}
+"""Of each task the losses it can be trained with, the default first."""
+
+
+@dataclass
+class Curve:
+    """Mean loss per epoch; the epoch numbered 0 is the first."""
+
+    train: list[float] = field(default_factory=list)
+    validation: list[float] = field(default_factory=list)
+
+    @property
+    def best_epoch(self) -> int:
+        return int(np.argmin(self.validation))
