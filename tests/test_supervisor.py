@@ -274,7 +274,7 @@ def test_what_no_longer_works_is_brought_back_on_the_same_ports(repository, tmp_
 
 def test_a_busy_server_is_left_alone(repository, tmp_path, monkeypatch):
     """Probes come too late under load, and the server is not broken: it has finished other requests meanwhile."""
-    monkeypatch.setattr("serving.supervisor.probe", lambda client, timeout_s: probe(client, 0.001))
+    monkeypatch.setattr("serving.supervisor.probe", lambda client, picture, _: probe(client, picture, 0.001))
     enough = threading.Event()
     endless = itertools.takewhile(lambda _: not enough.is_set(), itertools.repeat(jpeg()))
     with (
@@ -290,7 +290,7 @@ def test_a_busy_server_is_left_alone(repository, tmp_path, monkeypatch):
             until(lambda: not hung_models(before, supervisor.work()), "progress of every model with a queue")
             assert [supervisor.look(before) for _ in range(5)] == [None] * 5
             with grpc.InferenceServerClient(server.grpc_url) as other:
-                late = probe(other, 0.001)
+                late = probe(other, server.picture, 0.001)
         finally:
             enough.set()
         assert late is not None
