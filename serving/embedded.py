@@ -133,7 +133,7 @@ def welcome(server: EmbeddedServer, recipe_name: str, notice: str | None) -> str
             "score one file with curl:",
             "  base64 -w0 photo.jpg | sed '"
             + CURL_SED
-            + f"' | curl -d @- http://{server.http_url}/v2/models/image_score/infer",
+            + f"' | curl -H 'Content-Type: application/json' -d @- http://{server.http_url}/v2/models/image_score/infer",
         ]
     )
 
