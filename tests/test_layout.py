@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "clients": {"clipsieve"},
     "model_repository": set(),
 }
-TEXT = {".py", ".typed", ".md", ".txt", ".toml", ".yaml", ".yml", ".pbtxt", ".json", ".html", ".svg", ".sh", ""}
+TEXT = {".c", ".py", ".typed", ".md", ".txt", ".toml", ".yaml", ".yml", ".pbtxt", ".json", ".html", ".svg", ".sh", ""}
 
 
 def tracked_files() -> list[Path]:
