@@ -23,7 +23,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.machine import machine, print_result
-from recipes.paths import repository_folder
+from common.paths import repository_folder
 from recipes.schema import load_recipe
 from serving.embedded import EmbeddedServer
 from serving.perf import measure

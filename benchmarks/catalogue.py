@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.paths import ROOT
+from common.paths import ROOT
 
 FOLDER = ROOT / "benchmarks"
 MEASURE_NOTHING = ("__main__", "instruction_sets", "onnx_runs", "results")

@@ -25,9 +25,9 @@ from rich.progress import Progress, TaskID
 
 from benchmarks.machine import machine, print_result
 from clipsieve import Client
-from recipes.manifest import write_atomically
-from recipes.paths import repository_folder
-from recipes.photos import sample_photos
+from common.manifest import write_atomically
+from common.paths import repository_folder
+from common.photos import sample_photos
 from recipes.schema import load_recipe
 from serving.embedded import EmbeddedServer
 from serving.monitoring.local import watched

@@ -24,8 +24,8 @@ import yaml
 from rich.console import Console
 
 from benchmarks.machine import hardware_line, machine, print_result, versions_line
-from recipes.manifest import read_encoder
-from recipes.paths import ROOT
+from common.manifest import read_encoder
+from common.paths import ROOT
 
 _B32 = {"model": "ViT-B-32-quickgelu"}
 _SIGLIP = {"model": "ViT-B-16-SigLIP"}

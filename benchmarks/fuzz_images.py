@@ -32,8 +32,8 @@ from benchmarks.machine import Machine, machine, print_result
 from benchmarks.reference_decoders import COMMANDS, missing, verdicts
 from build.repository_configs import read_config
 from clipsieve import Client
-from recipes.paths import repository_folder
-from recipes.pixels import served_module
+from common.paths import repository_folder
+from common.pixels import served_module
 from recipes.schema import Serving, load_recipe
 from serving.embedded import EmbeddedServer
 

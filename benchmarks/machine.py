@@ -15,8 +15,8 @@ from typing import Any
 
 import psutil
 
-from recipes.cpu import find_cpu
-from recipes.gpu import find_gpus
+from common.cpu import find_cpu
+from common.gpu import find_gpus
 from serving.triton_wheel import ServingError, find_wheel
 
 Machine = Mapping[str, Any]

@@ -37,8 +37,8 @@ from build.cosine import cosines
 from build.head import build_head
 from build.precision import to_float16, write_as_gpu
 from build.quantize import to_int8
-from recipes.photos import Picture, calibration_pictures, verification_pictures
-from recipes.pixels import served_pixels
+from common.photos import Picture, calibration_pictures, verification_pictures
+from common.pixels import served_pixels
 from recipes.schema import Head, Published, Recipe, Serving, load_recipe
 from training.import_head import Options, import_head
 

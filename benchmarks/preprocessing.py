@@ -30,9 +30,9 @@ from PIL import Image
 from benchmarks.machine import machine, print_result
 from benchmarks.peers.figures import Comparison, comparisons_json
 from build.cosine import cosines
-from recipes.manifest import Preprocessing, read_encoder
-from recipes.photos import sample_photos
-from recipes.pixels import served_transform
+from common.manifest import Preprocessing, read_encoder
+from common.photos import sample_photos
+from common.pixels import served_transform
 from recipes.schema import Serving
 
 MEGAPIXELS = (0.3, 2.0, 12.0)

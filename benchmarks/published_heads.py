@@ -25,7 +25,7 @@ from safetensors.numpy import load_file
 
 from benchmarks.machine import machine, print_result
 from build.head import build_head
-from recipes.manifest import Linear, read_head
+from common.manifest import Linear, read_head
 from recipes.schema import Head, Published
 from training.import_head import Options, import_head
 from training.published import PUBLISHED, PublishedHead

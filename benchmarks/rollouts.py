@@ -30,8 +30,8 @@ from tritonclient.utils import InferenceServerException
 
 from benchmarks.machine import machine, print_result
 from build.head import build_head
-from recipes.manifest import Threshold, read_head, write_manifest
-from recipes.paths import head_folder, repository_folder
+from common.manifest import Threshold, read_head, write_manifest
+from common.paths import head_folder, repository_folder
 from recipes.schema import load_recipe
 from serving.embedded import EmbeddedServer
 from serving.model_control import ControlledServer

@@ -30,8 +30,8 @@ from benchmarks.machine import Machine, machine, print_result
 from benchmarks.offered_load import Answer, Caller, connect, percentile_ms, score_request
 from benchmarks.prefixed_server import PrefixedServer
 from benchmarks.server_processes import held_mib, resident_mib
-from recipes.paths import repository_folder
-from recipes.photos import calibration_pictures, verification_pictures
+from common.paths import repository_folder
+from common.photos import calibration_pictures, verification_pictures
 from recipes.schema import load_recipe
 from serving.processes import shared_regions
 

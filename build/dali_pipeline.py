@@ -16,10 +16,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from build.errors import BuildError
-from recipes.gpu import find_machine
-from recipes.manifest import ManifestError, Preprocessing, preprocessing_id, write_atomically, write_manifest
-from recipes.paths import ROOT
-from recipes.pixels import import_served, served_module
+from common.gpu import find_machine
+from common.manifest import ManifestError, Preprocessing, preprocessing_id, write_atomically, write_manifest
+from common.paths import ROOT
+from common.pixels import import_served, served_module
 
 CODE = ROOT / "serving" / "preprocess_dali"
 Device = Literal["cpu", "mixed"]

@@ -14,8 +14,8 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig  # pyright: ignore[reportAttributeAccessIssue] (generated code)
 
 from build.dali_pipeline import CODE, read_dali, write_pipelines
-from recipes.manifest import EncoderManifest, ManifestError, sha256_of
-from recipes.paths import ROOT
+from common.manifest import EncoderManifest, ManifestError, sha256_of
+from common.paths import ROOT
 from recipes.schema import Recipe, Serving
 
 THREADS = "dali_threads"

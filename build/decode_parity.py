@@ -13,9 +13,9 @@ from PIL import Image
 from build.cosine import cosines
 from build.errors import ParityError
 from build.parity import onnx_embeddings
-from recipes.manifest import Preprocessing
-from recipes.photos import Picture, sample_photos
-from recipes.pixels import served_pixels
+from common.manifest import Preprocessing
+from common.photos import Picture, sample_photos
+from common.pixels import served_pixels
 from recipes.schema import Recipe, Serving
 
 FRACTIONS = (2, 4, 8)

@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING
 
 from build.errors import BuildError
 from build.weights import source_sha256
-from recipes.cpu import find_cpu
-from recipes.manifest import (
+from common.cpu import find_cpu
+from common.manifest import (
     EncoderManifest,
     ManifestError,
     Tensor,
@@ -31,7 +31,7 @@ from recipes.manifest import (
     tool_versions,
     write_manifest,
 )
-from recipes.paths import encoder_folder
+from common.paths import encoder_folder
 from recipes.schema import Precision, Recipe, RecipeError, Serving, load_recipe
 
 if TYPE_CHECKING:
@@ -92,8 +92,8 @@ def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifes
     from build.parity import Reference, check_embeddings, onnx_embeddings
     from build.quantize import to_int8
     from build.speed import images_per_second, speed_report
-    from recipes.photos import calibration_pictures, verification_pictures
-    from recipes.pixels import served_pixels
+    from common.photos import calibration_pictures, verification_pictures
+    from common.pixels import served_pixels
 
     precision, full = recipe.build.precision, read_encoder(source)
     pictures = verification_pictures()

@@ -22,8 +22,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from recipes.gpu import Gpu, Machine, comparable_version, find_machine
-from recipes.manifest import (
+from common.gpu import Gpu, Machine, comparable_version, find_machine
+from common.manifest import (
     BatchProfile,
     EncoderManifest,
     EngineManifest,
@@ -35,7 +35,7 @@ from recipes.manifest import (
     tool_versions,
     write_manifest,
 )
-from recipes.paths import ARTIFACTS, encoder_folder
+from common.paths import ARTIFACTS, encoder_folder
 from recipes.schema import Recipe, RecipeError, load_recipe, slug
 
 if TYPE_CHECKING:

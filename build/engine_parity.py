@@ -12,9 +12,9 @@ import onnxruntime
 from build.cosine import compare_embeddings
 from build.encoder import VERIFICATION
 from build.tensorrt_plan import PlanError, PlanSpec, run_plan
-from recipes.manifest import EncoderManifest
-from recipes.photos import verification_pictures
-from recipes.pixels import served_pixels
+from common.manifest import EncoderManifest
+from common.photos import verification_pictures
+from common.pixels import served_pixels
 from recipes.schema import Recipe, Serving
 
 

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 
 from build.rank_lookup import Lookup, lookup_nodes
-from recipes.manifest import (
+from common.manifest import (
     HeadManifest,
     Layer,
     Linear,
@@ -37,7 +37,7 @@ from recipes.manifest import (
     read_head,
     write_atomically,
 )
-from recipes.paths import encoder_folder, head_folder
+from common.paths import encoder_folder, head_folder
 from recipes.schema import MAX_IR_VERSION, RecipeError, load_recipe
 
 

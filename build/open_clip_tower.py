@@ -17,7 +17,7 @@ from open_clip.pretrained import download_pretrained, download_pretrained_from_h
 from open_clip.transform import Compose, PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
 from build.weights import OPEN_CLIP_CONFIG, first_line, hub_revision, weights_file, weights_folder
-from recipes.manifest import Preprocessing, WeightsSource
+from common.manifest import Preprocessing, WeightsSource
 from recipes.schema import Encoder, RecipeError
 
 

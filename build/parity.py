@@ -2,7 +2,7 @@
 
 Pixels must be bit-equal (of `decode: scaled` those that its exact sibling would serve; what scaling does is measured
 by `build.decode_parity`); embeddings must agree to the recipe's minimum cosine. Photographs and drawn pictures
-(`recipes.photos`) are the inputs.
+(`common.photos`) are the inputs.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from build.cosine import compare_embeddings, cosines
 from build.errors import ParityError
 from build.layers import HiddenLayers, blocks_of, summary_of_tokens
 from build.tower import Tower, views_of
-from recipes.photos import Picture, verification_pictures
-from recipes.pixels import served_pixels
+from common.photos import Picture, verification_pictures
+from common.pixels import served_pixels
 from recipes.schema import Precision, Recipe, Serving
 
 BATCH = 8

@@ -1,6 +1,6 @@
 """The proof that is installed with a model repository: pictures, and what the verified encoder and heads make of them.
 
-A server whose answers to them miss the recipe's limits never becomes ready: see `recipes.proof`. The embeddings are
+A server whose answers to them miss the recipe's limits never becomes ready: see `common.proof`. The embeddings are
 those that `build.encoder` and `build.engine` left beside their files; heads are run here, by onnxruntime.
 """
 
@@ -16,12 +16,12 @@ from PIL import Image
 from build.encoder import VERIFICATION
 from build.repository_check import RepositoryError
 from build.verify import saved_embeddings
-from recipes.manifest import EncoderManifest, HeadManifest, read_engine
-from recipes.paths import encoder_folder
-from recipes.photos import Picture, verification_pictures
-from recipes.pixels import served_module, served_transform
-from recipes.plans import manifest_path
-from recipes.proof import Proof, ProofHead, ProofPicture
+from common.manifest import EncoderManifest, HeadManifest, read_engine
+from common.paths import encoder_folder
+from common.photos import Picture, verification_pictures
+from common.pixels import served_module, served_transform
+from common.plans import manifest_path
+from common.proof import Proof, ProofHead, ProofPicture
 from recipes.schema import Recipe, Serving
 
 COUNT = 4

@@ -25,8 +25,8 @@ from build.errors import BuildError
 from build.proof import make_proof
 from build.repository_check import RepositoryError
 from build.repository_warmup import warmup_file, warmup_tensor
-from recipes.gpu import Machine, find_machine
-from recipes.manifest import (
+from common.gpu import Machine, find_machine
+from common.manifest import (
     EncoderManifest,
     HeadManifest,
     ManifestError,
@@ -36,10 +36,10 @@ from recipes.manifest import (
     read_head,
     write_atomically,
 )
-from recipes.paths import MODEL_REPOSITORY, encoder_folder, head_folder, repository_folder
-from recipes.plans import cc_model_filenames, find_plans, fits, manifest_path, plan_name, unserved
-from recipes.proof import Proof
-from recipes.proof_file import write_proof
+from common.paths import MODEL_REPOSITORY, encoder_folder, head_folder, repository_folder
+from common.plans import cc_model_filenames, find_plans, fits, manifest_path, plan_name, unserved
+from common.proof import Proof
+from common.proof_file import write_proof
 from recipes.schema import Recipe, RecipeError, load_recipe
 
 

@@ -16,9 +16,9 @@ from build.repository_configs import ConfigError, read_config
 from build.repository_queues import queue_problems
 from build.repository_warmup import file_problems, sample_problems
 from build.watch_configs import code_problems
-from recipes.gpu import Machine
-from recipes.head_parameters import head_parameters
-from recipes.manifest import (
+from common.gpu import Machine
+from common.head_parameters import head_parameters
+from common.manifest import (
     EncoderManifest,
     HeadManifest,
     ManifestError,
@@ -29,8 +29,8 @@ from recipes.manifest import (
     read_head,
     sha256_of,
 )
-from recipes.plans import cc_model_filenames, find_plans, manifest_path, repository_problems
-from recipes.proof_file import proof_path, proof_problems, read_proof
+from common.plans import cc_model_filenames, find_plans, manifest_path, repository_problems
+from common.proof_file import proof_path, proof_problems, read_proof
 
 ONNX_TYPES = {
     "TYPE_UINT8": onnx.TensorProto.UINT8,

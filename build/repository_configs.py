@@ -10,10 +10,10 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig  # pyright: ignore[re
 from build.dali_variant import set_variant
 from build.repository_queues import set_queues
 from build.repository_warmup import set_warmup
-from recipes.head_parameters import head_parameters
-from recipes.manifest import EncoderManifest, HeadManifest
-from recipes.paths import MODEL_REPOSITORY
-from recipes.pixels import pixel_parameters
+from common.head_parameters import head_parameters
+from common.manifest import EncoderManifest, HeadManifest
+from common.paths import MODEL_REPOSITORY
+from common.pixels import pixel_parameters
 from recipes.schema import Recipe, Serving
 
 HEAD_TEMPLATE = "nsfw_head"

@@ -13,7 +13,7 @@ from pathlib import Path
 from PIL import Image
 from tritonclient.grpc.model_config_pb2 import ModelConfig  # pyright: ignore[reportAttributeAccessIssue] (generated code)
 
-from recipes.pixels import served_module
+from common.pixels import served_module
 from recipes.schema import Serving
 
 SAMPLES = {"full": ("single", "full"), "single": ("single",), "none": ()}

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from recipes.manifest import BatchProfile, Tensor, write_atomically
+from common.manifest import BatchProfile, Tensor, write_atomically
 
 REPORT_SECONDS = 10
 

@@ -19,7 +19,7 @@ from timm.data.transforms_factory import create_transform
 from torchvision.transforms import Compose
 
 from build.weights import first_line, hub_revision, weights_file
-from recipes.manifest import Preprocessing, WeightsSource
+from common.manifest import Preprocessing, WeightsSource
 from recipes.schema import Encoder, RecipeError
 
 CLIP_EMBED_DIMS = {384, 512, 640, 768, 1024, 1152, 1280}

@@ -11,7 +11,7 @@ import torch
 from build.layers import HiddenLayers
 from build.open_clip_tower import load_open_clip
 from build.timm_tower import load_timm
-from recipes.manifest import Preprocessing, WeightsSource
+from common.manifest import Preprocessing, WeightsSource
 from recipes.schema import Encoder
 
 

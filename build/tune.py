@@ -40,8 +40,8 @@ from build.tune_recipe import recipe_file, tuned_text
 from build.tune_rows import Conditions, Measurements, open_measurements
 from build.tune_server import Bench, Load
 from build.tune_sweep import Choice, Plan, Sweep
-from recipes.manifest import ManifestError, write_atomically
-from recipes.paths import ARTIFACTS, DEFAULT_RECIPE
+from common.manifest import ManifestError, write_atomically
+from common.paths import ARTIFACTS, DEFAULT_RECIPE
 from recipes.schema import Recipe, RecipeError, load_recipe
 
 

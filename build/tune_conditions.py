@@ -8,10 +8,10 @@ import platform
 from build.repository import read_artefacts
 from build.tune_rows import Conditions
 from build.tune_server import Load, check_load
-from recipes.cpu import find_cpu
-from recipes.gpu import find_machine
-from recipes.manifest import ManifestError, onnx_files
-from recipes.paths import encoder_folder
+from common.cpu import find_cpu
+from common.gpu import find_machine
+from common.manifest import ManifestError, onnx_files
+from common.paths import encoder_folder
 from recipes.schema import Recipe
 
 COPY_BYTES_PER_FILE_BYTE = 2

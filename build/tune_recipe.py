@@ -9,8 +9,7 @@ from pathlib import Path
 import yaml
 
 from build.tune_candidates import Setting
-from recipes.paths import RECIPES
-from recipes.schema import Recipe, RecipeError, parse_recipe
+from recipes.schema import RECIPES, Recipe, RecipeError, parse_recipe
 
 MARK = "# tuned: "
 """Begins every line that tells of a sweep; those of an earlier one are replaced."""

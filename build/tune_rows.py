@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from build.errors import BuildError
 from build.tune_candidates import Setting
-from recipes.manifest import write_atomically
+from common.manifest import write_atomically
 
 Conditions = dict[str, Any]
 """What figures depend on besides the tuned keys, as JSON has it: encoder, machine, pictures, versions, …"""

@@ -20,8 +20,8 @@ from build.errors import BuildError
 from build.repository import install, read_artefacts, stamped_configs
 from build.tune_candidates import Setting
 from build.tune_rows import Figures
-from recipes.manifest import write_atomically
-from recipes.paths import ROOT
+from common.manifest import write_atomically
+from common.paths import ROOT
 from recipes.schema import Recipe
 
 STOP_S = 60

@@ -25,8 +25,8 @@ from rich.table import Table
 from build.cosine import compare_embeddings
 from build.encoder import VERIFICATION
 from build.errors import BuildError
-from recipes.manifest import ManifestError, read_encoder, read_engine, read_head, write_atomically
-from recipes.paths import ARTIFACTS, encoder_folder, head_folder
+from common.manifest import ManifestError, read_encoder, read_engine, read_head, write_atomically
+from common.paths import ARTIFACTS, encoder_folder, head_folder
 from recipes.schema import Head, Precision, Recipe, RecipeError, load_recipe
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from tritonclient.grpc.model_config_pb2 import ModelConfig  # pyright: ignore[reportAttributeAccessIssue] (generated code)
 
 from build.repository_configs import read_config
-from recipes.manifest import HeadManifest
-from recipes.paths import MODEL_REPOSITORY, ROOT
+from common.manifest import HeadManifest
+from common.paths import MODEL_REPOSITORY, ROOT
+from common.watched_training import training_of
 from recipes.schema import Recipe
-from recipes.watched_training import training_of
 
 TEMPLATE = ROOT / "serving" / "score_watch"
 CODE = (TEMPLATE / "model.py", TEMPLATE / "score_counts.py", MODEL_REPOSITORY / "preprocess/1/metric_counters.py")

@@ -7,9 +7,9 @@ from pathlib import Path
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from recipes.download import DownloadError, check_sha256, download
-from recipes.manifest import sha256_of
-from recipes.paths import ARTIFACTS, ROOT
+from common.download import DownloadError, check_sha256, download
+from common.manifest import sha256_of
+from common.paths import ARTIFACTS, ROOT
 from recipes.schema import Encoder, RecipeError
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"

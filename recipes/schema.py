@@ -17,13 +17,14 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from recipes.paths import RECIPES
-
 ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"]
 Decode = Literal["exact", "scaled"]
 ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=48)]
 Url = Annotated[str, Field(pattern=r"^https?://[^/\s]+/.")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+RECIPES = Path(__file__).resolve().parent
 
 
 class RecipeError(ValueError):

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.csv
 
-from recipes.paths import ARTIFACTS, repository_folder
+from common.paths import ARTIFACTS, repository_folder
 from recipes.schema import load_recipe
 from serving.embedded import EmbeddedServer
 from serving.triton_wheel import ServingError

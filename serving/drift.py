@@ -53,7 +53,7 @@ from typing import Literal
 
 import numpy as np
 
-from recipes.manifest import write_atomically
+from common.manifest import write_atomically
 from serving.no_proxy import urlopen
 from serving.triton_wheel import ServingError
 

@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
-from recipes.paths import ARTIFACTS, repository_folder
+from common.paths import ARTIFACTS, repository_folder
 from recipes.schema import RecipeError, load_recipe
 from serving.supervisor import Pace, Supervisor, ending
 from serving.triton_wheel import ServingError

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from recipes.manifest import HeadManifest
-from recipes.proof import HEAD_TOLERANCE, Proof, ProofHead, Row
+from common.manifest import HeadManifest
+from common.proof import HEAD_TOLERANCE, Proof, ProofHead, Row
 from serving.triton_wheel import ServingError
 
 PROBES = 32

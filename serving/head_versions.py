@@ -22,7 +22,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from recipes.manifest import HeadManifest, read_head, write_atomically, write_manifest
+from common.manifest import HeadManifest, read_head, write_atomically, write_manifest
 from serving.config_text import edited, pinned_version
 from serving.triton_wheel import ServingError
 

@@ -13,7 +13,7 @@ import tritonclient.grpc as grpc
 from google.protobuf import json_format
 from tritonclient.utils import InferenceServerException
 
-from recipes.proof import HeadAnswer, Proof
+from common.proof import HeadAnswer, Proof
 from serving.config_text import parsed
 from serving.no_proxy import grpc_client
 from serving.probe import HIGHEST_PRIORITY, REQUEST_ID

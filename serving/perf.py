@@ -22,9 +22,9 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.manifest import sha256_of
-from recipes.paths import ROOT
-from recipes.photos import sample_photos
+from common.manifest import sha256_of
+from common.paths import ROOT
+from common.photos import sample_photos
 from recipes.schema import RecipeError, load_recipe
 from serving import no_proxy
 from serving.triton_wheel import ServingError, find_wheel

@@ -1,4 +1,4 @@
-"""Asks a server for all that its proof covers, over gRPC, and compares: see `recipes.proof`."""
+"""Asks a server for all that its proof covers, over gRPC, and compares: see `common.proof`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import numpy as np
 import tritonclient.grpc as grpc
 from tritonclient.utils import InferenceServerException
 
-from recipes.cpu import processors
-from recipes.manifest import ManifestError, onnx_files, read_encoder, sha256_of
-from recipes.preflight import model_problems
-from recipes.proof import Answers, HeadAnswer, Proof, failure_message, misses
-from recipes.proof_file import ProofFileError, read_proof
+from common.cpu import processors
+from common.manifest import ManifestError, onnx_files, read_encoder, sha256_of
+from common.preflight import model_problems
+from common.proof import Answers, HeadAnswer, Proof, failure_message, misses
+from common.proof_file import ProofFileError, read_proof
 from serving.probe import HIGHEST_PRIORITY, REQUEST_ID, Finding, finding_from
 from serving.triton_wheel import ServingError, TritonWheel, find_wheel
 

@@ -23,11 +23,11 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from recipes.head_parameters import head_parameters
-from recipes.manifest import HeadManifest, ManifestError, compare_fingerprints, read_encoder, read_head
-from recipes.paths import head_folder, repository_folder
-from recipes.proof import Proof, ProofHead, image_misses
-from recipes.proof_file import set_head
+from common.head_parameters import head_parameters
+from common.manifest import HeadManifest, ManifestError, compare_fingerprints, read_encoder, read_head
+from common.paths import head_folder, repository_folder
+from common.proof import Proof, ProofHead, image_misses
+from common.proof_file import set_head
 from recipes.schema import RecipeError, load_recipe
 from serving.config_text import edited
 from serving.head_probe import ProbeSet, disagreement, probe_set

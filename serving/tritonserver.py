@@ -18,7 +18,7 @@ from typing import Literal
 
 import tritonclient.grpc as grpc
 
-from recipes.proof import Proof
+from common.proof import Proof
 from serving.no_proxy import grpc_client
 from serving.probe import Finding, probe
 from serving.processes import shared_regions

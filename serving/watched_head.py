@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from recipes.manifest import HeadManifest, write_atomically
-from recipes.watched_training import training_of
+from common.manifest import HeadManifest, write_atomically
+from common.watched_training import training_of
 from serving.config_text import edited, parsed
 from serving.model_control import ControlledServer
 from serving.triton_wheel import ServingError

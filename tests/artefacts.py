@@ -8,7 +8,7 @@ from typing import Literal
 import numpy as np
 from safetensors.numpy import save_file
 
-from recipes.manifest import (
+from common.manifest import (
     EncoderManifest,
     HeadManifest,
     Linear,

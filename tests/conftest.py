@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-# Tests build into a folder of their own; set before anything imports recipes.paths.
+# Tests build into a folder of their own; set before anything imports common.paths.
 _artifacts = tempfile.TemporaryDirectory(prefix="clipsieve-tests-", ignore_cleanup_errors=True)
 os.environ["CLIPSIEVE_ARTIFACTS"] = _artifacts.name
 os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for a network
@@ -25,8 +25,8 @@ from waiting import PATIENCE_S  # noqa: E402
 from build.encoder import build_encoder  # noqa: E402
 from build.head import build_head  # noqa: E402
 from build.repository import install  # noqa: E402
-from recipes.manifest import EncoderManifest  # noqa: E402
-from recipes.paths import encoder_folder, head_folder, repository_folder  # noqa: E402
+from common.manifest import EncoderManifest  # noqa: E402
+from common.paths import encoder_folder, head_folder, repository_folder  # noqa: E402
 from recipes.schema import Recipe, load_recipe  # noqa: E402
 from serving.embedded import EmbeddedServer  # noqa: E402
 from tests.fakes import FakeModel, serve_grpc  # noqa: E402

@@ -10,7 +10,7 @@ import onnxruntime
 from artefacts import write_head
 
 from build.head import build_head
-from recipes.manifest import EncoderManifest, HeadManifest, ScoreDistribution, write_manifest
+from common.manifest import EncoderManifest, HeadManifest, ScoreDistribution, write_manifest
 
 
 class BuiltHead(NamedTuple):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.paths import ROOT
+from common.paths import ROOT
 from training.published import PUBLISHED
 
 FOLDER = Path(os.environ.get("CLIPSIEVE_PUBLISHED_HEADS", ROOT.parent / "shared" / "heads"))

@@ -9,9 +9,9 @@ import yaml
 from tiny_encoder import write_tiny_encoder
 
 from benchmarks.synthetic import TwoClasses, bayes_auroc, two_classes
-from recipes import paths
-from recipes.manifest import EncoderFingerprint
-from recipes.schema import load_recipe
+from common import paths
+from common.manifest import EncoderFingerprint
+from recipes.schema import RECIPES, load_recipe
 from training import audit, relabel
 from training.audit import Finding, Labelled, audit_rows
 from training.errors import run_step
@@ -43,7 +43,7 @@ def findings(spoiled: TwoClasses) -> list[Finding]:
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The demo recipe, looking for near-duplicates."""
     monkeypatch.setattr(paths, "ARTIFACTS", tmp_path / "artifacts")
-    settings = yaml.safe_load((paths.RECIPES / "demo.yaml").read_text())
+    settings = yaml.safe_load((RECIPES / "demo.yaml").read_text())
     settings["heads"][0]["fit"] = {"near_duplicate_cosine": 0.999}
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(settings))
     return tmp_path / "recipe.yaml"

@@ -20,7 +20,7 @@ from PIL import Image
 
 from benchmarks.hostile_images import gif_of_frames, jpeg_of_scans, jpeg_of_segments, png, png_chunk, run_length_bmp
 from clipsieve import Client
-from recipes.pixels import served_module
+from common.pixels import served_module
 
 GOOD = {
     "photo.jpg": jpeg(),

@@ -19,7 +19,7 @@ from benchmarks.catalogue import find_benchmarks, first_sentence
 from benchmarks.machine import hardware_line, machine, print_result, versions_line
 from benchmarks.peers.figures import comparisons_json
 from benchmarks.results.stored import WANTED_OF_MACHINE, parse_output
-from recipes.paths import ROOT
+from common.paths import ROOT
 
 BENCHMARKS = find_benchmarks()
 PARTS = {"machine", "catalogue", "offered_load", "synthetic", "server_processes", "image_mutations", "results"}

@@ -8,7 +8,7 @@ from scipy.special import expit, softmax
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
-from recipes.manifest import Calibration, Prevalence
+from common.manifest import Calibration, Prevalence
 from recipes.schema import Fit, Head
 from training import fit
 from training.calibrate import brier, calibrated_logits, calibration_report, ece, fit_calibration, platt

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 import yaml
 
-from recipes.paths import ROOT
-from recipes.proof_file import proof_path
+from common.paths import ROOT
+from common.proof_file import proof_path
 from serving.container import health
 from serving.embedded import EmbeddedServer
 from serving.triton_wheel import TritonWheel
@@ -193,7 +193,7 @@ def test_the_engines_command_is_make_engines_with_the_images_environment():
 def test_start_checks_first_and_then_starts_triton_as_the_embedded_server_does(tmp_path):
     text = (CONTAINER / "start.sh").read_text()
     subprocess.run(["sh", "-n", CONTAINER / "start.sh"], check=True)
-    assert text.index("python3 -m recipes.preflight") < text.index("exec tritonserver")
+    assert text.index("python3 -m common.preflight") < text.index("exec tritonserver")
     kept = ("--model-control", "--disable-auto", "--backend-config", "--exit-timeout")
     wheel = TritonWheel(environment=tmp_path, site_packages=tmp_path, python="3.11")
     embedded = EmbeddedServer(tmp_path, log_path=tmp_path / "log")._command(wheel, tmp_path)
@@ -217,7 +217,10 @@ print(" ".join(sorted(name for name in names if not name.startswith("_"))))
 
 @pytest.mark.parametrize(
     ("modules", "allowed"),
-    [(["recipes.preflight"], {"recipes", *IN_THE_IMAGE}), (["serving.container.health"], {"recipes", "serving"})],
+    [
+        (["common.preflight"], {"common", "recipes", *IN_THE_IMAGE}),
+        (["serving.container.health"], {"common", "serving"}),
+    ],
 )
 def test_the_image_holds_what_its_checks_import(modules, allowed):
     command = [sys.executable, "-c", MODULES_OF, *modules]
@@ -440,7 +443,7 @@ def test_start_refuses_a_proof_of_other_models(repository, tmp_path):
     proof_path(models).unlink()
     done = start(models, tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert re.search(r"recipes.preflight: .*proof.json: not found; .*make engines", done.stderr)
+    assert re.search(r"common.preflight: .*proof.json: not found; .*make engines", done.stderr)
 
 
 def test_start_refuses_a_plan_that_does_not_fit(tmp_path):
@@ -450,4 +453,4 @@ def test_start_refuses_a_plan_that_does_not_fit(tmp_path):
     done = start(tmp_path / "models", tmp_path)
     assert done.returncode == 1
     assert done.stdout == ""
-    assert done.stderr.startswith("recipes.preflight: ")
+    assert done.stderr.startswith("common.preflight: ")

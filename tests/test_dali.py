@@ -29,9 +29,9 @@ from build.repository import install
 from build.repository_check import check
 from build.repository_configs import read_config, stamped
 from clipsieve import Client
-from recipes.manifest import Preprocessing
-from recipes.photos import sample_photos
-from recipes.pixels import import_served, served_module, served_transform
+from common.manifest import Preprocessing
+from common.photos import sample_photos
+from common.pixels import import_served, served_module, served_transform
 from recipes.schema import Recipe, RecipeError, Serving, load_recipe, parse_recipe
 from serving.embedded import EmbeddedServer
 from serving.triton_wheel import find_wheel

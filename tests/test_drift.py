@@ -10,7 +10,7 @@ import threading
 import numpy as np
 import pytest
 
-from recipes.score_edges import PROBABILITY_EDGES
+from common.score_edges import PROBABILITY_EDGES
 from serving.drift import (
     compare,
     drifts,

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 from tiny_encoder import EMBED_DIM, write_tiny_encoder
 
-from recipes import paths
-from recipes.manifest import ManifestError, read_encoder
-from recipes.pixels import served_transform
+from common import paths
+from common.manifest import ManifestError, read_encoder
+from common.pixels import served_transform
 from recipes.schema import Recipe, load_recipe
 from training import embed
 from training.datasets import samples_in_class_folders
@@ -187,7 +187,7 @@ def test_what_was_embedded_before_a_failure_is_kept(encoder_folder, data, tmp_pa
 KILLED_RUN = """
 import os, sys
 from pathlib import Path
-from recipes.pixels import served_transform
+from common.pixels import served_transform
 from recipes.schema import load_recipe
 from training import embed
 from training.datasets import samples_in_class_folders

@@ -24,9 +24,9 @@ from build.export import EncoderGraph, export_onnx
 from build.parity import check_embeddings, onnx_embeddings, torch_reference
 from build.tensorrt_plan import check_uint8_input
 from build.tower import load_tower
-from recipes.manifest import read_encoder
-from recipes.paths import encoder_folder
-from recipes.photos import calibration_pictures, verification_pictures
+from common.manifest import read_encoder
+from common.paths import encoder_folder
+from common.photos import calibration_pictures, verification_pictures
 from recipes.schema import Encoder, Recipe, RecipeError, load_recipe, parse_recipe
 
 

@@ -16,10 +16,10 @@ from build import engine
 from build.engine import EngineError, Toolchain, build_engine, choose_target, main, obstacles, plan_spec
 from build.engine_parity import check_plan, plan_checker
 from build.tensorrt_plan import PlanError, PlanSpec
-from recipes.gpu import Gpu, Machine
-from recipes.manifest import BatchProfile, ManifestError, read_engine, sha256_of, write_manifest
-from recipes.paths import ROOT, encoder_folder
-from recipes.photos import verification_pictures
+from common.gpu import Gpu, Machine
+from common.manifest import BatchProfile, ManifestError, read_engine, sha256_of, write_manifest
+from common.paths import ROOT, encoder_folder
+from common.photos import verification_pictures
 from recipes.schema import RecipeError, load_recipe, parse_recipe
 
 HOPPER = Gpu("NVIDIA H200", "9.0")

@@ -9,8 +9,8 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from tiny_encoder import EMBED_DIM, write_tiny_encoder
 
-from recipes import paths
-from recipes.manifest import read_encoder, read_head
+from common import paths
+from common.manifest import read_encoder, read_head
 from recipes.schema import load_recipe
 from training import evaluate, fit
 from training.errors import run_step

@@ -19,8 +19,8 @@ from build.encoder import build_encoder, main, make_encoder
 from build.errors import GraphError
 from build.export import EncoderGraph, attention, check_graph, export_onnx, scale_on_the_query
 from build.tower import Tower, load_tower, pixel_dims, views_of
-from recipes.manifest import onnx_files, read_encoder, sha256_of
-from recipes.paths import ROOT, encoder_folder
+from common.manifest import onnx_files, read_encoder, sha256_of
+from common.paths import ROOT, encoder_folder
 from recipes.schema import Recipe, RecipeError, parse_recipe
 
 

@@ -9,8 +9,8 @@ import yaml
 from safetensors.numpy import load_file
 from tiny_encoder import EMBED_DIM, write_tiny_encoder
 
-from recipes import paths
-from recipes.manifest import EncoderFingerprint, Linear, Relu, Standardize, read_head, sha256_of
+from common import paths
+from common.manifest import EncoderFingerprint, Linear, Relu, Standardize, read_head, sha256_of
 from recipes.schema import load_recipe
 from training import fit
 from training.errors import run_step

@@ -26,9 +26,9 @@ from benchmarks.growth.titles import batches_title, heads_title, rates_title, si
 from benchmarks.offered_load import Answer, Caller, service_pb2
 from build.repository import install
 from build.repository_check import check
-from recipes.manifest import read_encoder, read_head
-from recipes.paths import encoder_folder
-from recipes.pixels import served_transform
+from common.manifest import read_encoder, read_head
+from common.paths import encoder_folder
+from common.pixels import served_transform
 from recipes.schema import Serving
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -22,7 +22,7 @@ from build.head import (
     threshold_array,
 )
 from build.rank_lookup import Lookup, lookup_nodes
-from recipes.manifest import (
+from common.manifest import (
     Calibration,
     Dropout,
     Linear,

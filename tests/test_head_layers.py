@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.manifest import Dropout, Linear, Relu, Standardize
+from common.manifest import Dropout, Linear, Relu, Standardize
 from recipes.schema import Fit
 from training.head import (
     Hidden,
@@ -25,7 +25,7 @@ def _hidden(sizes: list[int], dropout: float = 0.2) -> list[Hidden]:
 
 
 def _by_hand(layers, tensors, x: np.ndarray) -> np.ndarray:
-    """The layers in numpy, straight from their docstrings in recipes.manifest."""
+    """The layers in numpy, straight from their docstrings in common.manifest."""
     for layer in layers:
         if isinstance(layer, Linear):
             x = x @ tensors[layer.weight].T + tensors[layer.bias]

@@ -11,10 +11,10 @@ import pytest
 from heads import BuiltHead, built_head
 
 from build.proof import COUNT
-from recipes.manifest import ManifestError
-from recipes.paths import MODEL_REPOSITORY
-from recipes.proof import Proof
-from recipes.proof_file import read_proof
+from common.manifest import ManifestError
+from common.paths import MODEL_REPOSITORY
+from common.proof import Proof
+from common.proof_file import read_proof
 from serving.config_text import edited, parsed, pinned_version
 from serving.head_probe import PROBES, ProbeSet, disagreement, probe_set
 from serving.head_versions import add_version, only_rollout, read_replaced, read_served, versions, write_config

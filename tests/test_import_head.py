@@ -16,8 +16,8 @@ from published_files import published_file
 
 from benchmarks.published_heads import main as benchmark
 from build.head import build_head
-from recipes.manifest import read_head, sha256_of
-from recipes.paths import ARTIFACTS
+from common.manifest import read_head, sha256_of
+from common.paths import ARTIFACTS
 from recipes.schema import Head
 from training.errors import StepError, run_step
 from training.import_head import Options, import_head, main

@@ -9,9 +9,9 @@ import pytest
 import yaml
 from tiny_encoder import EMBED_DIM, write_tiny_encoder
 
-from recipes import paths
-from recipes.manifest import EncoderFingerprint, write_manifest
-from recipes.schema import Recipe, load_recipe
+from common import paths
+from common.manifest import EncoderFingerprint, write_manifest
+from recipes.schema import RECIPES, Recipe, load_recipe
 from training import ingest
 from training.errors import run_step
 from training.store import Embeddings, read_embeddings
@@ -98,7 +98,7 @@ def test_x_and_y_become_rows(encoder: EncoderFingerprint, data: Path, labels: li
 
 
 def test_a_label_per_column_for_a_multilabel_head(encoder: EncoderFingerprint, data: Path, tmp_path: Path) -> None:
-    settings = yaml.safe_load((paths.RECIPES / "demo.yaml").read_text())
+    settings = yaml.safe_load((RECIPES / "demo.yaml").read_text())
     settings["heads"] = [{"name": "tags", "task": "multilabel", "class_names": ["gore", "nude", "text"]}]
     (tmp_path / "tags.yaml").write_text(yaml.safe_dump(settings))
     np.save(data / "x.npy", _unit(2))

@@ -23,8 +23,8 @@ from build.errors import PrecisionError
 from build.export import EncoderGraph, export_onnx
 from build.quantize import MAX_PAIR, largest_pairs, quantize_columns, saturating_products, to_int8
 from build.speed import images_per_second, speed_report
-from recipes.photos import calibration_pictures, verification_pictures
-from recipes.pixels import served_pixels
+from common.photos import calibration_pictures, verification_pictures
+from common.pixels import served_pixels
 from recipes.schema import Serving
 
 ROUGH = hnp.arrays(
@@ -156,7 +156,7 @@ class TestOldFiles:
     def test_an_old_build_is_made_again(self, demo, encoder, monkeypatch, tmp_path):
         """What is up to date in every other way is not, when its file saturates."""
         from build.encoder import make_encoder
-        from recipes.paths import encoder_folder
+        from common.paths import encoder_folder
 
         recipe = demo.model_copy(update={"build": demo.build.model_copy(update={"precision": "int8"})})
         _, made = make_encoder(recipe)
@@ -176,7 +176,7 @@ class TestSpeed:
         assert "build.precision: fp32" in report
 
     def test_files_are_timed(self, encoder, demo):
-        from recipes.paths import encoder_folder
+        from common.paths import encoder_folder
 
         path = encoder_folder(demo) / "model.onnx"
         size = encoder.preprocessing[0].image_size

@@ -12,7 +12,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from recipes.paths import ROOT
+from common.paths import ROOT
 from serving.monitoring.prometheus_rule import prometheus_rule
 
 KUBERNETES = ROOT / "serving" / "kubernetes"

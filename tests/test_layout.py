@@ -10,14 +10,15 @@ from pathlib import Path
 import pytest
 
 import build
-from recipes.paths import ROOT
+from common.paths import ROOT
 
-OURS = {"benchmarks", "build", "clipsieve", "recipes", "serving", "tests", "training"}
+OURS = {"benchmarks", "build", "clipsieve", "common", "recipes", "serving", "tests", "training"}
 MAY_IMPORT = {
     "recipes": {"recipes"},
-    "training": {"recipes", "training"},
-    "build": {"recipes", "build"},
-    "serving": {"recipes", "serving"},
+    "common": {"common", "recipes"},
+    "training": {"common", "recipes", "training"},
+    "build": {"common", "recipes", "build"},
+    "serving": {"common", "recipes", "serving"},
     "clients": {"clipsieve"},
     "model_repository": set(),
 }

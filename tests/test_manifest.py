@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from artefacts import encoder_manifest, write_head
 
-from recipes.manifest import (
+from common.manifest import (
     ManifestError,
     compare_fingerprints,
     read_encoder,

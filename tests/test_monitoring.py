@@ -27,10 +27,10 @@ from waiting import until
 from build.head import build_head
 from build.repository import install
 from clipsieve import Client
-from recipes.manifest import EncoderManifest, ScoreDistribution, write_manifest
-from recipes.paths import ROOT, head_folder
+from common.manifest import EncoderManifest, ScoreDistribution, write_manifest
+from common.paths import ROOT, head_folder
+from common.score_edges import PROBABILITY_EDGES
 from recipes.schema import load_recipe, parse_recipe
-from recipes.score_edges import PROBABILITY_EDGES
 from serving.container import health
 from serving.embedded import EmbeddedServer
 from serving.monitoring import local

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 from build.repository_configs import read_config
-from recipes.paths import ROOT
+from common.paths import ROOT
 
 FILE = ROOT / "serving" / "backends" / "onnxruntime" / "model.py"
 

@@ -44,7 +44,7 @@ from benchmarks.peers.material import CHECKED, Found, Material, difference
 from benchmarks.peers.pictures import MEGAPIXELS, jpeg_pictures, scaled_size
 from benchmarks.peers.processes import Process, cpu_s, resident_mib, wait_until
 from benchmarks.peers.servers import Server, Service, services
-from recipes.paths import ROOT
+from common.paths import ROOT
 from recipes.schema import load_recipe
 
 SHORT = Settings(seconds=0.1, rounds=2, concurrencies=(1, 2))

@@ -9,7 +9,7 @@ import struct
 import pytest
 from pictures import jpeg
 
-from recipes.photos import sample_photos
+from common.photos import sample_photos
 from serving.perf import (
     MOST_PICTURES,
     PERF_ANALYZER,

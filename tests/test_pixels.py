@@ -28,9 +28,9 @@ from benchmarks.hostile_images import (
     webp_canvas,
     webp_of_frames,
 )
-from recipes.manifest import Preprocessing
-from recipes.photos import sample_photos
-from recipes.pixels import pixel_parameters, served_module, served_transform
+from common.manifest import Preprocessing
+from common.photos import sample_photos
+from common.pixels import pixel_parameters, served_module, served_transform
 from recipes.schema import Serving
 
 ImageError = served_module().ImageError

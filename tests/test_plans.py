@@ -18,13 +18,13 @@ from build.engine import engine_folder
 from build.repository import check_installed, choose_plans, install
 from build.repository_check import RepositoryError, check
 from build.repository_configs import read_config
-from recipes import gpu, plans, preflight
-from recipes.gpu import Gpu, Machine, comparable_version, find_gpus, find_machine, find_tensorrt
-from recipes.manifest import BatchProfile, EngineManifest, ManifestError, read_encoder, sha256_of, write_manifest
-from recipes.paths import encoder_folder
-from recipes.photos import verification_pictures
-from recipes.plans import cc_model_filenames, manifest_path, plan_problems, repository_problems
-from recipes.proof_file import read_proof
+from common import gpu, plans, preflight
+from common.gpu import Gpu, Machine, comparable_version, find_gpus, find_machine, find_tensorrt
+from common.manifest import BatchProfile, EngineManifest, ManifestError, read_encoder, sha256_of, write_manifest
+from common.paths import encoder_folder
+from common.photos import verification_pictures
+from common.plans import cc_model_filenames, manifest_path, plan_problems, repository_problems
+from common.proof_file import read_proof
 from serving.embedded import EmbeddedServer
 from serving.triton_wheel import ServingError
 
@@ -69,7 +69,7 @@ def version(tmp_path):
 def artefact(demo, repository, monkeypatch):
     """The demo encoder's folder, rid of the plans afterwards; this machine has a Hopper GPU."""
     monkeypatch.setattr("build.repository.find_machine", lambda: HERE)
-    monkeypatch.setattr("recipes.plans.find_machine", lambda: HERE)
+    monkeypatch.setattr("common.plans.find_machine", lambda: HERE)
     folder = encoder_folder(demo)
     yield folder
     shutil.rmtree(folder / "engines", ignore_errors=True)

@@ -28,7 +28,7 @@ from build.precision import (
 from build.quantize import quantize_columns, smoothing, to_int8
 from build.tensorrt_plan import PlanSpec, check_uint8_input
 from build.tower import load_tower
-from recipes.manifest import BatchProfile, Tensor
+from common.manifest import BatchProfile, Tensor
 from recipes.schema import MAX_IR_VERSION, parse_recipe
 
 IMAGE_SIZE = 32

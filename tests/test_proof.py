@@ -31,13 +31,13 @@ from build.repository import check_installed, install, read_artefacts
 from build.repository_check import RepositoryError, check
 from clipsieve import AccessDenied, Client, InferenceFailed
 from clipsieve.transport import Request, array_from_wire
-from recipes import preflight, proof
-from recipes.cpu import Cpu, find_cpu, int8_problem
-from recipes.manifest import EncoderManifest, read_encoder, sha256_of, write_manifest
-from recipes.paths import ROOT, encoder_folder
-from recipes.photos import Picture, verification_pictures
-from recipes.pixels import served_pixels, served_transform
-from recipes.proof import (
+from common import preflight, proof
+from common.cpu import Cpu, find_cpu, int8_problem
+from common.manifest import EncoderManifest, read_encoder, sha256_of, write_manifest
+from common.paths import ROOT, encoder_folder
+from common.photos import Picture, verification_pictures
+from common.pixels import served_pixels, served_transform
+from common.proof import (
     Answers,
     HeadAnswer,
     Proof,
@@ -49,7 +49,7 @@ from recipes.proof import (
     proof_to_json,
     success_message,
 )
-from recipes.proof_file import ProofFileError, proof_path, proof_problems, read_proof
+from common.proof_file import ProofFileError, proof_path, proof_problems, read_proof
 from recipes.schema import Recipe, Serving, parse_recipe
 from serving.container import health
 from serving.embedded import EmbeddedServer
@@ -503,7 +503,7 @@ def test_an_int8_encoder_is_not_started_without_avx2(copy, tmp_path, monkeypatch
     version = copy / "clip_encoder" / "1"
     write_manifest(read_encoder(version).model_copy(update={"precision": "int8"}), version / "encoder.json")
     edit_proof(copy, lambda document: document.update(precision="int8"))
-    monkeypatch.setattr("recipes.cpu.find_cpu", lambda: OLD)
+    monkeypatch.setattr("common.cpu.find_cpu", lambda: OLD)
     with pytest.raises(ServingError, match=r"the encoder is int8, .*has no AVX2.*fp32"), start(copy, tmp_path):
         pass
 
@@ -590,7 +590,7 @@ def addresses(server: EmbeddedServer) -> dict[str, str]:
 
 
 def test_the_clients_copy_is_the_same_file():
-    ours, copied = ROOT / "recipes" / "proof.py", ROOT / "clients" / "clipsieve" / "proof_format.py"
+    ours, copied = ROOT / "common" / "proof.py", ROOT / "clients" / "clipsieve" / "proof_format.py"
     assert copied.read_text() == ours.read_text(), f"run: cp {ours} {copied}"
 
 

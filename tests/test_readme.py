@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from pictures import jpeg
 
-from recipes.paths import ROOT
+from common.paths import ROOT
 
 
 def commands(page: str) -> list[str]:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
-from recipes.paths import RECIPES
-from recipes.schema import RecipeError, load_recipe, main, parse_recipe, recipe_names
+from recipes.schema import RECIPES, RecipeError, load_recipe, main, parse_recipe, recipe_names
 
 
 def minimal(**changes):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from recipes.manifest import EncoderFingerprint
+from common.manifest import EncoderFingerprint
 from training import relabel
 from training.errors import run_step
 from training.store import Row, Store, read_embeddings

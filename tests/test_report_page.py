@@ -13,7 +13,7 @@ from programs import program_or_skip
 from waiting import until
 
 from clipsieve.report.page import ReportOptions, write_report
-from recipes.manifest import EncoderFingerprint
+from common.manifest import EncoderFingerprint
 from tests.chromium import Browser, Page, browser
 from tests.pictures import jpeg
 from training import relabel

@@ -21,9 +21,9 @@ from build.repository_check import RepositoryError, check, check_texts, compare_
 from build.repository_configs import ConfigError, read_config, stamped
 from build.repository_queues import LIMITED, queue_problems
 from build.repository_warmup import draw_picture, sample_problems, warmup_file, warmup_tensor
-from recipes.manifest import EncoderManifest, HeadManifest, ManifestError, read_encoder
-from recipes.paths import DEFAULT_RECIPE, MODEL_REPOSITORY, ROOT, encoder_folder
-from recipes.pixels import served_transform
+from common.manifest import EncoderManifest, HeadManifest, ManifestError, read_encoder
+from common.paths import DEFAULT_RECIPE, MODEL_REPOSITORY, ROOT, encoder_folder
+from common.pixels import served_transform
 from recipes.schema import Head, Recipe, load_recipe, parse_recipe
 
 

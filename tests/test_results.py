@@ -13,7 +13,7 @@ from benchmarks.results.page import NONE_STORED, PAGE, page_text, read_stored
 from benchmarks.results.pictures import svgs
 from benchmarks.results.stored import FOLDER, ResultError, parse_output, read_results
 from benchmarks.results.views import rows_of
-from recipes.paths import ROOT
+from common.paths import ROOT
 
 MACHINE = {
     "cpu": "A CPU",

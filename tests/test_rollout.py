@@ -25,9 +25,9 @@ from waiting import PATIENCE_S, until
 from build.repository import install
 from build.repository_check import check
 from clipsieve import Client
-from recipes.manifest import HeadManifest
-from recipes.proof import HeadAnswer, Proof, misses
-from recipes.proof_file import read_proof, set_head
+from common.manifest import HeadManifest
+from common.proof import HeadAnswer, Proof, misses
+from common.proof_file import read_proof, set_head
 from recipes.schema import parse_recipe
 from serving import rollout
 from serving.config_text import edited

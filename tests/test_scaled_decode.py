@@ -16,10 +16,10 @@ from benchmarks.hostile_images import jpeg_of_scans, jpeg_segment
 from build.decode_parity import FRACTIONS, LONGEST_SHORT_EDGE, check_decode, enlarged, large_photographs
 from build.encoder import build_encoder, up_to_date
 from build.errors import ParityError
-from recipes.manifest import ManifestError, Preprocessing, compare_fingerprints, preprocessing_id
-from recipes.paths import encoder_folder
-from recipes.photos import sample_photos
-from recipes.pixels import pixel_parameters, served_module, served_transform
+from common.manifest import ManifestError, Preprocessing, compare_fingerprints, preprocessing_id
+from common.paths import encoder_folder
+from common.photos import sample_photos
+from common.pixels import pixel_parameters, served_module, served_transform
 from recipes.schema import Recipe, RecipeError, Serving, parse_recipe
 
 ImageError = served_module().ImageError

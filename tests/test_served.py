@@ -23,10 +23,10 @@ from waiting import until
 
 from build.tower import load_tower
 from clipsieve import Client
-from recipes.manifest import read_head
-from recipes.paths import encoder_folder, head_folder
-from recipes.photos import sample_photos
-from recipes.pixels import served_transform
+from common.manifest import read_head
+from common.paths import encoder_folder, head_folder
+from common.photos import sample_photos
+from common.pixels import served_transform
 
 PROTOCOLS: list[Literal["grpc", "http"]] = ["grpc", "http"]
 

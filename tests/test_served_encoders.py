@@ -16,10 +16,10 @@ from build.encoder import make_encoder
 from build.head import build_head
 from build.repository import check_installed, install
 from build.verify import find_stages, verify
-from recipes.manifest import EncoderManifest
-from recipes.paths import encoder_folder
-from recipes.photos import sample_photos
-from recipes.pixels import served_transform
+from common.manifest import EncoderManifest
+from common.paths import encoder_folder
+from common.photos import sample_photos
+from common.pixels import served_transform
 from recipes.schema import Recipe, parse_recipe
 from serving.embedded import EmbeddedServer
 

@@ -22,7 +22,7 @@ from waiting import PATIENCE_S, until
 
 from clipsieve import Client, InferenceFailed
 from clipsieve.cli.main import app
-from recipes.paths import ROOT
+from common.paths import ROOT
 from serving.embedded import EmbeddedServer, main, refuse_plans
 from serving.triton_wheel import ServingError, find_wheel
 from serving.tritonserver_options import tracing_options

@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.manifest import EncoderFingerprint
-from recipes.paths import ROOT
+from common.manifest import EncoderFingerprint
+from common.paths import ROOT
 from training.errors import StepError
 from training.store import (
     Row,

@@ -27,7 +27,7 @@ from waiting import PATIENCE_S, until
 
 from clipsieve import Client
 from clipsieve.transport import Retry
-from recipes.paths import ROOT
+from common.paths import ROOT
 from serving.embedded import EmbeddedServer, keep_serving, parser
 from serving.probe import Finding, finding_from, probe
 from serving.processes import broken_stubs, children

@@ -14,7 +14,7 @@ from fake_tensorrt import IBuilderConfig, MemoryPoolType, Script, fake_tensorrt
 from tiny_graph import INPUT, OUTPUT, write_graph
 
 from build.tensorrt_plan import PlanError, PlanSpec, Progress, build_plan, check_uint8_input, run_plan
-from recipes.manifest import BatchProfile
+from common.manifest import BatchProfile
 
 VERSIONS = ("10.12.0.36", "10.16.1.11", "11.4.0.106")
 

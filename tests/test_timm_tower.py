@@ -18,7 +18,7 @@ from build.layers import HiddenLayers
 from build.parity import embed_through_hooks
 from build.timm_tower import is_projection, timm_preprocessing
 from build.tower import load_tower
-from recipes.pixels import pixel_parameters, served_transform
+from common.pixels import pixel_parameters, served_transform
 from recipes.schema import Encoder, RecipeError, Serving, parse_recipe
 
 CLIP = "vit_xsmall_patch16_clip_224"  # the smallest CLIP tower of timm, here with random weights

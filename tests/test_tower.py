@@ -26,9 +26,9 @@ from build.open_clip_tower import preprocessing_of_tag
 from build.parity import embed_through_hooks
 from build.tower import load_tower
 from build.weights import downloaded_file
-from recipes.manifest import Preprocessing, sha256_of
-from recipes.photos import verification_pictures
-from recipes.pixels import served_transform
+from common.manifest import Preprocessing, sha256_of
+from common.photos import verification_pictures
+from common.pixels import served_transform
 from recipes.schema import Encoder, Recipe, RecipeError, Serving, parse_recipe
 
 ZEROS = "0" * 64

@@ -15,8 +15,8 @@ from tiny_encoder import EMBED_DIM, write_tiny_encoder
 from waiting import until
 
 from build.head import read_weights
-from recipes import paths
-from recipes.manifest import HeadManifest, read_head
+from common import paths
+from common.manifest import HeadManifest, read_head
 from recipes.schema import Fit, Head, load_recipe
 from serving.tritonserver import held_ports
 from training import fit, tracking

@@ -30,9 +30,9 @@ from build.tune_recipe import MARK, edited_text, tuned_text
 from build.tune_rows import Figures, Row, open_measurements
 from build.tune_server import CandidateError, Load, check_load
 from build.tune_sweep import CONFIRMATION, Choice, Plan, Sweep
-from recipes.manifest import ManifestError
-from recipes.paths import RECIPES, ROOT
-from recipes.schema import Recipe, load_recipe, parse_recipe
+from common.manifest import ManifestError
+from common.paths import ROOT
+from recipes.schema import RECIPES, Recipe, load_recipe, parse_recipe
 
 SETTING = Setting(
     encoder_instances=1, intra_op_threads=2, preprocess_instances=2, max_batch_size=32, max_queue_delay_us=0

@@ -12,8 +12,8 @@ from artefacts import write_head
 from build.encoder import VERIFICATION, make_encoder
 from build.head import build_head
 from build.verify import main, verify
-from recipes import paths
-from recipes.manifest import (
+from common import paths
+from common.manifest import (
     BatchProfile,
     EncoderManifest,
     EngineManifest,
@@ -21,8 +21,8 @@ from recipes.manifest import (
     read_encoder,
     write_manifest,
 )
-from recipes.paths import encoder_folder, head_folder
-from recipes.photos import verification_pictures
+from common.paths import encoder_folder, head_folder
+from common.photos import verification_pictures
 from recipes.schema import Recipe, load_recipe
 
 

@@ -16,11 +16,11 @@ from pictures import jpeg
 from waiting import until
 
 from build import watch_configs
-from recipes.manifest import ScoreDistribution
-from recipes.paths import MODEL_REPOSITORY, ROOT
-from recipes.pixels import served_module, served_transform
+from common.manifest import ScoreDistribution
+from common.paths import MODEL_REPOSITORY, ROOT
+from common.pixels import served_module, served_transform
+from common.score_edges import PROBABILITY_EDGES, default_edges
 from recipes.schema import load_recipe
-from recipes.score_edges import PROBABILITY_EDGES, default_edges
 from serving.drift import TRAINED
 from training.score_distribution import score_distribution
 

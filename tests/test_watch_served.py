@@ -23,9 +23,9 @@ from build.repository import install
 from build.repository_check import check
 from build.repository_configs import stamped
 from clipsieve import Client
-from recipes.manifest import ScoreDistribution, read_head, write_manifest
+from common.manifest import ScoreDistribution, read_head, write_manifest
+from common.score_edges import PROBABILITY_EDGES
 from recipes.schema import RecipeError, load_recipe, parse_recipe
-from recipes.score_edges import PROBABILITY_EDGES
 from serving.drift import SERVED, TRAINED, drifts, histograms
 from serving.embedded import EmbeddedServer
 from serving.probe import probe

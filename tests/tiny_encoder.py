@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from recipes.manifest import EncoderManifest, Preprocessing, Tensor, sha256_of, write_manifest
+from common.manifest import EncoderManifest, Preprocessing, Tensor, sha256_of, write_manifest
 
 EMBED_DIM = 8
 IMAGE_SIZE = 16

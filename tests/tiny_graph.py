@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from recipes.manifest import Tensor
+from common.manifest import Tensor
 
 INPUT = Tensor(name="pixels", dtype="UINT8", dims=[4, 4, 3])
 OUTPUT = Tensor(name="embedding", dtype="FP32", dims=[3])

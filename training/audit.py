@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.manifest import read_encoder, write_atomically
-from recipes.paths import encoder_folder
+from common.manifest import read_encoder, write_atomically
+from common.paths import encoder_folder
 from recipes.schema import Head, load_recipe
 from training.errors import StepError, run_step
 from training.leakage import group_rows

@@ -13,7 +13,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logit, softmax
 
-from recipes.manifest import Calibration, HeadManifest, Prevalence
+from common.manifest import Calibration, HeadManifest, Prevalence
 
 Activation = Literal["sigmoid", "softmax", "none"]
 

@@ -1,11 +1,11 @@
-"""Downloads of a training step: `recipes.download`, with its errors as the step's."""
+"""Downloads of a training step: `common.download`, with its errors as the step's."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from recipes import download as shared
-from recipes.download import DownloadError
+from common import download as shared
+from common.download import DownloadError
 from training.errors import StepError
 
 

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from recipes.manifest import sha256_of, tool_versions, write_atomically
+from common.manifest import sha256_of, tool_versions, write_atomically
 from training.errors import StepError, run_step
 from training.progress import console, tracked
 

@@ -29,9 +29,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from recipes.manifest import write_atomically
-from recipes.paths import encoder_folder
-from recipes.pixels import served_module, served_transform
+from common.manifest import write_atomically
+from common.paths import encoder_folder
+from common.pixels import served_module, served_transform
 from recipes.schema import load_recipe
 from training.datasets import samples_in
 from training.encoder import OnnxEncoder

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 
-from recipes.manifest import EncoderManifest, onnx_files, read_encoder, sha256_of
+from common.manifest import EncoderManifest, onnx_files, read_encoder, sha256_of
 from training.errors import StepError
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 
-from recipes.manifest import ManifestError
+from common.manifest import ManifestError
 from recipes.schema import RecipeError
 
 

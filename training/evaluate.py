@@ -25,7 +25,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import safetensors.numpy
 
-from recipes.manifest import (
+from common.manifest import (
     HeadManifest,
     compare_fingerprints,
     head_weights,
@@ -33,7 +33,7 @@ from recipes.manifest import (
     read_head,
     write_atomically,
 )
-from recipes.paths import encoder_folder, head_folder
+from common.paths import encoder_folder, head_folder
 from recipes.schema import Head, load_recipe
 from training.calibrate import activated, brier, calibrated_logits, ece, scores_from_logits
 from training.errors import StepError, run_step

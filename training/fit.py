@@ -27,7 +27,7 @@ import numpy as np
 import safetensors.numpy
 from rich.table import Table
 
-from recipes.manifest import (
+from common.manifest import (
     Calibration,
     EncoderFingerprint,
     HeadManifest,
@@ -43,7 +43,7 @@ from recipes.manifest import (
     write_atomically,
     write_manifest,
 )
-from recipes.paths import encoder_folder, head_folder
+from common.paths import encoder_folder, head_folder
 from recipes.schema import Head, Recipe, load_recipe
 from training.calibrate import Activation, activated, calibrated_logits, calibration_report, fit_calibration
 from training.errors import StepError, run_step

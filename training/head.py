@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from recipes.manifest import Dropout, Layer, Linear, RankLookup, Relu, Standardize
+from common.manifest import Dropout, Layer, Linear, RankLookup, Relu, Standardize
 from recipes.schema import Fit
 
 _ROWS_PER_BLOCK = 16_384

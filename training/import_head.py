@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
-from recipes import paths
-from recipes.manifest import (
+from common import paths
+from common.manifest import (
     EncoderFingerprint,
     HeadManifest,
     Layer,

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.manifest import read_encoder
-from recipes.paths import encoder_folder
+from common.manifest import read_encoder
+from common.paths import encoder_folder
 from recipes.schema import load_recipe
 from training.errors import run_step
 from training.progress import console, tracked

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from recipes.manifest import HeadManifest
+from common.manifest import HeadManifest
 
 _FIGURES = {
     "auroc": "AUROC",

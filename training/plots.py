@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recipes.manifest import HeadManifest
+from common.manifest import HeadManifest
 from training.calibrate import ECE_BINS, ece, ece_bins
 from training.losses import Curve
 from training.operating_points import clopper_pearson

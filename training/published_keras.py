@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from recipes.manifest import Layer, Linear, RankLookup, Relu, Standardize
+from common.manifest import Layer, Linear, RankLookup, Relu, Standardize
 from training.errors import StepError
 from training.progress import console
 from training.published import PublishedHead

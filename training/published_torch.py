@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.manifest import Dropout, Layer, Linear, Relu
+from common.manifest import Dropout, Layer, Linear, Relu
 from training.errors import StepError
 from training.published import PublishedHead
 

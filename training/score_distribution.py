@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from recipes.manifest import ScoreDistribution
-from recipes.score_edges import default_edges
+from common.manifest import ScoreDistribution
+from common.score_edges import default_edges
 
 QUANTILES = np.linspace(0.1, 0.9, 9)
 

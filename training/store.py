@@ -28,8 +28,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from recipes import paths
-from recipes.manifest import EncoderFingerprint, write_atomically
+from common import paths
+from common.manifest import EncoderFingerprint, write_atomically
 from recipes.schema import Recipe
 from training.errors import StepError
 

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from recipes.manifest import EncoderFingerprint
+from common.manifest import EncoderFingerprint
 from recipes.schema import Head
 from training.errors import StepError
 from training.labels import LabelError, label_from, label_from_columns

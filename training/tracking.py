@@ -34,8 +34,8 @@ from typing import Any
 
 import yaml
 
-from recipes import paths
-from recipes.manifest import HeadManifest, read_head
+from common import paths
+from common.manifest import HeadManifest, read_head
 from recipes.schema import Head, load_recipe
 from training import mlflow_model
 from training.errors import StepError, run_step

@@ -20,7 +20,7 @@ from pathlib import Path
 from benchmarks.faults import connections, processes, resources
 from benchmarks.faults.scene import Row, row_of
 from benchmarks.machine import machine, print_result
-from recipes.paths import repository_folder
+from common.paths import repository_folder
 from recipes.schema import load_recipe
 
 FAULTS = [*processes.FAULTS, *resources.FAULTS, *connections.FAULTS]

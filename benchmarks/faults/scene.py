@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.faults.load import Load, bulk, interactive
-from recipes.photos import verification_pictures
+from common.photos import verification_pictures
 from serving.embedded import EmbeddedServer
 from serving.no_proxy import urlopen
 from serving.supervisor import Pace, Supervisor, ending

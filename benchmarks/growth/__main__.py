@@ -27,8 +27,8 @@ from benchmarks.growth.tables import tables
 from benchmarks.machine import hardware_line, machine, print_result
 from build.errors import BuildError
 from build.repository_check import RepositoryError
-from recipes.manifest import ManifestError
-from recipes.paths import ROOT
+from common.manifest import ManifestError
+from common.paths import ROOT
 from recipes.schema import RecipeError, load_recipe
 
 RECIPE = "benchmarks/peers/vit-b-32.yaml"

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 
 from build.head import build_head
-from recipes.manifest import head_weights, read_head, write_manifest
-from recipes.paths import head_folder
+from common.manifest import head_weights, read_head, write_manifest
+from common.paths import head_folder
 from recipes.schema import Head, Recipe
 
 MOST_CHARACTERS = 40

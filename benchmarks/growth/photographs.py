@@ -8,7 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.peers.pictures import jpeg, scaled_size
-from recipes.photos import sample_photos
+from common.photos import sample_photos
 
 
 @cache

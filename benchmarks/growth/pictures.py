@@ -19,7 +19,7 @@ from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import LogLocator
 
 from benchmarks.growth.titles import batches_title, heads_title, rates_title, sizes_title
-from recipes.manifest import write_atomically
+from common.manifest import write_atomically
 
 WIDTH, HEIGHT = 8.0, 3.8  # inches of one row of panels
 TITLE_CHARACTERS = 100

@@ -13,8 +13,8 @@ from benchmarks.growth.load import best_concurrency
 from benchmarks.growth.photographs import photographs
 from benchmarks.growth.rounds import say
 from build.repository import install
-from recipes.manifest import read_encoder
-from recipes.paths import encoder_folder
+from common.manifest import read_encoder
+from common.paths import encoder_folder
 from recipes.schema import Recipe
 from serving.embedded import EmbeddedServer
 

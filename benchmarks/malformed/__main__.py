@@ -28,7 +28,7 @@ from benchmarks.malformed.known import GUARD_STACK_BYTES, fates
 from benchmarks.malformed.wire import Answer, Case, Outcome, open_grpc, problem, send_grpc, send_http
 from benchmarks.prefixed_server import PrefixedServer
 from clipsieve import Client
-from recipes.paths import repository_folder
+from common.paths import repository_folder
 from recipes.schema import load_recipe
 from serving.embedded import EmbeddedServer
 

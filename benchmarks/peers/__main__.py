@@ -24,8 +24,8 @@ from pathlib import Path
 
 from benchmarks.machine import hardware_line, machine, print_result
 from benchmarks.peers.environments import ENVIRONMENTS, PeerError, install
-from recipes.manifest import ManifestError
-from recipes.paths import ARTIFACTS, ROOT
+from common.manifest import ManifestError
+from common.paths import ARTIFACTS, ROOT
 from recipes.schema import RecipeError, load_recipe
 
 RECIPE = "benchmarks/peers/vit-b-32.yaml"

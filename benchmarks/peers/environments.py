@@ -12,8 +12,8 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.manifest import write_atomically
-from recipes.paths import ROOT
+from common.manifest import write_atomically
+from common.paths import ROOT
 
 PEERS = ROOT / ".peers"
 SHARED = ("torch", "torchvision", "torchaudio", "open-clip-torch", "timm")

@@ -29,8 +29,8 @@ from typing import Any
 
 import numpy as np
 
-from recipes.manifest import read_encoder
-from recipes.pixels import served_transform
+from common.manifest import read_encoder
+from common.pixels import served_transform
 from recipes.schema import load_recipe
 
 CORES = os.cpu_count() or 1

@@ -12,9 +12,9 @@ from benchmarks.peers.environments import PeerError
 from benchmarks.peers.pictures import jpeg_pictures
 from build.cosine import cosines
 from build.head import Affine, folded, read_weights
-from recipes.manifest import EncoderManifest, read_encoder, read_head, write_atomically
-from recipes.paths import encoder_folder, head_folder
-from recipes.pixels import served_transform
+from common.manifest import EncoderManifest, read_encoder, read_head, write_atomically
+from common.paths import encoder_folder, head_folder
+from common.pixels import served_transform
 from recipes.schema import Recipe, RecipeError
 
 CHECKED = 6

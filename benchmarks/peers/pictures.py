@@ -7,7 +7,7 @@ import random
 
 from PIL import Image
 
-from recipes.photos import verification_pictures
+from common.photos import verification_pictures
 
 MEGAPIXELS = (0.3, 1.0, 2.0)
 QUALITY = 90

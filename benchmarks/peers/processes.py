@@ -14,7 +14,7 @@ from types import TracebackType
 import psutil
 
 from benchmarks.peers.environments import PeerError
-from recipes.paths import ROOT
+from common.paths import ROOT
 
 GRACE_S = 10.0
 

@@ -25,7 +25,7 @@ from build.errors import BuildError
 from build.repository import install
 from build.repository_check import RepositoryError
 from clipsieve import AsyncClient
-from recipes.manifest import ManifestError
+from common.manifest import ManifestError
 from recipes.schema import Precision, RecipeError
 from serving.embedded import EmbeddedServer, free_ports
 from serving.triton_wheel import ServingError

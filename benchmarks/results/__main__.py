@@ -18,7 +18,7 @@ from pathlib import Path
 from benchmarks.results.page import PAGE, Stored, page_text, read_stored
 from benchmarks.results.pictures import captions, svgs
 from benchmarks.results.stored import FOLDER, Result, ResultError, parse_output, store
-from recipes.manifest import write_atomically
+from common.manifest import write_atomically
 
 
 def draw(outputs: list[Path], folder: Path, page: Path) -> None:

@@ -13,7 +13,7 @@ from benchmarks.results.markdown import duration, number, table
 from benchmarks.results.pictures import captions
 from benchmarks.results.stored import FOLDER, Result, in_order, read_notes, read_results
 from benchmarks.results.views import view
-from recipes.paths import ROOT
+from common.paths import ROOT
 
 PAGE = ROOT / "benchmarks" / "RESULTS.md"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.catalogue import find_benchmarks
-from recipes.manifest import write_atomically
-from recipes.paths import ROOT
+from common.manifest import write_atomically
+from common.paths import ROOT
 
 FOLDER = ROOT / "benchmarks" / "results"
 FIRST = ("peers", "preprocessing", "growth")

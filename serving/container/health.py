@@ -3,7 +3,7 @@
     python3 serving/container/health.py http://127.0.0.1:8000
 
 Triton's health URLs stay green when a model's process is dead. The first time that a server answers it is held against
-the proof of its repository (`recipes.proof`): it never becomes healthy when its answers are not those that the build
+the proof of its repository (`common.proof`): it never becomes healthy when its answers are not those that the build
 verified. A marker in the temporary folder remembers that they were; later checks score and embed one small picture.
 
 Standard library only, because it runs in the server's image; exits 1 and says what is wrong. A server that is merely
@@ -27,8 +27,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the image has no PYTHONPATH
 
-from recipes.cpu import processors
-from recipes.proof import Answers, HeadAnswer, Proof, ProofUnreadable, failure_message, misses, proof_from_json
+from common.cpu import processors
+from common.proof import Answers, HeadAnswer, Proof, ProofUnreadable, failure_message, misses, proof_from_json
 
 ENSEMBLES = ("image_score", "image_embedding")
 REQUEST = {"id": "probe", "parameters": {"priority": 1}}  # is not counted, and passes what waits in a queue

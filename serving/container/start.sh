@@ -1,5 +1,5 @@
 #!/bin/sh
-# Checks plans, proof and CPU against each other (recipes.preflight), then becomes tritonserver. What is served is mounted at /models.
+# Checks plans, proof and CPU against each other (common.preflight), then becomes tritonserver. What is served is mounted at /models.
 #   sh serving/container/start.sh [more options of tritonserver]
 # MODEL_CONTROL=explicit with a CLIPSIEVE_ADMIN_KEY: serving.rollout may replace heads while they serve.
 # TRACING_URL=http://collector:4318/v1/traces: OpenTelemetry's spans of one request in TRACING_RATE (100) go there.
@@ -25,7 +25,7 @@ if [ -n "${TRACING_URL:-}" ]; then
     set -- --trace-config=mode=opentelemetry --trace-config=level=TIMESTAMPS --trace-config=count=-1 \
         "--trace-config=rate=${TRACING_RATE:-100}" "--trace-config=opentelemetry,url=$TRACING_URL" "$@"
 fi
-PYTHONPATH=/opt/clipsieve python3 -m recipes.preflight "$models"
+PYTHONPATH=/opt/clipsieve python3 -m common.preflight "$models"
 rm -f "${TMPDIR:-/tmp}"/clipsieve-proved-*  # health.py: this server is still to be proved
 cd "$(mktemp -d)"  # the current directory comes first on the Python processes' sys.path
 exec tritonserver \

@@ -16,7 +16,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from recipes.manifest import write_atomically
+from common.manifest import write_atomically
 from serving.monitoring.charts import CHARTS
 from serving.monitoring.queries import Prometheus, PrometheusError, Window, variables_of
 

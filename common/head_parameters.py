@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 
-from recipes.manifest import HeadManifest
+from common.manifest import HeadManifest
 
 
 def head_parameters(head: HeadManifest) -> dict[str, str]:

@@ -1,6 +1,6 @@
 """This machine's CPU: its name and instruction sets, and whether it computes what an encoder was verified to compute.
 
-    python -m recipes.cpu
+    python -m common.cpu
 
 Standard library only: the container's health check names the CPU as well.
 """
@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from recipes.gpu import find_gpus
+from common.gpu import find_gpus
 
 INSTRUCTIONS = ("avx2", "avx512f", "avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm")
 """Those that decide how fast fp32 and int8 are, and how int8 rounds, as /proc/cpuinfo has them."""

@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from recipes.gpu import Gpu, Machine, comparable_version, find_machine
-from recipes.manifest import EncoderManifest, EngineManifest, ManifestError, read_encoder, read_engine, sha256_of
+from common.gpu import Gpu, Machine, comparable_version, find_machine
+from common.manifest import EncoderManifest, EngineManifest, ManifestError, read_encoder, read_engine, sha256_of
 
 REMEDY = "build it again where it is served (make engines TARGET=tensorrt in the serving container), or TARGET=onnx"
 

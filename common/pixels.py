@@ -10,9 +10,9 @@ from types import ModuleType
 
 import numpy as np
 
-from recipes.manifest import Preprocessing
-from recipes.paths import MODEL_REPOSITORY
-from recipes.photos import Picture
+from common.manifest import Preprocessing
+from common.paths import MODEL_REPOSITORY
+from common.photos import Picture
 from recipes.schema import Serving
 
 _SERVED_FOLDER = MODEL_REPOSITORY / "preprocess" / "1"

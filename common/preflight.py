@@ -1,6 +1,6 @@
 """What a server checks of its model repository and its machine before it starts.
 
-    python -m recipes.preflight model_repository
+    python -m common.preflight model_repository
 
 TensorRT plans fit this GPU and TensorRT, the proof is of the encoder and the heads that lie there, and the CPU can run
 an int8 encoder. Each problem is a line with its remedy. It runs in the server's image, with pydantic and PyYAML alone.
@@ -11,9 +11,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from recipes import cpu, plans
-from recipes.manifest import ManifestError, read_encoder
-from recipes.proof_file import proof_problems
+from common import cpu, plans
+from common.manifest import ManifestError, read_encoder
+from common.proof_file import proof_problems
 
 
 def problems(repository: Path) -> list[str]:
@@ -40,11 +40,11 @@ def _int8_problems(version: Path) -> list[str]:
 
 def main(argv: list[str]) -> int:
     if len(argv) != 1:
-        print("usage: python -m recipes.preflight MODEL_REPOSITORY", file=sys.stderr)
+        print("usage: python -m common.preflight MODEL_REPOSITORY", file=sys.stderr)
         return 2
     found = problems(Path(argv[0]))
     for problem in found:
-        print(f"recipes.preflight: {problem}", file=sys.stderr)
+        print(f"common.preflight: {problem}", file=sys.stderr)
     return 1 if found else 0
 
 

@@ -9,8 +9,8 @@ from collections.abc import Collection, Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from recipes.manifest import ManifestError, read_encoder, read_head, write_atomically
-from recipes.proof import Proof, ProofHead, ProofUnreadable, proof_from_json, proof_to_json
+from common.manifest import ManifestError, read_encoder, read_head, write_atomically
+from common.proof import Proof, ProofHead, ProofUnreadable, proof_from_json, proof_to_json
 
 REMEDY = "install the repository again, with the artefacts of its build: make engines"
 

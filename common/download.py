@@ -16,7 +16,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
-from recipes.manifest import sha256_of
+from common.manifest import sha256_of
 
 _TIMEOUT_S = 30
 _ATTEMPTS = 3

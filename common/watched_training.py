@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from recipes.manifest import HeadManifest
-from recipes.score_edges import default_edges
+from common.manifest import HeadManifest
+from common.score_edges import default_edges
 
 
 def training_of(head: HeadManifest) -> dict[str, object]:

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from recipes.schema import Head, Precision, Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
-RECIPES = ROOT / "recipes"
 ARTIFACTS = Path(os.environ.get("CLIPSIEVE_ARTIFACTS", ROOT / "artifacts"))
 MODEL_REPOSITORY = ROOT / "model_repository"
 DEFAULT_RECIPE = "nsfw-vit-l-14"

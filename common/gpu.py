@@ -1,6 +1,6 @@
 """What this machine can run TensorRT plans with: its NVIDIA GPUs and the TensorRT library a server would load.
 
-    python -m recipes.gpu
+    python -m common.gpu
 
 Asks the driver (libcuda) and TensorRT (libnvinfer) themselves, so it needs neither a Python package nor nvidia-smi.
 """
