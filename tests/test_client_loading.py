@@ -5,10 +5,9 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import grpc
@@ -16,13 +15,14 @@ import pyarrow.parquet as pq
 import pytest
 from command_line import run_cli
 from pictures import jpeg
+from waiting import until
 
 from clipsieve import Client, NotClipsieve, ServerNotReady, ServerUnavailable, outage
 from clipsieve.transport import Retry
 from clipsieve.triton_messages import failure_from_status
 from serving.embedded import EmbeddedServer
 from serving.model_control import ControlledServer
-from serving.tritonserver import free_ports
+from serving.tritonserver import held_ports
 from tests.fakes import SERVE, UNKNOWN_MODEL, Failure, FakeModel
 
 NOT_FOUND, UNAVAILABLE, CANCELLED = (
@@ -305,23 +305,17 @@ def _running(*arguments) -> Iterator[_Run]:
             run.process.kill()
 
 
-def _wait_for(path: Path) -> None:
-    for _ in range(_WAIT_S * 20):
-        if path.exists():
-            return
-        time.sleep(0.05)
-    raise AssertionError(f"{path} did not appear")
-
-
 def test_run_that_starts_before_the_real_server(gated, gate, pictures, tmp_path):
-    port, http_port = free_ports(0, 0)
-    options = ["--url", f"127.0.0.1:{port}", "--wait", str(_WAIT_S)]
-    server = EmbeddedServer(gated, grpc_port=port, http_port=http_port, metrics_port=0, log_path=tmp_path / "log")
-    with _running(pictures, tmp_path / "out.parquet", *options) as run, ThreadPoolExecutor(1) as pool:
+    with ExitStack() as stack:
+        (port,) = stack.enter_context(held_ports(0))
+        options = ["--url", f"127.0.0.1:{port}", "--wait", str(_WAIT_S)]
+        server = EmbeddedServer(gated, grpc_port=port, http_port=0, metrics_port=0, log_path=tmp_path / "log")
+        run = stack.enter_context(_running(pictures, tmp_path / "out.parquet", *options))
+        pool = stack.enter_context(ThreadPoolExecutor(1))
         run.read_until("waiting for the server")
         starting = pool.submit(server.__enter__)
         try:
-            _wait_for(gate.with_name("gate.reached"))
+            until(gate.with_name("gate.reached").exists)
             assert run.process.poll() is None
             gate.touch()
             starting.result()
@@ -329,7 +323,7 @@ def test_run_that_starts_before_the_real_server(gated, gate, pictures, tmp_path)
         finally:
             gate.touch()
             starting.result()
-            server.stop()
+            server.__exit__(None, None, None)
 
 
 def test_run_that_meets_a_real_server_while_it_loads(gated, gate, pictures, tmp_path, protocol):
@@ -356,7 +350,7 @@ def test_run_that_meets_a_real_server_while_it_loads(gated, gate, pictures, tmp_
         controlled.unload("preprocess")
         loading = pool.submit(controlled.load, "image_score")
         try:
-            _wait_for(gate.with_name("gate.reached"))
+            until(gate.with_name("gate.reached").exists)
             heads = run_cli("heads", "--url", url, "--protocol", protocol)
             assert (heads.exit_code, heads.stdout) == (5, "")
             assert "still loading its models" in heads.stderr

@@ -571,7 +571,7 @@ def test_job_ends_without_a_server_or_with_another_version(cluster, server, phot
     plan = planned(str(tmp_path / "old"), Inputs((str(photos),)), 4, HEADS)
     _score(_job(plan, url), 0)
     old = _start(cluster, server, photos, "--out", tmp_path / "old", "--rows-per-file", 4)
-    silent = _start(cluster, server, photos, "--out", tmp_path / "new", "--url", refusing_url, "--wait", 0)
+    silent = _start(cluster, server, photos, "--out", tmp_path / "new", "--url", refusing_url, "--wait", 1)
     status, told = _end(old)
     assert (status, told[-1]["event"]) == (1, "error"), told
     assert VERSION in told[-1]["message"]
