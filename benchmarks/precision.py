@@ -114,10 +114,14 @@ def pixels_of(pictures: list[Picture], tower: Tower) -> np.ndarray:
     return served_pixels([tower.preprocessing], Serving(), pictures)
 
 
-def write_methods(source: Path, folder: Path, calibration: np.ndarray, tried: bool) -> dict[str, Path]:
+def write_methods(
+    source: Path, folder: Path, calibration: np.ndarray, tried: bool, with_float16: bool = True
+) -> dict[str, Path]:
     """The kept methods' files, and with `tried` those of onnxruntime's own quantizers."""
-    files = {"fp32": source, "fp16": folder / "fp16.onnx", "int8": folder / "int8.onnx"}
-    to_float16(source, files["fp16"])
+    files = {"fp32": source, "int8": folder / "int8.onnx"}
+    if with_float16:
+        files["fp16"] = folder / "fp16.onnx"
+        to_float16(source, files["fp16"])
     to_int8(source, files["int8"], calibration)
     if tried:
         logging.disable(logging.WARNING)  # they advise a preprocessing step
@@ -178,10 +182,11 @@ def measure(model: str, arguments: argparse.Namespace, folder: Path) -> dict[str
     source = folder / "fp32.onnx"
     tower = export(model, arguments.pretrained, arguments.outliers, source)
     pixels, calibration = pixels_of(verification_pictures(), tower), pixels_of(calibration_pictures(), tower)
-    files = write_methods(source, folder, calibration, arguments.tried)
+    files = write_methods(source, folder, calibration, arguments.tried, with_float16=not arguments.no_fp16)
     encoders = {name: Encoder(str(path), str(path)) for name, path in files.items()}
-    write_as_gpu(files["fp16"], folder / "as_gpu.onnx")
-    encoders["fp16"] = Encoder(str(files["fp16"]), str(folder / "as_gpu.onnx"), optimize=False)
+    if "fp16" in files:
+        write_as_gpu(files["fp16"], folder / "as_gpu.onnx")
+        encoders["fp16"] = Encoder(str(files["fp16"]), str(folder / "as_gpu.onnx"), optimize=False)
     mib = {name: round(sum(p.stat().st_size for p in folder.glob(f"{f.name}*")) / 2**20) for name, f in files.items()}
     (embed_dim,) = onnx.load(source, load_external_data=False).graph.output[0].type.tensor_type.shape.dim[1:]
     head, score = scorer(embed_dim.dim_value, arguments.heads, folder / "head")
@@ -260,6 +265,7 @@ def main() -> None:
     parser.add_argument("--heads", type=Path, help="a folder with the published files; by default a random head")
     parser.add_argument("--rounds", type=int, default=5, help="timed batches of each (default %(default)s)")
     parser.add_argument("--batch", type=int, default=16, help="images of a timed batch (default %(default)s)")
+    parser.add_argument("--no-fp16", action="store_true", help="leave fp16 out, whose imitation takes longest")
     parser.add_argument("--tried", action="store_true", help="add onnxruntime's own quantizers, which were not kept")
     arguments, hardware = parser.parse_args(), machine()
     if "all" in arguments.instruction_sets:
