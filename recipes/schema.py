@@ -32,7 +32,7 @@ class RecipeError(ValueError):
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
 class Encoder(_Section):
@@ -56,7 +56,7 @@ class Encoder(_Section):
     """A local checkpoint (.pt, .bin, .safetensors) in the library's or OpenAI's layout, its http(s) address,
     or a folder as the Hugging Face hub has it (open_clip_config.json beside open_clip's checkpoint)."""
     weights_sha256: Sha256 | None = None
-    """Of the checkpoint; required for an address, checked for a file when it is given."""
+    """The sha256 of the checkpoint; required for an address, checked for a file when it is given."""
     open_clip_config: dict[str, Any] | None = None
     """An open_clip model config (embed_dim, vision_cfg, text_cfg) for a tower open_clip does not list."""
     seed: int = 0
@@ -149,20 +149,27 @@ class Fit(_Section):
     architecture: Literal["mlp", "laion-h14", "laion-aesthetic", "laion-aesthetic-relu"] = "mlp"
     """`mlp` has the `hidden_sizes`; the others have the layers of the published heads of those names."""
     hidden_sizes: list[Annotated[int, Field(ge=1)]] = []
-    """Of `mlp`: width of each hidden layer (ReLU and dropout after each); empty means one linear layer."""
+    """The width of each hidden layer of `mlp` (ReLU and dropout after each); empty means one linear layer."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
+    """The share of hidden values that are left out in training."""
     loss: Literal["bce", "mse", "cross_entropy"] | None = None
     """By default bce (binary, multilabel), cross_entropy (multiclass) or mse (regression)."""
     class_weights: bool = True
     """Weigh classes by the inverse of their frequency (bce's pos_weight)."""
     optimizer: Literal["adamw", "adam"] = "adamw"
+    """The optimizer of torch."""
     learning_rate: float = Field(default=1e-3, gt=0)
+    """The learning rate after warm-up."""
     weight_decay: float = Field(default=1e-4, ge=0)
+    """The weight decay of the optimizer."""
     warmup_epochs: int = Field(default=0, ge=0)
     """Epochs of linear warm-up of the learning rate."""
     schedule: Literal["constant", "cosine"] = "constant"
+    """What becomes of the learning rate after warm-up."""
     batch_size: int = Field(default=256, ge=1)
+    """Embeddings in one step."""
     max_epochs: int = Field(default=200, ge=1)
+    """The most passes over the training rows."""
     patience: int = Field(default=20, ge=1)
     """Stop after this many epochs without a better validation loss; the best epoch is kept."""
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
@@ -172,6 +179,7 @@ class Fit(_Section):
     near_duplicate_cosine: float | None = Field(default=0.97, gt=0, le=1)
     """Embeddings at least this close share a side of the split; null looks at exact duplicates only."""
     seed: int = 0
+    """The seed of the split, the first weights and the order of batches."""
 
 
 class Published(_Section):
@@ -182,10 +190,10 @@ class Published(_Section):
     file: Path | None = None
     """A local copy, for machines without a network; its sha256 is checked all the same."""
     sha256: Sha256 | None = None
-    """Of the file, for the heads whose sum is not known here; for the others it must be the known one."""
+    """The sha256 of the file, for the heads whose sum is not known here; for the others it must be the known one."""
     variant: Literal["published", "float16", "numeric"] = "published"
-    """Of the two Keras heads, whose few categorical columns are looked up in a vocabulary of float16 values:
-    `published` as the original graph does (a value that is no float16 is nearly always unknown), `float16`
+    """Which reading of the two Keras heads, whose few categorical columns are looked up in a vocabulary of float16
+    values: `published` as the original graph does (a value that is no float16 is nearly always unknown), `float16`
     with those columns rounded first, as the embeddings it was trained on were, `numeric` all left unknown."""
 
 
@@ -193,7 +201,9 @@ class Head(_Section):
     """One classifier on the embedding, served as the model `<name>_head`."""
 
     name: ModelName
+    """The name of the head, of its output of image_score, and of its model `<name>_head`."""
     task: Literal["binary", "multiclass", "multilabel", "regression"] = "binary"
+    """What a score means: one probability, one of several classes, several labels that may all hold, or a value."""
     class_names: list[str] = Field(min_length=1)
     """Binary: what 0 and 1 mean, `[safe, nsfw]`. Multiclass: one per class. Multilabel: one per label.
     Regression: the name of its one value."""
@@ -207,12 +217,14 @@ class Head(_Section):
     prevalence: float | None = Field(default=None, gt=0, lt=1)
     """Share of the positive class where the head will be used; probabilities are corrected for it."""
     published: Published | None = None
+    """A published head to import instead of training one."""
     source: Path | None = None
     """Folder with head.json; by default artifacts/heads/<name>, where training.fit writes."""
     shadow: ModelName | None = None
     """Another head of the recipe, a candidate for this one's place: whenever this head scores, the candidate does
     beside it, and metrics compare the two. It is no output of `image_score`. Needs `serving: {watch: true}`."""
     fit: Fit = Fit()
+    """How the head is trained."""
 
     @property
     def labels(self) -> list[str]:
@@ -281,12 +293,15 @@ class MinimumCosine(_Section):
     """
 
     fp32: Cosine = 0.99999
+    """The limit of the exported file."""
     fp16: Cosine = 0.999
+    """The limit of the file made from it for GPUs."""
     int8: Cosine = 0.995
+    """The limit of the file made from it for CPUs."""
     scaled: Cosine = 0.995
-    """Of `decode: scaled`: between embeddings of photographs decoded so and decoded exactly, their mean."""
+    """The limit of `decode: scaled`: between embeddings of photographs decoded so and decoded exactly, their mean."""
     dali: Cosine = 0.995
-    """Of `serving.preprocess: dali`: between embeddings of JPEGs decoded so and decoded exactly, the lowest."""
+    """The limit of `serving.preprocess: dali`: between embeddings of JPEGs decoded so and exactly, the lowest."""
 
     def at(self, precision: Precision) -> float:
         return float(getattr(self, precision))
@@ -296,13 +311,17 @@ class Build(_Section):
     """How ONNX files are exported."""
 
     precision: Precision = "fp32"
-    """Of the encoder that is served: fp16 for GPUs, int8 for CPUs. It is made from the fp32 file. Heads stay fp32."""
+    """The precision of the encoder that is served: fp16 for GPUs, int8 for CPUs. It is made from the fp32 file; heads
+    stay fp32."""
     opset: int = 18
+    """The ONNX operator set of every file, 17 to 21."""
     minimum_cosine: MinimumCosine = MinimumCosine()
+    """The limits that each step is held to."""
     maximum_score_difference: float = Field(default=0.05, gt=0)
     """Between a head's score of a picture where it is served and where it was verified, relative to the larger of 1 and
     the score. A server over it on a picture of its proof never becomes ready."""
     engine: Engine = Engine()
+    """How TensorRT plans are built."""
 
     @property
     def limit(self) -> float:
@@ -328,6 +347,7 @@ class Serving(_Section):
     """
 
     max_batch_size: int = Field(default=32, ge=1, le=1024)
+    """The most images in one request, and in one run of the encoder."""
     max_queue_delay_us: int = Field(default=0, ge=0)
     """How long the encoder waits for a fuller batch. 0 batches whatever has queued meanwhile; more needs both limits
     below to be 0."""
@@ -383,13 +403,19 @@ class Recipe(_Section):
     """A deployment: one encoder, its heads, and how they are built and served."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]*$")]
+    """The recipe's name, which is its folder under artifacts/."""
     description: str
+    """One sentence for people."""
     notice: str | None = None
     """Printed wherever scores of this recipe are shown, e.g. that it is a demonstration."""
     encoder: Encoder
+    """The image encoder, or several side by side."""
     heads: list[Head] = Field(min_length=1)
+    """The classifiers on its embedding."""
     build: Build = Build()
+    """How ONNX files and plans are made."""
     serving: Serving = Serving()
+    """What the server accepts, and how it uses the machine."""
 
     @model_validator(mode="after")
     def _engine_profile(self) -> Recipe:
