@@ -55,15 +55,21 @@ def encoder(demo: Recipe) -> EncoderManifest:
 
 
 @pytest.fixture(scope="session")
-def repository(demo: Recipe, encoder: EncoderManifest) -> Path:
+def patient_demo(demo: Recipe) -> Recipe:
+    """The demo, whose queues refuse nothing on a slow machine: test_overload has the demo's own limit, or another."""
+    return demo.model_copy(
+        update={"serving": demo.serving.model_copy(update={"queue_timeout_ms": 1000 * int(PATIENCE_S)})}
+    )
+
+
+@pytest.fixture(scope="session")
+def repository(demo: Recipe, patient_demo: Recipe, encoder: EncoderManifest) -> Path:
     """The demo's model repository, with a random head: what is scored does not matter to the seams."""
     folder = head_folder(demo.heads[0])
     write_head(folder, encoder, demo.heads[0].class_names, notice=demo.notice)
     build_head(folder, demo.build.opset)
     target = repository_folder(demo)
-    # What waits is not refused on a slow machine: benchmarks and test_overload have the demo's own limit, or another.
-    patient = demo.serving.model_copy(update={"queue_timeout_ms": 1000 * int(PATIENCE_S)})
-    install(demo.model_copy(update={"serving": patient}), target)
+    install(patient_demo, target)
     return target
 
 

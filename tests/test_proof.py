@@ -471,8 +471,8 @@ def test_check_finds_requests_that_are_too_large(copy):
     assert any("33 pictures in a request, max_batch_size is 32" in problem for problem in check(copy))
 
 
-def test_an_installed_repository_passes(repository, demo):
-    assert check_installed(demo, repository) == []
+def test_an_installed_repository_passes(repository, patient_demo):
+    assert check_installed(patient_demo, repository) == []
     assert preflight.problems(repository) == []
 
 
