@@ -123,6 +123,10 @@ mlflow: $(READY)  ## Install the full MLflow into .mlflow, to look at runs and s
 test: $(READY) $(TRITON_READY) $(PERF_READY) $(TRAINED_READY)  ## Run every test
 	$(RUN) pytest
 
+.PHONY: quick
+quick: $(READY)  ## Run the tests that need no server, no export and no other process
+	$(RUN) pytest -q -m "not server and not export and not process and not browser"
+
 .PHONY: check
 check: $(READY)  ## Lint, format, types, layout and the model repository's texts
 	$(BIN)/ruff check

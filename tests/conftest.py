@@ -20,6 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from artefacts import write_head  # noqa: E402 (after the environment)
 from programs import is_left_out, line_of  # noqa: E402
+from tiers import MARKS, marks_of  # noqa: E402
 from waiting import PATIENCE_S  # noqa: E402
 
 from build.encoder import build_encoder  # noqa: E402
@@ -30,6 +31,17 @@ from common.paths import encoder_folder, head_folder, repository_folder  # noqa:
 from recipes.schema import Recipe, load_recipe  # noqa: E402
 from serving.embedded import EmbeddedServer  # noqa: E402
 from tests.fakes import FakeModel, serve_grpc  # noqa: E402
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for mark, meaning in MARKS.items():
+        config.addinivalue_line("markers", f"{mark}: {meaning}")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark in marks_of(item.path.stem, getattr(item, "fixturenames", ())):
+            item.add_marker(mark)
 
 
 def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:

@@ -270,6 +270,7 @@ def test_rows_of_many_parts_are_gathered_in_order(tmp_path: Path) -> None:
     np.testing.assert_array_equal(rows.embedding[:, 0], [float(sum256) for sum256 in rows.sha256])
 
 
+@pytest.mark.process
 def test_the_memory_benchmark_runs() -> None:
     command = [sys.executable, "-m", "benchmarks.store_scan", "--rows", "2000", "--embed-dim", "16"]
     result = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout.splitlines()[-1])

@@ -1,0 +1,45 @@
+"""What tests need beyond this process, as marks: set here alone, by the fixtures that a test uses and by its file.
+
+`make quick` runs the tests that need none of them; `pytest -m server` those that start the real tritonserver.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+MARKS = {
+    "server": "starts the real tritonserver, or another server's process",
+    "export": "exports or quantizes an encoder, or trains on one: seconds of torch or onnxruntime",
+    "process": "starts processes: steps and commands as users run them, Ray, MLflow",
+    "browser": "looks at a page in Chromium, or asks Prometheus",
+}
+
+_FIXTURES = {
+    "server": ("server", "client_served", "served", "two_heads", "watching", "dali_server", "scene"),
+    "export": ("encoder", "repository", "tower", "trained", "small_clip", "float16", "int8", "chain", "exported"),
+    "process": ("cluster",),
+    "browser": ("chromium", "opened", "prometheus"),
+}
+_FILES = {
+    "server": (
+        *("test_client_loading", "test_client_served", "test_faults", "test_malformed", "test_overload"),
+        *("test_rollout", "test_served", "test_served_encoders", "test_serving", "test_supervisor", "test_two_heads"),
+        *("test_watch_served",),
+    ),
+    "export": (
+        *("test_encoder", "test_export", "test_head", "test_import_head", "test_int8_everywhere", "test_precision"),
+        *("test_tower", "test_timm_tower", "test_verify", "test_fit", "test_embed", "test_pixels", "test_tracking"),
+        *("test_audit", "test_calibrate", "test_draw", "test_evaluate", "test_optimize"),
+    ),
+    "process": (
+        *("test_client_ray", "test_client_resume", "test_readme", "test_benchmarks", "test_peers", "test_bad_files"),
+        *("test_fuzz_images", "test_demo", "test_container", "test_tune"),
+    ),
+    "browser": ("test_report_page",),
+}
+
+
+def marks_of(file: str, fixtures: Iterable[str]) -> list[str]:
+    """The marks of a test, by the stem of its file and the names of all fixtures that it uses, directly or not."""
+    used = set(fixtures)
+    return [mark for mark in MARKS if file in _FILES[mark] or not used.isdisjoint(_FIXTURES[mark])]
