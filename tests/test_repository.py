@@ -10,6 +10,7 @@ from pathlib import Path
 import onnx
 import open_clip
 import pytest
+import yaml
 from artefacts import encoder_manifest, write_head
 from PIL import Image
 from tritonclient.utils import deserialize_bytes_tensor
@@ -219,8 +220,10 @@ def test_two_heads_are_installed_and_wired(demo, encoder, tmp_path):
     assert check(tmp_path / "models") == []
 
 
-def test_command_installs_checks_and_prints_the_folder(repository, capsys):
-    assert main(["--recipe", "demo", "--check"]) == 0
+def test_command_installs_checks_and_prints_the_folder(repository, patient_demo, tmp_path, capsys):
+    recipe = tmp_path / "demo.yaml"
+    recipe.write_text(yaml.safe_dump(patient_demo.model_dump(mode="json", exclude_defaults=True)))
+    assert main(["--recipe", str(recipe), "--check"]) == 0
     assert capsys.readouterr().out.strip() == str(repository)
     assert main(["--recipe", "nsfw-vit-l-14", "--texts"]) == 0
     assert main(["--recipe", "nsfw-vit-l-14", "--check"]) == 1
