@@ -19,6 +19,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.cpu import find_cpu
+
 SOURCE = Path(__file__).with_name("hide_cpuid.c")
 NATIVE = "native"
 
@@ -68,19 +70,13 @@ class NotImitated(RuntimeError):
     """A lesser processor cannot be imitated here; the message says why."""
 
 
-def cpu_flags() -> set[str]:
-    """Flags of the first processor in /proc/cpuinfo."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((set(line.partition(":")[2].split()) for line in lines if line.startswith("flags")), set())
-
-
 def available() -> list[str]:
     """Names of the sets that this processor has, and `native`; `native` alone where none can be imitated."""
     try:
         hiding_library()
     except NotImitated:
         return [NATIVE]
-    return [name for name, each in INSTRUCTION_SETS.items() if each.needs <= cpu_flags()] + [NATIVE]
+    return [name for name, each in INSTRUCTION_SETS.items() if each.needs <= find_cpu().flags] + [NATIVE]
 
 
 def environment(name: str) -> dict[str, str]:
@@ -92,7 +88,7 @@ def environment(name: str) -> dict[str, str]:
     if name == NATIVE:
         return dict(os.environ)
     chosen = INSTRUCTION_SETS[name]
-    if missing := chosen.needs - cpu_flags():
+    if missing := chosen.needs - find_cpu().flags:
         raise NotImitated(f"{name} needs a processor with {', '.join(sorted(missing))}")
     masks = ",".join(f"{mask:x}" for mask in chosen.hidden)
     return os.environ | {"LD_PRELOAD": str(hiding_library()), "CLIPSIEVE_HIDDEN_CPUID": masks}

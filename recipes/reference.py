@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from recipes.schema import RECIPES, Recipe, load_recipe, recipe_names
+from recipes.schema import RECIPES, Recipe, load_recipe, recipe_names, section_in
 
 PAGE = RECIPES / "README.md"
 _NAMES = {
@@ -54,7 +54,7 @@ def sections(section: type[BaseModel], path: str) -> Iterator[tuple[str, type[Ba
     """A section and those inside it, each once, with where it stands: `heads[].fit`."""
     yield path, section
     for name, field in section.model_fields.items():
-        inner = _section_in(field.annotation)
+        inner = section_in(field.annotation)
         if inner is not None and inner is not section:
             dots = "[]" if typing.get_origin(field.annotation) is list else ""
             yield from sections(inner, f"{path}.{name}{dots}".lstrip("."))
@@ -94,13 +94,6 @@ def default_of(field: FieldInfo) -> str:
     if isinstance(default, BaseModel) or default is None or default in ([], ""):
         return ""
     return f"`{str(default).lower() if isinstance(default, bool) else default}`"
-
-
-def _section_in(annotation: Any) -> type[BaseModel] | None:
-    """The section inside an annotation such as `list[Head]` or `Published | None`."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return annotation if issubclass(annotation, BaseModel) else None
-    return next(filter(None, map(_section_in, typing.get_args(annotation))), None)
 
 
 def _cell(text: str) -> str:

@@ -544,15 +544,15 @@ def _section_at(loc: tuple[int | str, ...]) -> type[BaseModel]:
     section: type[BaseModel] = Recipe
     for part in loc:
         if isinstance(part, str):
-            section = _section_in(section.model_fields[part].annotation) or section
+            section = section_in(section.model_fields[part].annotation) or section
     return section
 
 
-def _section_in(annotation: Any) -> type[BaseModel] | None:
+def section_in(annotation: Any) -> type[BaseModel] | None:
     """The recipe section inside an annotation such as `list[Head]` or `Fit | None`."""
     if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
         return annotation if issubclass(annotation, BaseModel) else None
-    return next(filter(None, map(_section_in, typing.get_args(annotation))), None)
+    return next(filter(None, map(section_in, typing.get_args(annotation))), None)
 
 
 def main(argv: list[str]) -> int:
