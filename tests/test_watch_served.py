@@ -6,6 +6,7 @@ import concurrent.futures
 import json
 import math
 import shutil
+import time
 import urllib.request
 from pathlib import Path
 
@@ -157,6 +158,13 @@ def decision_of(server, picture: bytes) -> int | None:
             return None
         assert result is not None
         return int(np.asarray(result.as_numpy("live_decision")).item())
+
+
+def test_the_warm_up_and_the_proof_are_not_counted(watching):
+    server, _ = watching
+    time.sleep(2)  # counts go out once a second: what was counted before the server was ready has reached the metrics
+    assert value(metrics(server), "clipsieve_images_total") == 0
+    assert value(metrics(server), SCORES) == 0
 
 
 def test_counts_of_all_processes_add_up(watching):

@@ -5,11 +5,14 @@ INVALID_ARG, naming each bad image; requests batched beside it are answered.
 """
 
 import json
+from pathlib import Path
 
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports] (inside Triton only)
 from clip_pixels import BatchError, Transform
 from image_counts import DESCRIPTIONS, CountedTransform
 from metric_counters import PROBE_ID, Counters, Flusher, TritonRegistry
+
+LENGTH_BYTES = 4  # before each element of a BYTES tensor in a file
 
 
 class TritonPythonModel:
@@ -19,6 +22,8 @@ class TritonPythonModel:
         counters = Counters(TritonRegistry(pb_utils, DESCRIPTIONS))
         self.counted = CountedTransform.of(self.transform, counters)
         self.flusher = Flusher(counters.flush)
+        warmup = Path(args["model_repository"]) / "warmup" / "image"
+        self.warmup = warmup.read_bytes()[LENGTH_BYTES:] if warmup.is_file() else None
 
     def finalize(self):
         self.flusher.stop()
@@ -29,7 +34,7 @@ class TritonPythonModel:
     def respond(self, request):
         try:
             images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()  # (B, 1) object
-            transform = self.transform if request.request_id() == PROBE_ID else self.counted
+            transform = self.counted if self.is_sent(request, images) else self.transform
             pixels = transform.batch(images.reshape(-1))  # (B, H, W, 3) uint8
         except BatchError as error:
             refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
@@ -38,3 +43,7 @@ class TritonPythonModel:
             refusal = pb_utils.TritonError(f"preprocess: {type(error).__name__}", pb_utils.TritonError.INTERNAL)
             return pb_utils.InferenceResponse(error=refusal)
         return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("pixels", pixels)])
+
+    def is_sent(self, request, images):
+        """Whether somebody sent the images to have them scored: a probe and Triton's own warm-up are not counted."""
+        return request.request_id() != PROBE_ID and images.reshape(-1).tolist() != [self.warmup]
