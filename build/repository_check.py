@@ -31,6 +31,7 @@ from common.manifest import (
 )
 from common.plans import cc_model_filenames, find_plans, manifest_path, repository_problems
 from common.proof_file import proof_path, proof_problems, read_proof
+from common.served_versions import installed_versions, served_versions
 
 ONNX_TYPES = {
     "TYPE_UINT8": onnx.TensorProto.UINT8,
@@ -51,6 +52,7 @@ def check(repository: Path, machine: Machine | None = None) -> list[str]:
         return problems
     configs = _read_configs(repository)[0]
     for folder, config in configs.items():
+        problems += _check_versions(repository / folder, config)
         if config.platform != "ensemble" and config.backend != "python":
             problems += _check_model_file(served_folder(repository / folder, config), config)
     problems += file_problems(repository, configs["preprocess"])
@@ -60,10 +62,17 @@ def check(repository: Path, machine: Machine | None = None) -> list[str]:
 
 
 def served_folder(model: Path, config: ModelConfig) -> Path:
-    """The version of a model that Triton serves: the one a rollout has put into `version_policy`, or the newest."""
-    named = list(config.version_policy.specific.versions)
-    found = [int(path.name) for path in model.glob("[0-9]*") if path.name.isdecimal()]
-    return model / str(max(named or found or [1]))
+    """The version of a model that Triton serves; the first, which an installation makes, where there is none yet."""
+    return model / str((served_versions(model, config) or [1])[-1])
+
+
+def _check_versions(model: Path, config: ModelConfig) -> list[str]:
+    """One version of a model is checked and proved, so that no other may be served."""
+    installed, served = installed_versions(model), served_versions(model, config)
+    if len(served) == 1 or not installed:  # what is not installed is named with the file it lacks
+        return []
+    which = f"serves the versions {served}" if served else f"serves none of the versions that are there, {installed}"
+    return [f"{model.name}/config.pbtxt: {which}; name one in version_policy: {{ specific: {{ versions: [ … ] }} }}"]
 
 
 def check_texts(repository: Path) -> list[str]:

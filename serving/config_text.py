@@ -47,23 +47,6 @@ def edited(text: str, version: int | None, parameters: dict[str, str], path: Pat
     return result
 
 
-def pinned_version(text: str, path: Path) -> int | None:
-    """The one version that the config names; None when it names none, which serves the newest.
-
-    Raises:
-        ServingError: it serves several versions.
-    """
-    config = parsed(text, path)
-    policy = config.version_policy.WhichOneof("policy_choice")
-    if policy is None or (policy == "latest" and config.version_policy.latest.num_versions <= 1):
-        return None
-    versions = list(config.version_policy.specific.versions)
-    if len(versions) != 1:
-        found = " ".join(str(config.version_policy).split())
-        raise ServingError(f"{path}: version_policy is {found}; a rollout needs one that serves a single version")
-    return versions[0]
-
-
 def _with_version(text: str, version: int) -> str:
     line = f"version_policy: {{ specific: {{ versions: [ {version} ] }} }}"
     changed, count = _POLICY.subn(line, text)

@@ -21,9 +21,11 @@ from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
+from tritonclient.grpc.model_config_pb2 import ModelConfig  # pyright: ignore[reportAttributeAccessIssue] (generated code)
 
 from common.manifest import HeadManifest, read_head, write_atomically, write_manifest
-from serving.config_text import edited, pinned_version
+from common.served_versions import installed_versions, served_versions
+from serving.config_text import edited, parsed
 from serving.triton_wheel import ServingError
 
 
@@ -68,16 +70,22 @@ def read_served(repository: Path, head: str) -> Served:
     """
     folder = repository / f"{head}_head"
     path = folder / "config.pbtxt"
-    if not path.is_file() or not versions(folder):
+    if not path.is_file() or not installed_versions(folder):
         raise ServingError(f"{folder}: no head is installed here; install the repository with: make engines")
     text = path.read_text(encoding="utf-8")
-    version = pinned_version(text, path) or versions(folder)[-1]
+    version = _only_version(folder, parsed(text, path))
     return Served(folder, version, edited(text, version, {}, path), read_head(folder / str(version)))
 
 
-def versions(folder: Path) -> list[int]:
-    """Versions of a model that are installed, ascending."""
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal() and path.is_dir())
+def _only_version(folder: Path, config: ModelConfig) -> int:
+    versions = served_versions(folder, config)
+    if len(versions) != 1:
+        policy = " ".join(str(config.version_policy).split())
+        raise ServingError(
+            f"{folder / 'config.pbtxt'}: version_policy is {policy}, which serves the versions {versions} of "
+            f"{installed_versions(folder)}; a rollout needs one that serves a single version"
+        )
+    return versions[0]
 
 
 def write_config(served: Served, text: str) -> None:

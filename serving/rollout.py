@@ -28,6 +28,7 @@ from common.manifest import HeadManifest, ManifestError, compare_fingerprints, r
 from common.paths import head_folder, repository_folder
 from common.proof import Proof, ProofHead, image_misses
 from common.proof_file import set_head
+from common.served_versions import installed_versions
 from recipes.schema import RecipeError, load_recipe
 from serving.config_text import edited
 from serving.head_probe import ProbeSet, disagreement, probe_set
@@ -37,7 +38,6 @@ from serving.head_versions import (
     only_rollout,
     read_replaced,
     read_served,
-    versions,
     write_config,
 )
 from serving.model_control import ControlledServer
@@ -83,7 +83,7 @@ def roll_out(head: str, repository: Path, source: Path, server: ControlledServer
             return _changed(before, server)
         check_same_repository(before, server)
         try_candidate(source, before, manifest, probes, server)
-        number = 1 + max(versions(folder) + server.known_versions(folder.name))
+        number = 1 + max(installed_versions(folder) + server.known_versions(folder.name))
         added = add_version(before, source, number)
         try:
             text = edited(before.config, number, _parameters(manifest, before), folder / "config.pbtxt")

@@ -1,23 +1,29 @@
-"""A head's versions on disk: the config's text, the probe set, what may take the place of what. No server."""
+"""A head's versions on disk: the config's text, the probe set, what may take the place of what."""
 
 from __future__ import annotations
 
 import re
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tritonclient.grpc as grpc
 from heads import BuiltHead, built_head
 
 from build.proof import COUNT
+from build.repository_check import check
+from build.repository_configs import read_config
 from common.manifest import ManifestError
 from common.paths import MODEL_REPOSITORY
 from common.proof import Proof
 from common.proof_file import read_proof
-from serving.config_text import edited, parsed, pinned_version
+from common.served_versions import installed_versions, served_versions
+from serving.config_text import edited, parsed
+from serving.embedded import EmbeddedServer
 from serving.head_probe import PROBES, ProbeSet, disagreement, probe_set
-from serving.head_versions import add_version, only_rollout, read_replaced, read_served, versions, write_config
+from serving.head_versions import add_version, only_rollout, read_replaced, read_served, write_config
 from serving.rollout import check_fits
 from serving.triton_wheel import ServingError
 from serving.watched_head import watched_text
@@ -42,7 +48,7 @@ parameters {
 def test_a_version_is_added_and_replaced_and_nothing_else_changes():
     pinned = edited(STAMPED, 2, {}, HERE)
     assert pinned.startswith(STAMPED)
-    assert pinned_version(pinned, HERE) == 2
+    assert parsed(pinned, HERE).version_policy.specific.versions == [2]
     again = edited(pinned, 13, {}, HERE)
     assert again.replace("[ 13 ]", "[ 2 ]") == pinned
     assert edited(again, 13, {}, HERE) == edited(again, None, {}, HERE) == again
@@ -50,7 +56,7 @@ def test_a_version_is_added_and_replaced_and_nothing_else_changes():
 
 def test_a_policy_in_several_lines_is_replaced():
     text = STAMPED + "version_policy {\n  specific {\n    versions: 4\n  }\n}\n"
-    assert pinned_version(edited(text, 5, {}, HERE), HERE) == 5
+    assert parsed(edited(text, 5, {}, HERE), HERE).version_policy.specific.versions == [5]
 
 
 @pytest.mark.parametrize("value", ['[["a"]]', "two\nlines", "back\\slash", "ünïcode", ""])
@@ -69,17 +75,6 @@ def test_the_checked_in_configs_keep_their_comments(model):
     assert [line for line in text.splitlines() if line.startswith("#")] == [
         line for line in changed.splitlines() if line.startswith("#")
     ]
-
-
-@pytest.mark.parametrize("policy", ["all { }", "latest { num_versions: 2 }", "specific { versions: [ 1, 2 ] }"])
-def test_a_config_that_serves_several_versions_is_refused(policy):
-    with pytest.raises(ServingError, match="needs one that serves a single version"):
-        pinned_version(f"{STAMPED}version_policy {{ {policy} }}", HERE)
-
-
-def test_a_config_that_serves_the_newest_names_none():
-    assert pinned_version(STAMPED, HERE) is None
-    assert pinned_version(STAMPED + "version_policy { latest { num_versions: 1 } }", HERE) is None
 
 
 def test_a_config_that_does_not_parse_is_named_with_its_line():
@@ -109,13 +104,79 @@ def models(repository, first, tmp_path) -> Path:
     return copy
 
 
+POLICIES = {
+    "": [10],
+    "all { }": [0, 1, 2, 10],
+    "latest { }": [],
+    "latest { num_versions: 1 }": [10],
+    "latest { num_versions: 2 }": [2, 10],
+    "specific { versions: [ 2, 1 ] }": [1, 2],
+    "specific { versions: [ 2, 9 ] }": [2],
+    "specific { versions: [ 9 ] }": [],
+    "specific { }": [],
+}
+"""What Triton serves of the versions 0, 1, 2 and 10, by the config's version_policy; 03 is no version."""
+
+
+def _serve(folder: Path, policy: str, numbers: Iterable[str] = ("0", "2", "03", "10")) -> Path:
+    """The model with these versions beside the first, and this version_policy."""
+    for number in numbers:
+        shutil.copytree(folder / "1", folder / number)
+    if policy:
+        with (folder / "config.pbtxt").open("a") as config:
+            config.write(f"version_policy {{ {policy} }}\n")
+    return folder
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_the_check_and_the_rollout_have_one_answer_to_which_version_is_served(models, policy):
+    folder = _serve(models / "demo_head", policy)
+    served = served_versions(folder, read_config(folder / "config.pbtxt"))
+    assert served == POLICIES[policy]
+    problems = [problem for problem in check(models) if "version_policy" in problem]
+    if len(served) == 1:
+        assert problems == []
+        assert [read_served(models, "demo").version] == served
+        return
+    assert [str(served) in problem or "serves none" in problem for problem in problems] == [True]
+    with pytest.raises(ServingError, match="needs one that serves a single version") as error:
+        read_served(models, "demo")
+    assert str(served) in str(error.value)
+
+
+def test_the_server_serves_what_the_policies_say(repository, tmp_path):
+    models = Path(shutil.copytree(repository, tmp_path / "models"))
+    expected = {f"head{number}": versions for number, versions in enumerate(POLICIES.values()) if versions}
+    for number, (policy, versions) in enumerate(POLICIES.items()):
+        if versions:  # a server with a model of no version does not start
+            head = Path(shutil.copytree(models / "demo_head", models / f"head{number}"))
+            _serve(head, policy)
+            config = head / "config.pbtxt"
+            config.write_text(config.read_text().replace('"demo_head"', f'"{head.name}"'))
+    with (
+        EmbeddedServer(models, http_port=0, grpc_port=0, metrics_port=0, log_path=tmp_path / "log") as server,
+        grpc.InferenceServerClient(server.grpc_url) as client,
+    ):
+        ready = {
+            name: [number for number in (0, 1, 2, 3, 10) if client.is_model_ready(name, str(number))]
+            for name in expected
+        }
+    assert ready == expected
+
+
+def test_a_policy_of_several_versions_serves_one_where_there_is_one(models):
+    _serve(models / "demo_head", "all { }", numbers=())
+    served = read_served(models, "demo")
+    assert (served.version, served.config.count("specific: { versions: [ 1 ] }")) == (1, 1)
+
+
 def test_a_new_version_is_not_served_before_the_config_says_so(models, first, second):
     before = read_served(models, "demo")
     assert (before.version, before.manifest) == (1, first.manifest)
     added = add_version(before, second.folder, 2)
     assert sorted(path.name for path in added.iterdir()) == ["head.json", "model.onnx", "rollout.json"]
     assert read_served(models, "demo") == before
-    assert versions(models / "demo_head") == [1, 2]
+    assert installed_versions(models / "demo_head") == [1, 2]
     assert not list((models / "demo_head").glob(".*"))
 
 
@@ -131,7 +192,7 @@ def test_the_way_back_is_what_was_replaced_and_not_the_version_below(models, sec
 def test_a_copy_that_fails_leaves_nothing(models, tmp_path):
     with pytest.raises(OSError, match=r"head\.json"):
         add_version(read_served(models, "demo"), tmp_path / "absent", 2)
-    assert versions(models / "demo_head") == [1]
+    assert installed_versions(models / "demo_head") == [1]
     assert not list((models / "demo_head").glob(".*"))
 
 

@@ -28,12 +28,13 @@ from clipsieve import Client
 from common.manifest import HeadManifest
 from common.proof import HeadAnswer, Proof, misses
 from common.proof_file import read_proof, set_head
+from common.served_versions import installed_versions
 from recipes.schema import parse_recipe
 from serving import rollout
 from serving.config_text import edited
 from serving.embedded import EmbeddedServer
 from serving.head_probe import ProbeSet
-from serving.head_versions import Served, read_served, versions
+from serving.head_versions import Served, read_served
 from serving.model_control import ControlledServer
 from serving.proof import ask
 from serving.rollout import roll_back, roll_out
@@ -172,7 +173,7 @@ def test_heads_are_replaced_and_rolled_back_under_load_without_a_failed_or_mixed
     controlled.serve("first")
     expected = expected_scores(controlled)
     assert np.ptp(list(expected.values())) > 0.01
-    changes, before = [], len(versions(controlled.models / "demo_head"))
+    changes, before = [], len(installed_versions(controlled.models / "demo_head"))
     with traffic(controlled.server.grpc_url) as seen:
         for step in ("second", "third", None, None, "third"):
             if step is None:
@@ -191,7 +192,7 @@ def test_heads_are_replaced_and_rolled_back_under_load_without_a_failed_or_mixed
         "second", "third", "second", "first", "third",
     ]  # fmt: skip
     assert not any(change.watch_problem for change in changes)
-    assert len(versions(controlled.models / "demo_head")) == before + 3
+    assert len(installed_versions(controlled.models / "demo_head")) == before + 3
 
 
 def test_clients_learn_the_thresholds_of_the_version_that_serves(controlled):
@@ -220,10 +221,10 @@ def test_the_watch_compares_with_the_training_of_the_version_that_serves(control
 
 def test_what_serves_already_is_not_installed_again(controlled):
     controlled.serve("first")
-    before = versions(controlled.models / "demo_head")
+    before = installed_versions(controlled.models / "demo_head")
     change = roll_out("demo", controlled.models, controlled.heads["first"].folder, controlled.connection)
     assert change.before == change.after
-    assert versions(controlled.models / "demo_head") == before
+    assert installed_versions(controlled.models / "demo_head") == before
 
 
 def test_a_second_server_of_the_repository_only_follows(controlled):
@@ -234,7 +235,7 @@ def test_a_second_server_of_the_repository_only_follows(controlled):
     roll_back("demo", controlled.models, controlled.connection)
     served = read_served(controlled.models, "demo")
     config = served.folder / "config.pbtxt"
-    newest = versions(served.folder)[-1]
+    newest = installed_versions(served.folder)[-1]
     config.write_text(edited(served.config, newest, {}, config))  # as the rollout on another server left it
     assert (controlled.serving, controlled.on_disk) == ("first", "second")
     change = roll_out("demo", controlled.models, folder, controlled.connection)
@@ -314,7 +315,7 @@ def test_two_rollouts_at_once_lose_nothing_of_the_proof(repository, tmp_path):
 def test_a_candidate_that_scores_otherwise_is_not_installed(controlled, monkeypatch):
     """The candidate's scores are those of the file; here the expectation is wrong instead."""
     controlled.serve("first")
-    before, truth = versions(controlled.models / "demo_head"), rollout.probe_set
+    before, truth = installed_versions(controlled.models / "demo_head"), rollout.probe_set
 
     def wrong(folder: Path, manifest: HeadManifest, proof: Proof) -> ProbeSet:
         probes = truth(folder, manifest, proof)
@@ -324,7 +325,7 @@ def test_a_candidate_that_scores_otherwise_is_not_installed(controlled, monkeypa
     with pytest.raises(ServingError, match=r"tried and not installed: scores differ from the file's by 0\.1"):
         controlled.serve("second")
     assert (controlled.serving, controlled.on_disk) == ("first", "first")
-    assert versions(controlled.models / "demo_head") == before
+    assert installed_versions(controlled.models / "demo_head") == before
 
 
 def garbage(controlled: Controlled) -> bytes:
@@ -342,7 +343,7 @@ def third_head(controlled: Controlled) -> bytes:
 def test_another_file_than_the_candidates_is_taken_back(controlled, monkeypatch, contents, expected):
     """What the server reads from the repository is not what it tried: damaged, or another head."""
     controlled.serve("first")
-    before, whole = versions(controlled.models / "demo_head"), rollout.add_version
+    before, whole = installed_versions(controlled.models / "demo_head"), rollout.add_version
 
     def damaged(served: Served, source: Path, version: int) -> Path:
         added = whole(served, source, version)
@@ -357,7 +358,7 @@ def test_another_file_than_the_candidates_is_taken_back(controlled, monkeypatch,
         until(lambda: len(seen.answers) >= start + 10)
     assert not seen.failures
     assert (controlled.serving, controlled.on_disk) == ("first", "first")
-    assert versions(controlled.models / "demo_head") == before
+    assert installed_versions(controlled.models / "demo_head") == before
 
 
 def test_an_interrupted_rollout_is_taken_back(controlled, monkeypatch):
@@ -365,13 +366,13 @@ def test_an_interrupted_rollout_is_taken_back(controlled, monkeypatch):
         raise KeyboardInterrupt
 
     controlled.serve("first")
-    before = versions(controlled.models / "demo_head")
+    before = installed_versions(controlled.models / "demo_head")
     monkeypatch.setattr(rollout, "check_serves", interrupt)
     with pytest.raises(KeyboardInterrupt):
         roll_out("demo", controlled.models, controlled.heads["second"].folder, controlled.connection)
     assert controlled.proved == ["first"]
     assert (controlled.serving, controlled.on_disk) == ("first", "first")
-    assert versions(controlled.models / "demo_head") == before
+    assert installed_versions(controlled.models / "demo_head") == before
 
 
 def test_triton_keeps_the_old_version_when_a_damaged_one_is_loaded_past_the_rollout(controlled):
