@@ -16,7 +16,7 @@ OURS = {"benchmarks", "build", "clipsieve", "common", "recipes", "serving", "tes
 MAY_IMPORT = {
     "recipes": {"recipes"},
     "common": {"common", "recipes"},
-    "training": {"common", "recipes", "training"},
+    "training": {"clipsieve", "common", "recipes", "training"},
     "build": {"common", "recipes", "build"},
     "serving": {"common", "recipes", "serving"},
     "clients": {"clipsieve"},

@@ -93,14 +93,14 @@ def test_members_without_an_image_are_passed_over(tmp_path: Path) -> None:
 def test_a_shard_cut_anywhere_is_refused_with_its_byte(tmp_path: Path, kept: int) -> None:
     shard = _shard(tmp_path / "a.tar", FILES)  # 8 blocks, then the end mark
     shard.write_bytes(shard.read_bytes()[:kept])
-    with pytest.raises(StepError, match=rf"a\.tar: .*{kept}"):
+    with pytest.raises(StepError, match=rf"a\.tar: (cut off at byte {kept}|not a tar)"):
         _read(shard)
 
 
 def test_a_shard_cut_between_two_members_is_refused(tmp_path: Path) -> None:
     shard = _shard(tmp_path / "a.tar", FILES)
     shard.write_bytes(shard.read_bytes()[: 4 * 512])
-    with pytest.raises(StepError, match="ends without the mark of a tar's end: it was cut off at byte 2048 of 2048"):
+    with pytest.raises(StepError, match="cut off at byte 2048, after 0 whole samples"):
         _read(shard)
 
 
@@ -109,14 +109,14 @@ def test_damage_in_the_middle_is_refused(tmp_path: Path) -> None:
     data = bytearray(shard.read_bytes())
     data[4 * 512 + 20] ^= 0xFF
     shard.write_bytes(data)
-    with pytest.raises(StepError, match="is damaged at byte 2048"):
+    with pytest.raises(StepError, match="damaged at byte 2048"):
         _read(shard)
 
 
 def test_a_compressed_shard_is_refused(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "a.tar", "w:gz"):
         pass
-    with pytest.raises(StepError, match="not a whole uncompressed tar"):
+    with pytest.raises(StepError, match=r"a\.tar: is compressed, .*gunzip"):
         _read(tmp_path / "a.tar")
 
 
@@ -125,7 +125,7 @@ def test_links_are_refused(tmp_path: Path) -> None:
         entry = tarfile.TarInfo("a.jpg")
         entry.type, entry.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(entry)
-    with pytest.raises(StepError, match=r"'a\.jpg' is a link or a special file"):
+    with pytest.raises(StepError, match=r"key 'a': NOT_A_FILE: 'a\.jpg' is a symbolic link"):
         _read(tmp_path / "a.tar")
 
 
@@ -138,7 +138,7 @@ def test_links_are_refused(tmp_path: Path) -> None:
         ({"a.jpg": b"", "a.json": b"[1]"}, r"key 'a': a\.json: "),
         ({"a.jpg": b"", "a.cls": b"\xff"}, r"key 'a': a\.cls: 'utf-8'"),
         ({"a.jpg": b"", "a.cls": b"1" * 2_000_000}, "2000000 bytes are too many for a label"),
-        ({"a.jpg": b"", "a.png": b"", "a.cls": b"1"}, "key 'a' has several images: a.jpg, a.png"),
+        ({"a.jpg": b"", "a.png": b"", "a.cls": b"1"}, "key 'a': SEVERAL_IMAGES: a.jpg, a.png"),
         ({"a.jpg": b"", "a.cls": b"1", "b.jpg": b"", "a.png": b""}, "key 'a' comes a second time"),
         ({"a.jpg": b""}, r"no sample has a label; expected <key>\.cls"),
         ({"a.cls": b"1"}, "no images"),

@@ -5,14 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-
-@dataclass(frozen=True)
-class Member:
-    """A file inside an uncompressed tar, by its place there; its name is never used as a path."""
-
-    name: str
-    offset: int
-    size: int
+from clipsieve.paths import text_from_path
+from clipsieve.shards import Member
 
 
 @dataclass(frozen=True)
@@ -27,14 +21,14 @@ class Sample:
     split: str | None = None
     """The split that the data set itself prescribes, if it does."""
     member: Member | None = None
-    """Set for a member of the shard at `path`."""
+    """Set for a member of the uncompressed shard at `path`; its name is never used as a path."""
     origin: str | None = None
     """Where a list names this file, for messages: `labels.csv row 7`."""
 
     @property
     def stored_path(self) -> str:
         """What the store's `path` says: the file, or `<shard>#<member>`."""
-        return str(self.path) if self.member is None else f"{self.path}#{self.member.name}"
+        return text_from_path(str(self.path) if self.member is None else f"{self.path}#{self.member.name}")
 
     def read(self) -> bytes:
         """The encoded image.
@@ -45,5 +39,5 @@ class Sample:
         if self.member is None:
             return self.path.read_bytes()
         with self.path.open("rb") as file:
-            file.seek(self.member.offset)
+            file.seek(self.member.data)
             return file.read(self.member.size)

@@ -15,8 +15,9 @@ from typing import BinaryIO
 import numpy as np
 
 from clipsieve.lists import InputRefused, is_list, paths_from_table
+from clipsieve.shards import IMAGE_EXTENSIONS
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"})
+IMAGE_SUFFIXES = frozenset(f".{extension}" for extension in IMAGE_EXTENSIONS)
 
 _PIECE = 4096  # names, or bytes of a list on stdin
 _LONGEST_PATH = 4096

@@ -196,6 +196,26 @@ def layout_of(shard: str | os.PathLike[str]) -> Layout:
         return Layout(spans, tuple(tar.common))
 
 
+def image_among(members: Sequence[Member]) -> Member:
+    """The one image of a sample.
+
+    Raises:
+        ImageRejected: DUPLICATE_MEMBER, NO_IMAGE, SEVERAL_IMAGES or NOT_A_FILE.
+    """
+    names = [member.name for member in members]
+    images = [member for member in members if member.is_image]
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ImageRejected("DUPLICATE_MEMBER", f"{twice!r} comes twice")
+    if not images:
+        raise ImageRejected("NO_IMAGE", f"no {', '.join(IMAGE_EXTENSIONS)} among {', '.join(names[:5])}")
+    if len(images) > 1:
+        raise ImageRejected("SEVERAL_IMAGES", ", ".join(image.name for image in images[:5]))
+    if images[0].kind:
+        raise ImageRejected("NOT_A_FILE", f"{images[0].name!r} is {images[0].kind}; only plain files are read")
+    return images[0]
+
+
 @contextmanager
 def open_forwards(shard: str | os.PathLike[str], file: BinaryIO | None = None) -> Iterator[ForwardFile]:
     """The bytes of the tar, unpacked if it is gzipped.
@@ -387,29 +407,16 @@ def _groups(tar: _Tar, image_from: Callable[[Member, int], bytes]) -> Iterator[_
 
 
 def _sample(group: _Group, first: int, max_image_bytes: int) -> Sample:
-    images = [member for member in group.members if member.is_image]
-    error = _error(group, images, first, max_image_bytes)
-    if error is not None:
+    try:
+        if first != group.index:
+            both = f"samples {first} and {group.index} of the shard have the same key"
+            raise ImageRejected("DUPLICATE_KEY", both)
+        image = image_among(group.members)
+        if image.size > max_image_bytes:
+            raise ImageRejected("TOO_MANY_BYTES", f"{image.size} bytes; at most {max_image_bytes} are sent")
+    except ImageRejected as error:
         return Sample(group.key, group.index, error=error)
-    return Sample(group.key, group.index, group.image, images[0].extension)
-
-
-def _error(group: _Group, images: list[Member], first: int, max_image_bytes: int) -> ImageRejected | None:
-    names = [member.name for member in group.members]
-    if first != group.index:
-        return ImageRejected("DUPLICATE_KEY", f"samples {first} and {group.index} of the shard have the same key")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        return ImageRejected("DUPLICATE_MEMBER", f"{twice!r} comes twice")
-    if not images:
-        return ImageRejected("NO_IMAGE", f"no {', '.join(IMAGE_EXTENSIONS)} among {', '.join(names[:5])}")
-    if len(images) > 1:
-        return ImageRejected("SEVERAL_IMAGES", ", ".join(image.name for image in images[:5]))
-    if images[0].kind:
-        return ImageRejected("NOT_A_FILE", f"{images[0].name!r} is {images[0].kind}; only plain files are read")
-    if images[0].size > max_image_bytes:
-        return ImageRejected("TOO_MANY_BYTES", f"{images[0].size} bytes; at most {max_image_bytes} are sent")
-    return None
+    return Sample(group.key, group.index, group.image, image.extension)
 
 
 def _member(entry: tarfile.TarInfo, end: int) -> Member | None:

@@ -1,0 +1,135 @@
+"""Odd shards and lists have the same samples for training and for the client, or are refused by both."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+
+from clipsieve.paths import text_from_path
+from clipsieve.shards import ShardError, iter_samples
+from recipes.schema import Head
+from training.datasets import samples_in
+from training.errors import StepError
+from training.tables import Columns
+
+BINARY = Head(name="nsfw", class_names=["safe", "nsfw"])
+
+Files = Iterable[tuple[str, bytes]]
+GOOD = [("000.jpg", b"first"), ("000.cls", b"1"), ("001.jpg", b"second"), ("001.cls", b"0")]
+BOTH = {"000": b"first", "001": b"second"}
+
+
+def tar(files: Files, form: int = tarfile.PAX_FORMAT, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """A tar of these files; `kind` is that of the first."""
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w", format=form) as archive:
+        for number, (name, data) in enumerate(files):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            entry.type = tarfile.REGTYPE if number else kind
+            archive.addfile(entry, io.BytesIO(data))
+    return file.getvalue()
+
+
+def without_end(data: bytes) -> bytes:
+    return data.rstrip(b"\0") + bytes(-len(data.rstrip(b"\0")) % 512)
+
+
+def damaged(data: bytes, at: int) -> bytes:
+    return data[:at] + bytes([data[at] ^ 0xFF]) + data[at + 1 :]
+
+
+def linked(name: str, target: str, kind: bytes) -> bytes:
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as archive:
+        entry = tarfile.TarInfo(name)
+        entry.type, entry.linkname = kind, target
+        archive.addfile(entry)
+    return without_end(file.getvalue()) + tar(GOOD)
+
+
+LONG = "folder/" * 30 + "long"
+SHARDS: dict[str, tuple[bytes, dict[str, bytes] | None]] = {
+    "plain": (tar(GOOD), BOTH),
+    "gnu": (tar(GOOD, tarfile.GNU_FORMAT), BOTH),
+    "ustar": (tar(GOOD, tarfile.USTAR_FORMAT), BOTH),
+    "more blocks of the end": (tar(GOOD) + bytes(64 * 512), BOTH),
+    "two tars, one after the other": (tar(GOOD) + tar([("002.jpg", b"third"), ("002.cls", b"1")]), None),
+    "two tars, joined": (without_end(tar(GOOD)) + tar([("002.jpg", b"third")]), BOTH | {"002": b"third"}),
+    "no mark of the end": (without_end(tar(GOOD)), None),
+    "cut in a header": (tar(GOOD)[:1100], None),
+    "cut in a file": (tar([*GOOD, ("2.jpg", bytes(9000))])[: 9 * 512 + 3000], None),
+    "a damaged header": (damaged(tar(GOOD), 4 * 512 + 20), None),
+    "junk behind the end": (tar(GOOD) + b"junk", None),
+    "no tar": (b"<html>not found</html>" * 100, None),
+    "no byte": (b"", None),
+    "hidden files": (tar([("._000.jpg", b"fork"), *GOOD, ("._001.jpg", b"fork"), ("d/.x.jpg", b"x")]), BOTH),
+    "names of WebDataset itself": (tar([("__meta__/x.jpg", b"x"), *GOOD]), BOTH),
+    "a name that is only a suffix": (tar([(".jpg", b"x"), *GOOD]), BOTH),
+    "a name without a dot": (tar([("readme", b"x"), *GOOD]), BOTH),
+    "a name without a dot within a sample": (tar([GOOD[0], ("000", b"x"), *GOOD[1:]]), BOTH),
+    "directories": (tar([("d.jpg", b""), *GOOD], kind=tarfile.DIRTYPE), BOTH),
+    "keys that lead out": (
+        tar([("../../up/x.jpg", b"1"), ("/etc/y.jpg", b"2"), *GOOD]),
+        BOTH | {"../../up/x": b"1", "/etc/y": b"2"},
+    ),
+    "suffixes in capitals": (tar([("a.JPG", b"1"), ("a.CLS", b"1"), ("b.JpEg", b"2")]), {"a": b"1", "b": b"2"}),
+    "two spellings of a suffix": (tar([*GOOD, ("2.jpg", b"1"), ("2.JPG", b"2")]), None),
+    "several extensions": (
+        tar([("v1.2/y.seg.png", b"mask"), ("v1.2/y.jpg", b"3"), ("v1.2/y.cls", b"0")]),
+        {"v1.2/y": b"3"},
+    ),
+    "several images of a key": (tar([*GOOD, ("2.jpg", b"1"), ("2.png", b"2")]), None),
+    "a member twice": (tar([*GOOD, ("2.jpg", b"1"), ("2.jpg", b"2")]), None),
+    "a key that comes again": (tar([*GOOD, ("000.png", b"again")]), None),
+    "a sample without an image": (tar([("2.json", b"{}"), *GOOD]), BOTH),
+    "long and foreign names": (
+        tar([(f"{LONG}.jpg", b"1"), ("grün.jpg", b"2"), *GOOD]),
+        BOTH | {LONG: b"1", "grün": b"2"},
+    ),
+    "names that are not UTF-8": (tar([("\udcff.jpg", b"1"), *GOOD], tarfile.GNU_FORMAT), BOTH | {"\\udcff": b"1"}),
+    "an image that is a link": (linked("x.jpg", "000.jpg", tarfile.SYMTYPE), None),
+    "an image that is a hard link": (linked("x.jpg", "000.jpg", tarfile.LNKTYPE), None),
+    "another file that is a link": (linked("x.depth", "000.jpg", tarfile.SYMTYPE), BOTH),
+    "an image that is a pipe": (linked("x.jpg", "", tarfile.FIFOTYPE), None),
+}
+"""Tars, and the images by key; None where the shard is refused."""
+
+
+def _trained(shard: Path) -> dict[str, bytes] | None:
+    try:
+        return {sample.key: sample.read() for sample in samples_in(str(shard), BINARY, Columns())}
+    except StepError:
+        return None
+
+
+def _scored(shard: Path) -> dict[str, bytes] | None:
+    """By their keys as the client writes them; None also where a sample is an error, which training does not allow."""
+    samples: dict[str, bytes] = {}
+    try:
+        for sample in iter_samples(shard):
+            if sample.error is None:
+                samples[text_from_path(sample.key)] = sample.image
+            elif sample.error.code != "NO_IMAGE":
+                return None
+    except ShardError:
+        return None
+    return samples
+
+
+@pytest.mark.parametrize("read", [_trained, _scored])
+@pytest.mark.parametrize("name", SHARDS)
+def test_a_shard_has_the_same_samples_for_training_and_scoring(tmp_path: Path, name: str, read: Callable) -> None:
+    data, expected = SHARDS[name]
+    (tmp_path / "a.tar").write_bytes(data)
+    assert read(tmp_path / "a.tar") == expected
+
+
+def test_a_label_that_is_a_link_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.tar").write_bytes(without_end(tar([("x.jpg", b"x")])) + linked("x.cls", "000.cls", tarfile.SYMTYPE))
+    with pytest.raises(StepError, match=r"key 'x': x\.cls: is a symbolic link"):
+        samples_in(str(tmp_path / "a.tar"), BINARY, Columns())
