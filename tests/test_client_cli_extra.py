@@ -263,7 +263,7 @@ def test_wrong_options(wide, arguments, status, message):
         ("key,nsfw_score\na,1\n", "has keys of shards, not files"),
         ("image_path,error\na,\n", "no column of scores"),
         ("image_path,nsfw_score\na,much\n", "row 1: nsfw_score is 'much', expected a number"),
-        ("image_path,nsfw_score\na\n", "row 1 does not have the header's 2 fields"),
+        ("image_path,nsfw_score\na\n", "row 2 (line 2) does not have the header's 2 fields"),
         ("image_path,nsfw_score,nsfw_decision\na,1,../up\n", "a folder cannot be named '../up'"),
     ],
 )

@@ -213,7 +213,7 @@ def test_what_the_table_does_not_have_is_told(data: Path, flags: list, words: st
         ("name,nsfw_score\na,1\n", "no column key or image_path"),
         ("key,other\na,1\n", "no column of scores"),
         ("key,nsfw_score\na,__import__('os')\n", "row 1: nsfw_score is \"__import__('os')\", expected a number"),
-        ("key,nsfw_score\na\n", "row 1 does not have"),
+        ("key,nsfw_score\na\n", "row 2 (line 2) does not have"),
         ("key,nsfw_score\n,1\n", "row 1: key is None"),
     ],
 )

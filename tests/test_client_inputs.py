@@ -13,9 +13,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipsieve import ImageRejected, images, path_from_text, text_from_path
+from clipsieve._exceptions import InputRefused
 from clipsieve.images import read_image
 from clipsieve.inputs import Inputs, paths_from_list
-from clipsieve.lists import InputRefused
 
 
 def _make(folder: Path, *names: str) -> str:
@@ -179,13 +179,14 @@ def test_parquet_list_and_its_column(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.csv", 'path\n"x', "cannot be read: unexpected end of data"),
-        ("a.csv", "path,b\n,1", "row 1 has no path but ''"),
+        ("a.csv", 'path\n"x', "not a readable csv table: unexpected end of data"),
+        ("a.csv", "path,b\n,1", "row 2 has no path but ''"),
         ("a.csv", "", "it is empty"),
-        ("a.jsonl", '{"path": "x"}\n{', "cannot be read: Expecting"),
+        ("a.csv", "path,b\nx,1\n\ny,z,2\n", "row 4 .line 4. does not have the header's 2 fields"),
+        ("a.jsonl", '{"path": "x"}\n{', "row 2 not valid JSON: Expecting"),
         ("a.jsonl", '{"path": 3}', "row 1 has no path but 3"),
         ("a.jsonl", "[1]", "found .1. where an object"),
-        ("a.parquet", "no table", "cannot be read"),
+        ("a.parquet", "no table", "not a readable parquet table"),
         ("missing.csv", None, "No such file"),
     ],
 )

@@ -206,7 +206,7 @@ def test_the_order_decides_which_rows_are_shown(tmp_path, order, expected):
         ("t.csv", "image_path,probability\n", "has no rows"),
         ("t.csv", "image_path,size\na,1\n", "found: image_path, size. Write the table with `clipsieve score`"),
         ("t.csv", "image_path,probability\na,high\n", "rows 1 to 1: probability 'high' is not a number"),
-        ("t.csv", "image_path,probability\na\n", "row 1 does not have the header's 2 fields"),
+        ("t.csv", "image_path,probability\na\n", "row 2 (line 2) does not have the header's 2 fields"),
         ("t.csv", b"image_path,probability\n\xff,1\n", "not UTF-8 text"),
         ("t.parquet", "not Parquet", "not a readable parquet table"),
         ("t.jsonl", '{"image_path": "a"}\n{', "row 2 not valid JSON"),

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from clipsieve._exceptions import InputRefused
+from clipsieve.lists import paths_from_table
 from clipsieve.paths import text_from_path
 from clipsieve.shards import ShardError, iter_samples
+from clipsieve.table_batches import TableError, numbered_rows
 from recipes.schema import Head
 from training.datasets import samples_in
 from training.errors import StepError
@@ -133,3 +139,90 @@ def test_a_label_that_is_a_link_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.tar").write_bytes(without_end(tar([("x.jpg", b"x")])) + linked("x.cls", "000.cls", tarfile.SYMTYPE))
     with pytest.raises(StepError, match=r"key 'x': x\.cls: is a symbolic link"):
         samples_in(str(tmp_path / "a.tar"), BINARY, Columns())
+
+
+TABLES: dict[str, tuple[str, bytes | list[dict], list[str] | None]] = {
+    "plain": (".csv", b"path,label\na.jpg,1\nb.jpg,0\n", ["a.jpg", "b.jpg"]),
+    "CRLF": (".csv", b"path,label\r\na.jpg,1\r\nb.jpg,0\r\n", ["a.jpg", "b.jpg"]),
+    "a byte order mark": (".csv", b"\xef\xbb\xbfpath,label\na.jpg,1\n", ["a.jpg"]),
+    "a byte order mark of JSON lines": (".jsonl", b'\xef\xbb\xbf{"path": "a.jpg", "label": 1}\n', ["a.jpg"]),
+    "no end of the last line": (".csv", b"path,label\na.jpg,1", ["a.jpg"]),
+    "empty lines": (".csv", b"path,label\n\na.jpg,1\n\n\nb.jpg,0\n", ["a.jpg", "b.jpg"]),
+    "quoted newlines and commas": (".csv", b'path,label\n"a,\nb.jpg",1\n"c""d.jpg",0\n', ["a,\nb.jpg", 'c"d.jpg']),
+    "a quote that does not end": (".csv", b'path,label\n"a.jpg,1\n', None),
+    "too few fields": (".csv", b"label,path\n1,a.jpg\n0\n", None),
+    "too few fields behind the path": (".csv", b"path,label\na.jpg,1\nb.jpg\n", None),
+    "too many fields": (".csv", b"path,label\na.jpg,1\nb,c.jpg,0\n", None),
+    "no rows and no header": (".csv", b"", None),
+    "Latin-1": (".csv", b"path,label\n\xfc.jpg,1\n", None),
+    "an empty path": (".csv", b"path,label\n,1\n", None),
+    "a path with a NUL": (".jsonl", b'{"path": "a\\u0000.jpg", "label": 1}\n', None),
+    "a path that is a number": (".jsonl", b'{"path": 3, "label": 1}\n', None),
+    "no path in one row": (".jsonl", b'{"path": "a.jpg", "label": 1}\n{"label": 1}\n', None),
+    "no column of paths": (".csv", b"photo,label\na.jpg,1\n", None),
+    "another usual column": (".csv", b"label,filename\n1,a.jpg\n", ["a.jpg"]),
+    "two usual columns": (".csv", b"path,image_path,label\nx,a.jpg,1\n", ["a.jpg"]),
+    "U+2028 and others in JSON lines": (
+        ".jsonl",
+        '{"path": "a\u2028b.jpg", "label": 1}\n{"path": "c\x85d.jpg", "label": 0}\n'.encode(),
+        ["a\u2028b.jpg", "c\x85d.jpg"],
+    ),
+    "CRLF in JSON lines": (".jsonl", b'{"path": "a.jpg", "label": 1}\r\n\r\n{"path": "b.jpg"}\r\n', ["a.jpg", "b.jpg"]),
+    "columns in any order": (
+        ".jsonl",
+        b'{"path": "a.jpg", "label": 1}\n{"n": 2, "path": "b.jpg"}\n',
+        ["a.jpg", "b.jpg"],
+    ),
+    "a line that is cut off": (".jsonl", b'{"path": "a.jpg", "label": 1}\n{"path"', None),
+    "a line that is no object": (".jsonl", b"[1]\n", None),
+    "brackets without end": (".jsonl", b"[" * 100_000, None),
+    "Parquet": (".parquet", [{"path": "a.jpg", "label": 1}, {"path": "b.jpg", "label": 0}], ["a.jpg", "b.jpg"]),
+    "a null": (".parquet", [{"path": "a.jpg", "label": 1}, {"path": None, "label": 0}], None),
+    "no Parquet": (".parquet", b"PAR1 and no more", None),
+    "a name as tables of scores have it": (".csv", b"image_path,label\n\\udcff.jpg,1\n", ["\udcff.jpg"]),
+}
+"""Tables, and the paths in them; None where the table is refused."""
+
+
+def _trained_paths(table: Path) -> list[str] | None:
+    try:
+        return [os.path.relpath(sample.path, table.parent) for sample in samples_in(str(table), BINARY, Columns())]
+    except StepError:
+        return None
+
+
+def _scored_paths(table: Path) -> list[str] | None:
+    try:
+        return list(paths_from_table(str(table)))
+    except InputRefused:
+        return None
+
+
+@pytest.mark.parametrize("read", [_trained_paths, _scored_paths])
+@pytest.mark.parametrize("name", TABLES)
+def test_a_table_has_the_same_paths_for_training_and_scoring(tmp_path: Path, name: str, read: Callable) -> None:
+    suffix, content, expected = TABLES[name]
+    table = tmp_path / f"table{suffix}"
+    if isinstance(content, bytes):
+        table.write_bytes(content)
+    else:
+        pq.write_table(pa.Table.from_pylist(content), table)
+    assert read(table) == expected
+
+
+def test_rows_have_the_number_by_which_a_person_finds_them(tmp_path: Path) -> None:
+    (tmp_path / "t.csv").write_text("path,label\n\na,1\n")
+    (tmp_path / "t.jsonl").write_text('\n\n{"path": "a"}\n')
+    (tmp_path / "t.json").write_text('[{"path": "a"}]')
+    assert [number for name in ("csv", "jsonl", "json") for number, _ in numbered_rows(tmp_path / f"t.{name}")] == [
+        3,
+        3,
+        1,
+    ]
+
+
+def test_an_object_of_paths_is_a_table_only_where_it_may_be(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text('{"a.jpg": 1}')
+    assert list(numbered_rows(tmp_path / "t.json", ("path", "label"))) == [(1, {"path": "a.jpg", "label": 1})]
+    with pytest.raises(TableError, match="expected an array of objects"):
+        list(numbered_rows(tmp_path / "t.json"))

@@ -154,7 +154,7 @@ def test_a_long_list_of_unknown_paths_is_cut(store: Path, capsys) -> None:
 
 def test_missing_files_are_named(store: Path, tmp_path: Path, capsys) -> None:
     assert run_step(lambda: relabel.main([str(tmp_path / "no.csv"), "--store", str(store)])) == 1
-    assert "no.csv: no such file" in capsys.readouterr().err
+    assert "no.csv: cannot be read: No such file" in capsys.readouterr().err
     assert _run(tmp_path / "nowhere", "path,label\na,b\n") == 1
     assert "nowhere: no such embedding store" in capsys.readouterr().err
     assert run_step(lambda: relabel.main([str(tmp_path / "no.csv")])) == 1

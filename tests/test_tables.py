@@ -104,7 +104,7 @@ def test_a_repeated_row_counts_once_and_a_contradiction_is_refused(tmp_path: Pat
     ("name", "text", "head", "words"),
     [
         ("l.csv", "path,class\na,safe\n", BINARY, "no column 'label'; found: path, class.*--label-column"),
-        ("l.csv", "file,label\na,safe\n", BINARY, "no column 'path'; found: file, label.*--path-column"),
+        ("l.csv", "photo,label\na,safe\n", BINARY, "no column 'path'; found: photo, label.*--path-column"),
         ("l.csv", "path,gore\na,1\n", TAGS, "no column 'nude'; found: path, gore"),
         ("l.csv", "path,label\na,safe\nb,2\n", BINARY, r"l.csv row 3 \(b\): label '2' is neither 0 or 1 nor one of"),
         ("l.csv", "path,label\na,0.5\n", BINARY, "label '0.5' is neither 0 or 1"),
@@ -115,13 +115,13 @@ def test_a_repeated_row_counts_once_and_a_contradiction_is_refused(tmp_path: Pat
         ("l.csv", "path,label\na,safe\nb\n", BINARY, "row 3 .* does not have the header's 2 fields"),
         ("l.csv", "path,label\na,safe,9\n", BINARY, "row 2 .* does not have the header's 2 fields"),
         ("l.csv", "path,label\n", BINARY, "has no rows"),
-        ("l.csv", "path,label\n,safe\n", BINARY, "row 2: path is '', expected the path of an image"),
+        ("l.csv", "path,label\n,safe\n", BINARY, "row 2: path '' is no path; name an image"),
         ("l.csv", "", BINARY, "no column 'path'; found: none"),
         ("l.json", '[{"path": "a"', BINARY, "l.json: not valid JSON"),
-        ("l.json", "3", BINARY, "expected a list of objects"),
+        ("l.json", "3", BINARY, "expected an array of objects, or an object of path: label"),
         ("l.jsonl", '{"path": "a", "label": 1}\n{"path"\n', BINARY, "l.jsonl: row 2 not valid JSON"),
         ("l.jsonl", "[1, 2]\n", BINARY, "row 1 is .*expected an object"),
-        ("l.parquet", "PAR1 and no more", BINARY, "l.parquet: cannot be read"),
+        ("l.parquet", "PAR1 and no more", BINARY, "l.parquet: not a readable parquet table"),
     ],
 )
 def test_a_bad_table_is_refused_with_its_row(tmp_path: Path, name: str, text: str, head: Head, words: str) -> None:
@@ -133,7 +133,7 @@ def test_a_bad_table_is_refused_with_its_row(tmp_path: Path, name: str, text: st
 def test_a_parquet_cut_short_is_refused(tmp_path: Path) -> None:
     file = _written(tmp_path, ".parquet", [{"path": str(n), "label": n % 2} for n in range(500)])
     file.write_bytes(file.read_bytes()[:-100])
-    with pytest.raises(StepError, match=r"labels\.parquet: cannot be read"):
+    with pytest.raises(StepError, match=r"labels\.parquet: not a readable parquet table"):
         _read(file)
 
 
@@ -149,7 +149,7 @@ def test_a_split_that_is_none_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_missing_and_an_unknown_file_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(StepError, match=r"labels\.csv: no such file"):
+    with pytest.raises(StepError, match=r"labels\.csv: cannot be read: No such file"):
         read_table(tmp_path / "labels.csv")
-    with pytest.raises(StepError, match=r"labels\.xls: not a table that can be read; known: \.csv, \.json"):
+    with pytest.raises(StepError, match=r"labels\.xls: not a table that can be read; known: \.parquet, \.csv"):
         read_table(tmp_path / "labels.xls")

@@ -11,11 +11,12 @@ import glob
 from pathlib import Path
 from typing import Literal
 
+from clipsieve.table_batches import SUFFIXES
 from recipes.schema import Head
 from training.errors import StepError
 from training.sample import Sample
 from training.shards import samples_in_shards
-from training.tables import SUFFIXES, Columns, samples_in_table
+from training.tables import Columns, samples_in_table
 
 Format = Literal["folders", "table", "shards"]
 

@@ -236,7 +236,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--head", help="the head whose class_names the subfolders have; needed if there are several")
     parser.add_argument("--data", required=True, help="folder with one subfolder per class, table or shards")
     parser.add_argument("--format", choices=["folders", "table", "shards"], help="of --data; seen by default")
-    parser.add_argument("--path-column", help="of a table; default: path, or image_path")
+    parser.add_argument("--path-column", help="of a table; default: image_path, path, file, filename or file_name")
     parser.add_argument("--label-column", default="label", help="of a table, or in a shard's json; default: label")
     parser.add_argument("--split-column", help="of a table that prescribes train, validation and test")
     parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<recipe>")

@@ -9,23 +9,18 @@ list of names (multilabel, which may also have a 0/1 column per label); an empty
 
 from __future__ import annotations
 
-import csv
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
+from clipsieve.lists import path_column, path_from_cell
+from clipsieve.paths import text_from_path
+from clipsieve.table_batches import TableError, column_names, numbered_rows
 from recipes.schema import Head
 from training.errors import StepError
 from training.labels import LabelError, label_from, label_from_columns
 from training.sample import Sample
-
-SUFFIXES = (".csv", ".json", ".jsonl", ".parquet")
-_PATH_NAMES = ("path", "image_path")
 
 
 @dataclass(frozen=True)
@@ -33,7 +28,7 @@ class Columns:
     """Which columns of a table say what."""
 
     path: str | None = None
-    """By default `path`, or `image_path`."""
+    """By default the client's, of any list of images: `clipsieve.lists.path_column`."""
     label: str = "label"
     split: str | None = None
     """`train`, `validation` or `test`, where the data set prescribes it."""
@@ -46,12 +41,12 @@ class Table:
     file: Path
     names: list[str]
     rows: list[dict[str, Any]]
-    first: int
-    """The number by which a person finds the first row: its line in a CSV (2, below the header), else 1."""
+    numbers: list[int]
+    """The number by which a person finds each row: in a CSV the header is row 1, of JSON lines it is the line."""
 
     def where(self, row: int) -> str:
         """For messages: `labels.csv row 7`."""
-        return f"{self.file.name} row {row + self.first}"
+        return f"{self.file.name} row {self.numbers[row]}"
 
     def require(self, names: list[str], remedy: str) -> None:
         """
@@ -72,7 +67,7 @@ def samples_in_table(file: Path, head: Head, columns: Columns) -> list[Sample]:
             path with two labels.
     """
     table = read_table(file)
-    path_name = columns.path or next((name for name in _PATH_NAMES if name in table.names), _PATH_NAMES[0])
+    path_name = path_column(table.names, columns.path) or columns.path or "path"
     table.require([path_name], "Name the column of the paths with --path-column.")
     if columns.split is not None:
         table.require([columns.split], "Correct --split-column.")
@@ -96,20 +91,12 @@ def read_table(file: Path) -> Table:
     Raises:
         StepError: there is no such file, it is damaged, or no table of a known kind.
     """
-    readers: dict[str, Callable[[Path], Table]] = dict(
-        zip(SUFFIXES, (_read_csv, _read_json, _read_json_lines, _read_parquet), strict=True)
-    )
-    reader = readers.get(file.suffix.lower())
-    if reader is None:
-        raise StepError(f"{file}: not a table that can be read; known: {', '.join(SUFFIXES)}")
     try:
-        return reader(file)
-    except FileNotFoundError as error:
-        raise StepError(f"{file}: no such file") from error
-    except UnicodeDecodeError as error:
-        raise StepError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
-    except (OSError, pa.ArrowException, csv.Error) as error:
-        raise StepError(f"{file}: cannot be read: {error}") from error
+        numbered = list(numbered_rows(file, mapping=("path", "label")))
+        names = list(dict.fromkeys(name for _, row in numbered for name in row)) or column_names(file)
+    except TableError as error:
+        raise StepError(str(error)) from error
+    return Table(file, names, [row for _, row in numbered], [number for number, _ in numbered])
 
 
 def _sample(
@@ -120,9 +107,10 @@ def _sample(
     split_name: str | None,
     label_of: Callable[[dict[str, Any]], str | None],
 ) -> Sample:
-    path = row.get(path_name)
-    if not isinstance(path, str) or not path:
-        raise StepError(f"{table.file}: {table.where(number)}: {path_name} is {path!r}, expected the path of an image")
+    try:
+        path = path_from_cell(row.get(path_name))
+    except ValueError as error:
+        raise StepError(f"{table.file}: {table.where(number)}: {path_name} {error}; name an image") from error
     try:
         label = label_of(row)
     except LabelError as error:
@@ -130,7 +118,7 @@ def _sample(
     split = (row.get(split_name) or None) if split_name else None
     if split not in (None, "train", "validation", "test"):
         raise StepError(f"{table.file}: {table.where(number)}: {split_name} {split!r} is not train, validation or test")
-    key = Path(path).as_posix()
+    key = text_from_path(Path(path).as_posix())
     return Sample(key, (table.file.parent / path).resolve(), label, split, origin=table.where(number))
 
 
@@ -142,56 +130,3 @@ def _label_reader(table: Table, head: Head, label_name: str) -> Callable[[dict[s
         return lambda row: label_from_columns([row.get(name) for name in head.labels], head)
     table.require([label_name], "Name the column of the labels with --label-column.")
     raise AssertionError("unreachable")
-
-
-def _read_csv(file: Path) -> Table:
-    with file.open(encoding="utf-8-sig", newline="") as text:
-        reader = csv.DictReader(text, strict=True)
-        rows = list(_whole_rows(file, reader))
-        return Table(file, list(reader.fieldnames or []), rows, first=2)
-
-
-def _whole_rows(file: Path, reader: csv.DictReader[str]) -> Iterator[dict[str, Any]]:
-    """The rows, each with as many fields as the header."""
-    for number, row in enumerate(reader, start=2):
-        if None in row or None in row.values():
-            wanted = len(reader.fieldnames or [])
-            raise StepError(f"{file}: row {number} (line {reader.line_num}) does not have the header's {wanted} fields")
-        yield row
-
-
-def _read_json(file: Path) -> Table:
-    data = _parsed(file, file.read_text(encoding="utf-8"), "")
-    if isinstance(data, dict) and not any(isinstance(value, dict) for value in data.values()):
-        data = [{"path": path, "label": label} for path, label in data.items()]
-    if not isinstance(data, list):
-        raise StepError(f"{file}: expected a list of objects, or an object of path: label")
-    return _from_objects(file, data)
-
-
-def _read_json_lines(file: Path) -> Table:
-    lines = file.read_text(encoding="utf-8").splitlines()
-    return _from_objects(file, [_parsed(file, line, f" row {n}") for n, line in enumerate(lines, 1) if line.strip()])
-
-
-def _parsed(file: Path, text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise StepError(f"{file}:{where} not valid JSON: {error}") from error
-
-
-def _from_objects(file: Path, objects: list[Any]) -> Table:
-    names: dict[str, None] = {}
-    for number, row in enumerate(objects, start=1):
-        if not isinstance(row, dict):
-            raise StepError(
-                f'{file}: row {number} is {row!r:.60}, expected an object such as {{"path": …, "label": …}}'
-            )
-        names.update(dict.fromkeys(row))
-    return Table(file, list(names), objects, first=1)
-
-
-def _read_parquet(file: Path) -> Table:
-    table = pq.ParquetFile(file).read()
-    return Table(file, table.column_names, table.to_pylist(), first=1)

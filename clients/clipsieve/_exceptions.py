@@ -12,7 +12,7 @@ ClipsieveError
 │   ├── ImageRejected   because of the image: sending it again fails again
 │   │   └── VideoError  a video cannot be read, or not to its end (video.py)
 │   └── InferenceFailed because of the server or the time limit: sending it again may succeed
-├── InputRefused        what was named is no list of images, or there is nothing to score (lists.py)
+├── InputRefused        what was named is no list of images, or there is nothing to score
 │   ├── TableError      a table cannot be read, or lacks what is needed (table_batches.py)
 │   └── FilterError     tables, shards and what is to be kept do not fit together (filter.py)
 ├── ShardError          a WebDataset shard is cut off or damaged (shards.py)
@@ -79,3 +79,7 @@ class ImageRejected(ImageFailed):
 
 class InferenceFailed(ImageFailed):
     """The server failed, was too busy or took too long."""
+
+
+class InputRefused(ClipsieveError, ValueError):
+    """What was named cannot be read as a list of images; nothing that comes after it is lost silently."""

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipsieve.lists import InputRefused
+from clipsieve._exceptions import InputRefused
 from clipsieve.score_columns import score_from_cell
 from clipsieve.table_batches import Batch, batches, column_names
 

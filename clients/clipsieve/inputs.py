@@ -14,7 +14,8 @@ from typing import BinaryIO
 
 import numpy as np
 
-from clipsieve.lists import InputRefused, is_list, paths_from_table
+from clipsieve._exceptions import InputRefused
+from clipsieve.lists import is_list, paths_from_table
 from clipsieve.shards import IMAGE_EXTENSIONS
 
 IMAGE_SUFFIXES = frozenset(f".{extension}" for extension in IMAGE_EXTENSIONS)

@@ -13,11 +13,10 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from clipsieve._exceptions import ClipsieveError, ServerUnavailable, UnknownHead, UnknownThreshold
+from clipsieve._exceptions import ClipsieveError, InputRefused, ServerUnavailable, UnknownHead, UnknownThreshold
 from clipsieve.cli.grouped import option
 from clipsieve.client import AsyncClient
 from clipsieve.inputs import Inputs
-from clipsieve.lists import InputRefused
 from clipsieve.outputs import OutputRefused
 from clipsieve.progress import Reporter
 

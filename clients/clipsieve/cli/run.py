@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 
 import typer
 
+from clipsieve._exceptions import InputRefused
 from clipsieve.bulk import commit_rows, failed_rows, names_in
 from clipsieve.cli.options import SOME_FAILED
 from clipsieve.inputs import Inputs
-from clipsieve.lists import InputRefused
 from clipsieve.outputs import write_table
 from clipsieve.partial import PartialRun
 from clipsieve.progress import Reporter, Tally

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import typer
 
+from clipsieve._exceptions import InputRefused
 from clipsieve.bulk import failed_rows
 from clipsieve.cli.options import SOME_FAILED
 from clipsieve.cli.run import Work, finish, run_to_file
 from clipsieve.inputs import Inputs
-from clipsieve.lists import InputRefused
 from clipsieve.outputs import OutputRefused
 from clipsieve.partial import PartialRun, folder_of
 from clipsieve.progress import Reporter

@@ -15,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from clipsieve._exceptions import InputRefused
 from clipsieve.bulk import names_in
 from clipsieve.cli.grouped import grouped, option
 from clipsieve.cli.options import SOME_FAILED, Format, RunOptions, ServerOptions, exits, finite
@@ -22,7 +23,7 @@ from clipsieve.cli.run import Work, finish, identity_of, publish_finished, run_t
 from clipsieve.cli.score import HeadOptions
 from clipsieve.client import AsyncClient
 from clipsieve.inputs import Inputs
-from clipsieve.lists import InputRefused, is_list
+from clipsieve.lists import is_list
 from clipsieve.outputs import TABLE_SUFFIXES, check_place
 from clipsieve.partial import PartialRun, check_free
 from clipsieve.printing import printer
