@@ -15,7 +15,7 @@ from typing import Any
 
 import psutil
 
-from common.cpu import find_cpu
+from common.cpu import core_count, find_cpu
 from common.gpu import find_gpus
 from serving.triton_wheel import ServingError, find_wheel
 
@@ -33,7 +33,7 @@ def machine() -> dict[str, Any]:
     return {
         "cpu": cpu.name,
         "instructions": cpu.instructions,
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cores": core_count(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30, 1),
         "gpus": _gpus(),
         "kernel": f"{platform.system()} {platform.release().partition('-')[0]} {platform.machine()}",

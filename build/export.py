@@ -15,11 +15,10 @@ import onnx
 import torch
 
 from build.errors import GraphError
+from build.precision import MAX_FILE_BYTES
 from build.tower import Tower, pixel_dims, views_of
 from recipes.schema import MAX_IR_VERSION
 
-MAX_SINGLE_FILE_BYTES = 1_900_000_000
-"""Of weights; protobuf's limit is 2 GiB with everything around them."""
 LARGEST_BATCH = 4096
 
 
@@ -82,7 +81,7 @@ def export_onnx(graph: EncoderGraph, opset: int, path: Path) -> None:
             output_names=["embedding"],
             dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)}},
             opset_version=opset,
-            external_data=sum(sizes) > MAX_SINGLE_FILE_BYTES,
+            external_data=sum(sizes) > MAX_FILE_BYTES,
             dynamo=True,
             verbose=False,
         )

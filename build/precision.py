@@ -26,7 +26,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 from build.errors import PrecisionError
 
 MAX_FILE_BYTES = 2_000_000_000
-"""Weights above this are written beside the model; protobuf reads no message of 2 GiB."""
+"""Weights above this are written beside the model: protobuf reads no message of 2 GiB, the graph included."""
 
 MAX_ROUNDING = 1e-3
 """Of a weight in fp16, relative to its length; 0.0002 is usual, more means that its values are too small for fp16."""

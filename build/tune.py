@@ -28,7 +28,6 @@ from build.tune_candidates import STAGES, Room, Setting, Stage
 from build.tune_choice import curves
 from build.tune_conditions import (
     conditions,
-    core_count,
     encoder_bytes,
     load_average,
     machine_line,
@@ -40,6 +39,7 @@ from build.tune_recipe import recipe_file, tuned_text
 from build.tune_rows import Conditions, Measurements, open_measurements
 from build.tune_server import Bench, Load
 from build.tune_sweep import Choice, Plan, Sweep
+from common.cpu import core_count
 from common.manifest import ManifestError, write_atomically
 from common.paths import ARTIFACTS, DEFAULT_RECIPE
 from recipes.schema import Recipe, RecipeError, load_recipe

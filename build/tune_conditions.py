@@ -8,7 +8,7 @@ import platform
 from build.repository import read_artefacts
 from build.tune_rows import Conditions
 from build.tune_server import Load, check_load
-from common.cpu import find_cpu
+from common.cpu import core_count, find_cpu
 from common.gpu import find_machine
 from common.manifest import ManifestError, onnx_files
 from common.paths import encoder_folder
@@ -70,11 +70,6 @@ def encoder_bytes(recipe: Recipe) -> int:
 
 def memory_bytes() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-
-
-def core_count() -> int:
-    """Those that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def load_average() -> float:

@@ -7,6 +7,7 @@ Standard library only: the container's health check names the CPU as well.
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from dataclasses import dataclass
@@ -45,6 +46,11 @@ def find_cpu(cpuinfo: Path = CPUINFO) -> Cpu:
     fields = {key.strip(): value.strip() for key, _, value in pairs}
     flags = (fields.get("flags") or fields.get("Features") or "").split()
     return Cpu(fields.get("model name") or platform.machine(), platform.machine(), frozenset(flags))
+
+
+def core_count() -> int:
+    """How many cores this process may use; two threads of one core count twice."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def int8_problem(cpu: Cpu) -> str | None:

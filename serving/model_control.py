@@ -14,15 +14,15 @@ from google.protobuf import json_format
 from tritonclient.utils import InferenceServerException
 
 from common.proof import HeadAnswer, Proof
+from common.triton_messages import HIGHEST_PRIORITY, PROBE_ID
 from serving.config_text import parsed
 from serving.no_proxy import grpc_client
-from serving.probe import HIGHEST_PRIORITY, REQUEST_ID
 from serving.proof import head_answer
 from serving.triton_wheel import ServingError
 from serving.tritonserver_options import grpc_admin_headers
 
 HEAD_OUTPUTS = ("score", "decision", "revision")
-PROBE: dict[str, Any] = {"request_id": REQUEST_ID, "priority": HIGHEST_PRIORITY}
+PROBE: dict[str, Any] = {"request_id": PROBE_ID, "priority": HIGHEST_PRIORITY}
 
 
 class ControlledServer:

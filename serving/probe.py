@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import re
 import time
 from dataclasses import dataclass
 from typing import Literal
@@ -13,10 +12,7 @@ import tritonclient.grpc as grpc
 from PIL import Image
 from tritonclient.utils import InferenceServerException
 
-ENSEMBLES = ("image_score", "image_embedding")
-REQUEST_ID = "probe"  # metrics do not count these (metric_counters.py beside the served preprocessing)
-HIGHEST_PRIORITY = 1  # passes what waits in a queue with priority levels, and means nothing to others
-QUEUE_REFUSAL = re.compile("maximum queue size|timeout expired", re.IGNORECASE)
+from common.triton_messages import ENSEMBLES, HIGHEST_PRIORITY, PROBE_ID, PROCESS_DEAD, is_queue_refusal
 
 
 @dataclass(frozen=True)
@@ -38,7 +34,7 @@ class Finding:
     @property
     def is_final(self) -> bool:
         """A dead Python process is never restarted by the server."""
-        return "is not healthy" in self.message
+        return PROCESS_DEAD in self.message
 
 
 def tiny_png() -> bytes:
@@ -61,7 +57,7 @@ def probe(client: grpc.InferenceServerClient, picture: bytes, timeout_s: float =
         left_s = max(0.01, deadline - time.monotonic())
         try:
             result = client.infer(
-                model, [tensor], request_id=REQUEST_ID, client_timeout=left_s, priority=HIGHEST_PRIORITY
+                model, [tensor], request_id=PROBE_ID, client_timeout=left_s, priority=HIGHEST_PRIORITY
             )
         except InferenceServerException as error:
             return finding_from(model, error)
@@ -78,6 +74,6 @@ def finding_from(model: str, error: InferenceServerException) -> Finding:
     message = f"{model}: {error.message()}"
     if error.status() == "StatusCode.DEADLINE_EXCEEDED":
         return Finding("late", message)
-    if error.status() == "StatusCode.UNAVAILABLE" and QUEUE_REFUSAL.search(message):
+    if error.status() == "StatusCode.UNAVAILABLE" and is_queue_refusal(message):
         return Finding("busy", message)
     return Finding("failed", message)

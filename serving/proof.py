@@ -15,7 +15,8 @@ from common.manifest import ManifestError, onnx_files, read_encoder, sha256_of
 from common.preflight import model_problems
 from common.proof import Answers, HeadAnswer, Proof, failure_message, misses
 from common.proof_file import ProofFileError, read_proof
-from serving.probe import HIGHEST_PRIORITY, REQUEST_ID, Finding, finding_from
+from common.triton_messages import HIGHEST_PRIORITY, PROBE_ID
+from serving.probe import Finding, finding_from
 from serving.triton_wheel import ServingError, TritonWheel, find_wheel
 
 PICTURE_TIMEOUT_S = 30.0
@@ -84,7 +85,7 @@ def ask(client: grpc.InferenceServerClient, proof: Proof) -> Answers:
             call.model,
             [call.tensor],
             outputs=[grpc.InferRequestedOutput(name) for name in call.outputs],
-            request_id=REQUEST_ID,
+            request_id=PROBE_ID,
             priority=HIGHEST_PRIORITY,
             client_timeout=max(0.01, deadline - time.monotonic()),
         )

@@ -15,8 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NoReturn
 
+from common.triton_messages import ENSEMBLES
 from serving.no_proxy import grpc_client, urlopen
-from serving.probe import ENSEMBLES, Finding, probe
+from serving.probe import Finding, probe
 from serving.processes import broken_stubs
 from serving.proof import ProofMissed
 from serving.triton_wheel import ServingError

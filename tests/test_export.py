@@ -97,7 +97,7 @@ def test_large_weights_lie_beside_the_file_and_compute_the_same(tower, tmp_path,
     graph = EncoderGraph([tower])
     for folder, limit in {"one": 10**9, "two": 10**6}.items():
         (tmp_path / folder).mkdir()
-        monkeypatch.setattr("build.export.MAX_SINGLE_FILE_BYTES", limit)
+        monkeypatch.setattr("build.export.MAX_FILE_BYTES", limit)
         export_onnx(graph, 18, tmp_path / folder / "model.onnx")
     one, two = tmp_path / "one" / "model.onnx", tmp_path / "two" / "model.onnx"
     assert [path.name for path in onnx_files(one)] == ["model.onnx"]
@@ -118,7 +118,7 @@ def test_the_sum_is_of_both_files(tmp_path):
 
 
 def test_a_large_encoder_is_built_and_found_again(demo, tmp_path, monkeypatch):
-    monkeypatch.setattr("build.export.MAX_SINGLE_FILE_BYTES", 10**6)
+    monkeypatch.setattr("build.export.MAX_FILE_BYTES", 10**6)
     manifest = build_encoder(demo, tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "encoder.json", "model.onnx", "model.onnx.data", "verification.npz",

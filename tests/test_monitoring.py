@@ -30,6 +30,7 @@ from clipsieve import Client
 from common.manifest import EncoderManifest, ScoreDistribution, write_manifest
 from common.paths import ROOT, head_folder
 from common.score_edges import PROBABILITY_EDGES
+from common.triton_messages import ENSEMBLES, QUEUE_REFUSALS
 from recipes.schema import load_recipe, parse_recipe
 from serving.container import health
 from serving.embedded import EmbeddedServer
@@ -154,13 +155,13 @@ def test_the_blackbox_exporter_asks_and_judges_as_the_health_check_does():
         image.load()
         assert image.size == (8, 8)
     (pattern,) = http["fail_if_body_not_matches_regexp"]
-    assert pattern == "|".join(['(?i)"outputs"', *health.QUEUE_REFUSALS])
+    assert pattern == "|".join(['(?i)"outputs"', *QUEUE_REFUSALS])
 
 
 def test_the_blackbox_exporter_asks_each_ensemble():
     scraped = yaml.safe_load((MONITORING / "prometheus.yml").read_text())["scrape_configs"]
     targets = scraped[1]["static_configs"][0]["targets"]
-    assert [target.split("/")[5] for target in targets] == list(health.ENSEMBLES)
+    assert [target.split("/")[5] for target in targets] == list(ENSEMBLES)
 
 
 # ---- names ----

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
+from common.cpu import core_count
 from common.manifest import sha256_of, tool_versions, write_atomically
 from training.errors import StepError, run_step
 from training.progress import console, tracked
@@ -57,7 +57,7 @@ def draw_set(folder: Path, count: int, held_out: int, seed: int) -> int:
         data, suffix = encode_picture(draw_picture(label, rng), rng)
         write_atomically(folder / split / CLASS_NAMES[label] / f"{index:05d}.{suffix}", data)
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow and numpy let go of the interpreter's lock
+    with ThreadPoolExecutor(core_count()) as pool:  # Pillow and numpy let go of the interpreter's lock
         for _ in tracked(pool.map(draw_one, jobs), "drawing", len(jobs), "images"):
             pass
     return len(jobs)

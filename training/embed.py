@@ -18,7 +18,6 @@ import argparse
 import csv
 import hashlib
 import io
-import os
 import sys
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -29,6 +28,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from common.cpu import core_count
 from common.manifest import write_atomically
 from common.paths import encoder_folder
 from common.pixels import served_module, served_transform
@@ -42,7 +42,7 @@ from training.store import Row, Store, store_folder
 from training.tables import Columns
 
 ROWS_PER_PART = 512
-_DECODING_THREADS = os.cpu_count() or 1  # Pillow releases the GIL
+_DECODING_THREADS = core_count()  # Pillow releases the GIL
 
 
 @dataclass(frozen=True)

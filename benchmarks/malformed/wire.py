@@ -11,7 +11,7 @@ from typing import Any, Literal
 import grpc
 from tritonclient.grpc import service_pb2 as _service_pb2
 
-from serving.probe import QUEUE_REFUSAL
+from common.triton_messages import is_queue_refusal
 
 service_pb2: Any = _service_pb2  # its messages are made at import, which pyright cannot see
 
@@ -109,7 +109,7 @@ def send_grpc(infer: Any, case: Case, timeout_s: float = 10.0) -> Answer:
     except grpc.RpcError as error:
         call: Any = error
         code, details = call.code().name, call.details()
-        gone = code == "DEADLINE_EXCEEDED" or (code == "UNAVAILABLE" and not QUEUE_REFUSAL.search(details))
+        gone = code == "DEADLINE_EXCEEDED" or (code == "UNAVAILABLE" and not is_queue_refusal(details))
         return Answer("silent" if gone else "refused", f"{code}: {details}")
     scores: list[float] = []
     for output, raw in zip(response.outputs, response.raw_output_contents, strict=False):

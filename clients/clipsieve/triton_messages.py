@@ -31,10 +31,10 @@ from clipsieve._exceptions import (
     ServerUnavailable,
 )
 
-_QUEUE_FULL = ("maximum queue size", "Request timeout expired")
+QUEUE_REFUSALS = ("maximum queue size", "timeout expired")
 _STOPPING = ("Server exiting", "Server not ready", "Server is stopping")
 _NOT_LOADED = "has no available versions"
-_PROCESS_DEAD = "is not healthy"
+PROCESS_DEAD = "is not healthy"
 
 # One bad image in a server's message; the text runs to the next one or to the end.
 _REJECTION = re.compile(
@@ -72,7 +72,7 @@ def is_unknown_model(error: InferenceFailed) -> bool:
 
 def is_process_dead(error: InferenceFailed) -> bool:
     """Whether a model's Python process is gone; Triton never starts it again by itself."""
-    return _PROCESS_DEAD in error.message
+    return PROCESS_DEAD in error.message
 
 
 def rejections_from_message(message: str) -> list[ImageRejected]:
@@ -87,7 +87,7 @@ def rejections_from_message(message: str) -> list[ImageRejected]:
 
 
 def _unavailable(message: str, url: str) -> ClipsieveError:
-    if any(text in message for text in _QUEUE_FULL):
+    if any(text in message for text in QUEUE_REFUSALS):
         return InferenceFailed("SERVER_BUSY", message)
     if any(text in message for text in _STOPPING):
         return ServerNotReady(f"{url} is stopping: {message}")

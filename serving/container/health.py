@@ -29,10 +29,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # the image has no
 
 from common.cpu import processors
 from common.proof import Answers, HeadAnswer, Proof, ProofUnreadable, failure_message, misses, proof_from_json
+from common.triton_messages import ENSEMBLES, HIGHEST_PRIORITY, PROBE_ID, is_queue_refusal
 
-ENSEMBLES = ("image_score", "image_embedding")
-REQUEST = {"id": "probe", "parameters": {"priority": 1}}  # is not counted, and passes what waits in a queue
-QUEUE_REFUSALS = ("maximum queue size", "timeout expired")
+REQUEST = {"id": PROBE_ID, "parameters": {"priority": HIGHEST_PRIORITY}}
 TIMEOUT_S = 8.0
 """For each of a regular check's requests."""
 PROOF_TIMEOUT_S = 45.0
@@ -192,7 +191,7 @@ def references(proof: Proof) -> Iterable[dict[str, Any]]:
 
 def is_busy(status: int, text: str) -> bool:
     """Whether a refusal is for want of room in a queue."""
-    return status == 503 and any(refusal in text.lower() for refusal in QUEUE_REFUSALS)
+    return status == 503 and is_queue_refusal(text)
 
 
 def marker_path(url: str, proof: bytes) -> Path:
