@@ -20,10 +20,11 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 from clipsieve.cli.filter import filter_command
-from clipsieve.filter import Columns, FilterError, Tally, Wanted, columns_of, read_rows
+from clipsieve.exceptions import FilterError, ShardError
+from clipsieve.filter import Columns, Tally, Wanted, columns_of, read_rows
 from clipsieve.filter_shards import filter_shards, whole_file
 from clipsieve.paths import text_from_path
-from clipsieve.shards import ShardError, iter_samples, layout_of
+from clipsieve.shards import iter_samples, layout_of
 
 app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
 app.command("filter")(filter_command)

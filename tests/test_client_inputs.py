@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipsieve import ImageRejected, images, path_from_text, text_from_path
-from clipsieve._exceptions import InputRefused
+from clipsieve.exceptions import InputRefused
 from clipsieve.images import read_image
 from clipsieve.inputs import Inputs, paths_from_list
 

@@ -16,10 +16,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from clipsieve import Columns, Head
+from clipsieve.exceptions import OutputRefused
 from clipsieve.outputs import (
     ROW_WRITERS,
     TABLE_SUFFIXES,
-    OutputRefused,
     check_output,
     replacing,
     rows_from_table,

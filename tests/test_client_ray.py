@@ -27,11 +27,10 @@ from typer.testing import CliRunner
 from waiting import PATIENCE_S, until
 
 from clipsieve import Head, NotClipsieve, ServerUnavailable, VersionChanged
-from clipsieve._exceptions import InputRefused
 from clipsieve.cli.bulk import app
 from clipsieve.client import AsyncClient
+from clipsieve.exceptions import InputRefused, OutputRefused
 from clipsieve.inputs import Inputs
-from clipsieve.outputs import OutputRefused
 from clipsieve.ray import job
 from clipsieve.ray.part import read_part
 from clipsieve.ray.plan import Plan, names_in, planned

@@ -21,10 +21,9 @@ from typer.testing import CliRunner
 
 from clipsieve import text_from_path
 from clipsieve.cli.report import report
-from clipsieve.outputs import OutputRefused
+from clipsieve.exceptions import OutputRefused, TableError
 from clipsieve.report.page import ReportOptions, write_report
 from clipsieve.report.table import choose_rows, read_scores
-from clipsieve.table_batches import TableError
 from tests.pictures import jpeg
 
 HOSTILE = [

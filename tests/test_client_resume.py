@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from waiting import until
 
 from clipsieve import Columns, Head, Retry
-from clipsieve.outputs import OutputRefused
+from clipsieve.exceptions import OutputRefused
 from clipsieve.partial import PartialRun
 from clipsieve.resume import Done
 from tests.command_line import run_cli

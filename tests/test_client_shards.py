@@ -12,16 +12,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from clipsieve._exceptions import ClipsieveError
-from clipsieve.shards import (
-    Sample,
-    ShardError,
-    is_shard,
-    iter_samples,
-    layout_of,
-    scores_path,
-    scores_paths,
-)
+from clipsieve.exceptions import ClipsieveError, ShardError
+from clipsieve.shards import Sample, is_shard, iter_samples, layout_of, scores_path, scores_paths
 
 FILES = {"000.jpg": b"first", "000.json": b"{}", "001.json": b"{}", "001.PNG": b"second", "002.webp": b"third"}
 SAMPLES = [("000", b"first", "jpg"), ("001", b"second", "png"), ("002", b"third", "webp")]

@@ -22,19 +22,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clipsieve import Columns, Head, InferenceFailed, Score, Threshold, UnknownThreshold
+from clipsieve.exceptions import MissingExtra, VideoError
 from clipsieve.results import HeadScore
-from clipsieve.video import (
-    Frame,
-    Limits,
-    MissingExtra,
-    VideoError,
-    VideoScore,
-    aggregate,
-    duration_of,
-    frames,
-    is_video,
-    score_video,
-)
+from clipsieve.video import Frame, Limits, VideoScore, aggregate, duration_of, frames, is_video, score_video
 from clipsieve.video_rows import Sampling, VideoColumns, Watched
 
 WIDTH, HEIGHT = 64, 48

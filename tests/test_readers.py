@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from clipsieve._exceptions import InputRefused
+from clipsieve.exceptions import InputRefused, ShardError, TableError
 from clipsieve.lists import paths_from_table
 from clipsieve.paths import text_from_path
-from clipsieve.shards import ShardError, iter_samples
-from clipsieve.table_batches import TableError, numbered_rows
+from clipsieve.shards import iter_samples
+from clipsieve.table_batches import numbered_rows
 from recipes.schema import Head
 from training.datasets import samples_in
 from training.errors import StepError

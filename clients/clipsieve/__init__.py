@@ -11,7 +11,9 @@
 come from the server.
 """
 
-from clipsieve._exceptions import (
+from clipsieve.blocking import Client
+from clipsieve.client import AsyncClient
+from clipsieve.exceptions import (
     AccessDenied,
     ClipsieveError,
     ImageFailed,
@@ -24,8 +26,6 @@ from clipsieve._exceptions import (
     UnknownThreshold,
     VersionChanged,
 )
-from clipsieve.blocking import Client
-from clipsieve.client import AsyncClient
 from clipsieve.images import ImageSource
 from clipsieve.paths import path_from_text, text_from_path
 from clipsieve.results import Embedding, EmbeddingScores, Head, HeadScore, Health, Score, Threshold

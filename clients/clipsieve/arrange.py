@@ -19,16 +19,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from clipsieve._exceptions import ClipsieveError
+from clipsieve.exceptions import ArrangeError
 from clipsieve.paths import path_from_text, text_from_path
 
 _STEP_NS = 1_000_000_000
 _SAME_NS = 2_000_000_000  # some file systems keep times only to two seconds
 _MOST_NAME_BYTES = 255
-
-
-class ArrangeError(ClipsieveError):
-    """The files cannot be arranged like this; nothing was changed, unless the message says so."""
 
 
 def shown(path: str) -> str:

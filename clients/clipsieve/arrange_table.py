@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipsieve._exceptions import UnknownHead
 from clipsieve.arrange import Scored
+from clipsieve.exceptions import TableError, UnknownHead
 from clipsieve.paths import path_from_text
 from clipsieve.score_columns import decision_column, score_columns, score_from_cell
-from clipsieve.table_batches import Batch, TableError, batches, column_names
+from clipsieve.table_batches import Batch, batches, column_names
 
 _NAMES = ("image_path", "video_path")
 

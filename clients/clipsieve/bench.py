@@ -10,8 +10,8 @@ from itertools import cycle, islice
 
 import numpy as np
 
-from clipsieve._exceptions import ImageRejected
 from clipsieve.client import AsyncClient
+from clipsieve.exceptions import ImageRejected
 from clipsieve.images import read_image
 from clipsieve.pump import pump
 

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from clipsieve._exceptions import (
+from clipsieve.exceptions import (
     ClipsieveError,
     ImageRejected,
     InferenceFailed,

@@ -14,16 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from clipsieve._exceptions import InputRefused
+from clipsieve.exceptions import FilterError
 from clipsieve.score_columns import score_from_cell
 from clipsieve.table_batches import Batch, batches, column_names
 
 _NAMES = ("key", "image_path", "video_path")
 _BANDS = frozenset({"allow", "review", "block"})
-
-
-class FilterError(InputRefused):
-    """The tables, the shards and what is wanted do not fit together; the message names them."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
 
-from clipsieve.filter import Columns, FilterError, ScoreRow, Tally, Wanted, kept_rows
+from clipsieve.exceptions import FilterError
+from clipsieve.filter import Columns, ScoreRow, Tally, Wanted, kept_rows
 from clipsieve.filter_shards import whole_file
 from clipsieve.paths import path_from_text
 

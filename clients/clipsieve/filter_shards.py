@@ -17,9 +17,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from clipsieve.filter import Columns, FilterError, ScoreRow, Tally, Wanted, columns_of_all, read_rows
+from clipsieve.exceptions import FilterError, ShardError
+from clipsieve.filter import Columns, ScoreRow, Tally, Wanted, columns_of_all, read_rows
 from clipsieve.paths import text_from_path
-from clipsieve.shards import SHARD_SUFFIXES, Layout, ShardError, Span, layout_of, open_forwards
+from clipsieve.shards import SHARD_SUFFIXES, Layout, Span, layout_of, open_forwards
 
 _CONDITION_FILE = "filter.json"
 _CHUNK = 1 << 20

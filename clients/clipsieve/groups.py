@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from clipsieve._exceptions import ImageFailed, ImageRejected, InferenceFailed
+from clipsieve.exceptions import ImageFailed, ImageRejected, InferenceFailed
 
 Tensors: TypeAlias = dict[str, np.ndarray]
 Answer: TypeAlias = "Tensors | ImageFailed"

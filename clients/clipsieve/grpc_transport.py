@@ -16,7 +16,7 @@ import numpy as np
 from tritonclient.grpc import service_pb2 as _service_pb2
 from tritonclient.grpc import service_pb2_grpc
 
-from clipsieve._exceptions import ClipsieveError, InferenceFailed, ServerUnavailable
+from clipsieve.exceptions import ClipsieveError, InferenceFailed, ServerUnavailable
 from clipsieve.transport import PRIORITIES, Endpoint, ModelConfig, Request, Retry, array_from_wire, check_complete
 from clipsieve.triton_messages import failure_from_status
 

@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import aiohttp
 import numpy as np
 
-from clipsieve._exceptions import ClipsieveError, InferenceFailed, ServerUnavailable
+from clipsieve.exceptions import ClipsieveError, InferenceFailed, ServerUnavailable
 from clipsieve.transport import PRIORITIES, Endpoint, ModelConfig, Request, Retry, array_from_wire, check_complete
 from clipsieve.triton_messages import failure_from_status
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias
 
 import numpy as np
 
-from clipsieve._exceptions import ImageRejected
+from clipsieve.exceptions import ImageRejected
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -14,7 +14,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from clipsieve._exceptions import InputRefused
+from clipsieve.exceptions import InputRefused
 from clipsieve.lists import is_list, paths_from_table
 from clipsieve.shards import IMAGE_EXTENSIONS
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from clipsieve._exceptions import InputRefused
+from clipsieve.exceptions import InputRefused
 from clipsieve.paths import path_from_text
 from clipsieve.table_batches import batches, column_names, json_lines, numbered_rows
 

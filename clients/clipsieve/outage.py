@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
-from clipsieve._exceptions import ClipsieveError, ServerUnavailable
+from clipsieve.exceptions import ClipsieveError, ServerUnavailable
 
 _POLL_S = 0.5
 

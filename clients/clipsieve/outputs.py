@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 
 import numpy as np
 
+from clipsieve.exceptions import OutputRefused
 from clipsieve.scoring import Row, shortest
 
 if TYPE_CHECKING:
@@ -25,10 +26,6 @@ if TYPE_CHECKING:
 _ROW_GROUP, _ROW_GROUP_BYTES = 8192, 8 << 20
 _FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r")
 _PATH_COLUMN = "image_path"
-
-
-class OutputRefused(ValueError):
-    """The output file cannot be written as asked."""
 
 
 def check_place(path: Path, suffixes: Iterable[str]) -> None:

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from clipsieve.outputs import OutputRefused, table_from_rows
+from clipsieve.exceptions import OutputRefused
+from clipsieve.outputs import table_from_rows
 from clipsieve.scoring import Row
 
 if TYPE_CHECKING:

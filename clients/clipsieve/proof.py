@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from clipsieve._exceptions import AccessDenied, InferenceFailed
+from clipsieve.exceptions import AccessDenied, InferenceFailed
 from clipsieve.proof_format import Answers, HeadAnswer, Proof, ProofUnreadable, proof_from_json
 from clipsieve.transport import PROBE_ID, Request, Tensor, Transport, embedding_tensor, image_tensor
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 
-from clipsieve._exceptions import ImageRejected, InferenceFailed
+from clipsieve.exceptions import ImageRejected, InferenceFailed
 
 Task = Literal["binary", "multiclass", "multilabel", "regression"]
 

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from clipsieve._exceptions import ClipsieveError, ImageRejected, UnknownThreshold, VersionChanged
 from clipsieve.blocking import Client
 from clipsieve.client import AsyncClient
+from clipsieve.exceptions import ClipsieveError, ImageRejected, UnknownThreshold, VersionChanged
 from clipsieve.images import ImageSource
 from clipsieve.paths import text_from_path
 from clipsieve.results import Embedding, Head, HeadScore, Score, Threshold

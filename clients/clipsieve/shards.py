@@ -32,7 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from clipsieve._exceptions import ClipsieveError, ImageRejected
+from clipsieve.exceptions import ClipsieveError, ImageRejected, ShardError
 from clipsieve.images import MAX_IMAGE_BYTES
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "avif")
@@ -43,20 +43,6 @@ _MOST_HEADER_BYTES = 1 << 16  # of one extended header: long names and attribute
 _CHUNK = 1 << 20
 _META = re.compile(r"__[^/]*__($|/)")
 _KINDS = {tarfile.SYMTYPE: "a symbolic link", tarfile.LNKTYPE: "a hard link"}
-
-
-class ShardError(ClipsieveError):
-    """A shard cannot be read to its end; the samples before that were given."""
-
-    def __init__(self, shard: str | os.PathLike[str], problem: str, samples: int = 0) -> None:
-        super().__init__(shard, problem, samples)
-        self.shard = Path(shard)
-        self.problem = problem
-        self.samples = samples
-        """How many samples are whole and came before."""
-
-    def __str__(self) -> str:
-        return f"{self.shard}: {self.problem}"
 
 
 @dataclass(frozen=True)

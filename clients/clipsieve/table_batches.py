@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from clipsieve._exceptions import InputRefused
+from clipsieve.exceptions import TableError
 
 SUFFIXES = (".parquet", ".csv", ".jsonl", ".json")
 
@@ -18,10 +18,6 @@ _BATCH_ROWS = 8192
 Batch = dict[str, list[Any]]
 """Some rows, by column."""
 NumberedRow = tuple[int, dict[str, Any]]
-
-
-class TableError(InputRefused):
-    """A table cannot be read or lacks what is needed; the message names the file and says what."""
 
 
 def column_names(file: Path) -> list[str]:

@@ -12,7 +12,7 @@ from typing import Literal, Protocol
 
 import numpy as np
 
-from clipsieve._exceptions import InferenceFailed
+from clipsieve.exceptions import InferenceFailed
 
 ProtocolName = Literal["grpc", "http"]
 PriorityName = Literal["interactive", "bulk"]

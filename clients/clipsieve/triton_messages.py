@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import re
 
-from clipsieve._exceptions import (
+from clipsieve.exceptions import (
     AccessDenied,
     ClipsieveError,
     ImageRejected,

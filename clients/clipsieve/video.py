@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 from PIL import Image
 
-from clipsieve._exceptions import ClipsieveError, ImageRejected
+from clipsieve.exceptions import MissingExtra, VideoError
 
 VIDEO_SUFFIXES = frozenset(
     {".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".mpg", ".mpeg", ".ts", ".m2ts", ".wmv", ".flv", ".ogv"}
@@ -50,22 +50,6 @@ _TURNS = {
     (0, 1, 1, 0): Image.Transpose.TRANSPOSE,
     (0, -1, -1, 0): Image.Transpose.TRANSVERSE,
 }
-
-
-class MissingExtra(ClipsieveError):
-    """A library that only this feature needs is not installed; the message says how to install it."""
-
-
-class VideoError(ImageRejected):
-    """A video cannot be read, or not to its end.
-
-    Codes: UNREADABLE, NOT_A_VIDEO, NO_VIDEO (sound only), TOO_MANY_PIXELS, TOO_LONG, DECODE_FAILED (damaged, cut off).
-    """
-
-    def __init__(self, code: str, message: str, frames: int = 0) -> None:
-        super().__init__(code, message)
-        self.frames = frames
-        """How many frames were given before."""
 
 
 @dataclass(frozen=True)

@@ -25,12 +25,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from clipsieve._exceptions import ImageRejected, InferenceFailed, UnknownThreshold
 from clipsieve.client import AsyncClient
+from clipsieve.exceptions import ImageRejected, InferenceFailed, UnknownThreshold, VideoError
 from clipsieve.paths import text_from_path
 from clipsieve.results import Head, HeadScore, Score
 from clipsieve.scoring import Columns, Row, Versions
-from clipsieve.video import Frame, VideoError, aggregate, duration_of, frames
+from clipsieve.video import Frame, aggregate, duration_of, frames
 
 if TYPE_CHECKING:
     import pyarrow as pa

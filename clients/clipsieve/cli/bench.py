@@ -10,12 +10,12 @@ from typing import Annotated
 
 import typer
 
-from clipsieve._exceptions import InputRefused
 from clipsieve.bench import Figures, images_from, measure, rounded
 from clipsieve.cli.grouped import grouped, option
 from clipsieve.cli.options import SOME_FAILED, InputOptions, Paths, ServerOptions, exits
 from clipsieve.cli.run import started
 from clipsieve.client import AsyncClient
+from clipsieve.exceptions import InputRefused
 from clipsieve.printing import print_table
 from clipsieve.progress import Reporter
 

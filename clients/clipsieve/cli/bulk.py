@@ -14,11 +14,10 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from clipsieve._exceptions import ClipsieveError, ServerUnavailable, VersionChanged
 from clipsieve.cli.grouped import GroupedCommand, grouped, option
 from clipsieve.cli.options import SOME_FAILED, InputOptions, RunOptions, ServerOptions, exits
 from clipsieve.cli.score import HeadOptions
-from clipsieve.outputs import OutputRefused
+from clipsieve.exceptions import ClipsieveError, OutputRefused, ServerUnavailable, VersionChanged
 from clipsieve.progress import Reporter, Tally
 from clipsieve.ray.job import check_installed, connected, outcomes, served_to_workers
 from clipsieve.ray.part import Part, read_part

@@ -13,11 +13,17 @@ from typing import Annotated, Any, NoReturn
 
 import typer
 
-from clipsieve._exceptions import ClipsieveError, InputRefused, ServerUnavailable, UnknownHead, UnknownThreshold
 from clipsieve.cli.grouped import option
 from clipsieve.client import AsyncClient
+from clipsieve.exceptions import (
+    ClipsieveError,
+    InputRefused,
+    OutputRefused,
+    ServerUnavailable,
+    UnknownHead,
+    UnknownThreshold,
+)
 from clipsieve.inputs import Inputs
-from clipsieve.outputs import OutputRefused
 from clipsieve.progress import Reporter
 
 FAILURE, USAGE, SOME_FAILED, UNAVAILABLE = 1, 2, 3, 5

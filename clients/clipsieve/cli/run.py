@@ -11,16 +11,15 @@ from typing import Any, BinaryIO
 
 import typer
 
-from clipsieve._exceptions import InputRefused
 from clipsieve.bulk import commit_rows, failed_rows, names_in
 from clipsieve.cli.options import SOME_FAILED
+from clipsieve.exceptions import InputRefused, ShardError
 from clipsieve.inputs import Inputs
 from clipsieve.outputs import write_table
 from clipsieve.partial import PartialRun
 from clipsieve.progress import Reporter, Tally
 from clipsieve.resume import Done
 from clipsieve.scoring import Item, Row
-from clipsieve.shards import ShardError
 
 _LONGEST_SHOWN = 200
 

@@ -27,8 +27,9 @@ from clipsieve.cli.options import (
 from clipsieve.cli.run import Work, identity_of, run_over_inputs, started
 from clipsieve.cli.shards import ShardJob, are_shards, score_shards, shards_in
 from clipsieve.client import AsyncClient
+from clipsieve.exceptions import OutputRefused
 from clipsieve.inputs import Inputs
-from clipsieve.outputs import TABLE_SUFFIXES, OutputRefused, check_place, rows_from_table, table_from_rows
+from clipsieve.outputs import TABLE_SUFFIXES, check_place, rows_from_table, table_from_rows
 from clipsieve.partial import PartialRun, check_free
 from clipsieve.printing import printer
 from clipsieve.progress import Reporter, Tally

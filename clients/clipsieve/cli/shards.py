@@ -8,16 +8,15 @@ from pathlib import Path
 
 import typer
 
-from clipsieve._exceptions import InputRefused
 from clipsieve.bulk import failed_rows
 from clipsieve.cli.options import SOME_FAILED
 from clipsieve.cli.run import Work, finish, run_to_file
+from clipsieve.exceptions import InputRefused, OutputRefused, ShardError
 from clipsieve.inputs import Inputs
-from clipsieve.outputs import OutputRefused
 from clipsieve.partial import PartialRun, folder_of
 from clipsieve.progress import Reporter
 from clipsieve.scoring import Columns, Item, Versions
-from clipsieve.shards import ShardError, is_shard, iter_samples, scores_paths
+from clipsieve.shards import is_shard, iter_samples, scores_paths
 
 
 def are_shards(inputs: Inputs) -> bool:

@@ -15,13 +15,13 @@ from typing import Annotated
 
 import typer
 
-from clipsieve._exceptions import InputRefused
 from clipsieve.bulk import names_in
 from clipsieve.cli.grouped import grouped, option
 from clipsieve.cli.options import SOME_FAILED, Format, RunOptions, ServerOptions, exits, finite
 from clipsieve.cli.run import Work, finish, identity_of, publish_finished, run_to_file
 from clipsieve.cli.score import HeadOptions
 from clipsieve.client import AsyncClient
+from clipsieve.exceptions import InputRefused
 from clipsieve.inputs import Inputs
 from clipsieve.lists import is_list
 from clipsieve.outputs import TABLE_SUFFIXES, check_place

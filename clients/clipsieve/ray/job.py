@@ -16,7 +16,7 @@ from dataclasses import asdict
 from importlib.util import find_spec
 from typing import Any, cast
 
-from clipsieve._exceptions import ClipsieveError, ServerUnavailable
+from clipsieve.exceptions import ClipsieveError, RayFailed, ServerUnavailable
 from clipsieve.ray.part import Part
 from clipsieve.ray.unit import Job, Outcome, Served, Servers, Status, UnitScorer, served
 
@@ -32,10 +32,6 @@ _QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".*", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO
 
 _AGAIN: dict[Status, type[Exception]] = {"unavailable": ServerUnavailable, "unwritten": OSError}
 """What may go better another time or on another machine; and when it does not, what it is."""
-
-
-class RayFailed(ClipsieveError):
-    """Ray itself failed, or a bug of ours did in one of its workers."""
 
 
 def check_installed() -> None:

@@ -22,10 +22,9 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from clipsieve._exceptions import InputRefused
+from clipsieve.exceptions import InputRefused, OutputRefused
 from clipsieve.inputs import Inputs
 from clipsieve.lists import is_list, paths_from_table
-from clipsieve.outputs import OutputRefused
 from clipsieve.paths import path_from_text, text_from_path
 from clipsieve.ray.storage import (
     TEMPORARY,

@@ -17,7 +17,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
-from clipsieve._exceptions import InputRefused
+from clipsieve.exceptions import InputRefused
 from clipsieve.inputs import IMAGE_SUFFIXES
 from clipsieve.partial import sync_folder
 

@@ -15,15 +15,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from clipsieve._exceptions import ClipsieveError, ServerUnavailable, VersionChanged
 from clipsieve.client import AsyncClient
+from clipsieve.exceptions import ClipsieveError, ServerUnavailable, ShardError, VersionChanged
 from clipsieve.ray.part import Part, read_part, write_part
 from clipsieve.ray.plan import Plan
 from clipsieve.ray.storage import RemoteImage, is_remote, joined, opened
 from clipsieve.results import Head
 from clipsieve.scoring import Columns, Item, Row, Versions, stream_rows
 from clipsieve.settings import Settings
-from clipsieve.shards import ShardError, iter_samples
+from clipsieve.shards import iter_samples
 
 _WAIT_BEFORE_NEXT_S = 2.0
 """How long an address that went away has to come back before the next one is asked."""

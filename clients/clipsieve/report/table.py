@@ -19,9 +19,10 @@ from typing import Any, Literal
 
 import numpy as np
 
+from clipsieve.exceptions import TableError
 from clipsieve.score_columns import decision_column, score_columns
 from clipsieve.scoring import shortest
-from clipsieve.table_batches import Batch, TableError, batches, column_names
+from clipsieve.table_batches import Batch, batches, column_names
 
 Order = Literal["highest", "lowest", "near", "sample"]
 

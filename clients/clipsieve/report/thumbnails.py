@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from clipsieve._exceptions import ImageRejected
+from clipsieve.exceptions import ImageRejected
 from clipsieve.images import read_image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")

@@ -10,20 +10,26 @@ ClipsieveError
 ├── VersionChanged      another head answers than the rows before came from: raised
 ├── ImageFailed         one image has no score; carried in its result as `error`, never raised by `score`
 │   ├── ImageRejected   because of the image: sending it again fails again
-│   │   └── VideoError  a video cannot be read, or not to its end (video.py)
+│   │   └── VideoError  a video cannot be read, or not to its end
 │   └── InferenceFailed because of the server or the time limit: sending it again may succeed
 ├── InputRefused        what was named is no list of images, or there is nothing to score
-│   ├── TableError      a table cannot be read, or lacks what is needed (table_batches.py)
-│   └── FilterError     tables, shards and what is to be kept do not fit together (filter.py)
-├── ShardError          a WebDataset shard is cut off or damaged (shards.py)
-├── ArrangeError        files cannot be put in order or linked (arrange.py)
-├── RayFailed           a job on a Ray cluster cannot go on (ray/job.py)
-└── MissingExtra        a library that only one feature needs is not installed (video.py)
+│   ├── TableError      a table cannot be read, or lacks what is needed
+│   └── FilterError     tables, shards and what is to be kept do not fit together
+├── OutputRefused       the output cannot be written as asked
+├── ShardError          a WebDataset shard is cut off or damaged
+├── ArrangeError        files cannot be put in order or linked
+├── RayFailed           a job on a Ray cluster cannot go on
+└── MissingExtra        a library that only one feature needs is not installed
 
-The last seven are raised by what they are named for, and by no method of a client.
+The last eight are raised by the module they are named for, and by no method of a client. Not here is
+`proof_format.ProofUnreadable`: that file is the toolchain's, byte for byte. A client turns it into one of these, or
+into a sentence.
 """
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 
 class ClipsieveError(Exception):
@@ -81,5 +87,55 @@ class InferenceFailed(ImageFailed):
     """The server failed, was too busy or took too long."""
 
 
+class VideoError(ImageRejected):
+    """A video cannot be read, or not to its end.
+
+    Codes: UNREADABLE, NOT_A_VIDEO, NO_VIDEO (sound only), TOO_MANY_PIXELS, TOO_LONG, DECODE_FAILED (damaged, cut off).
+    """
+
+    def __init__(self, code: str, message: str, frames: int = 0) -> None:
+        super().__init__(code, message)
+        self.frames = frames
+        """How many frames were given before."""
+
+
 class InputRefused(ClipsieveError, ValueError):
     """What was named cannot be read as a list of images; nothing that comes after it is lost silently."""
+
+
+class TableError(InputRefused):
+    """A table cannot be read or lacks what is needed; the message names the file and says what."""
+
+
+class FilterError(InputRefused):
+    """The tables, the shards and what is wanted do not fit together; the message names them."""
+
+
+class OutputRefused(ClipsieveError, ValueError):
+    """The output file cannot be written as asked."""
+
+
+class ShardError(ClipsieveError):
+    """A shard cannot be read to its end; the samples before that were given."""
+
+    def __init__(self, shard: str | os.PathLike[str], problem: str, samples: int = 0) -> None:
+        super().__init__(shard, problem, samples)
+        self.shard = Path(shard)
+        self.problem = problem
+        self.samples = samples
+        """How many samples are whole and came before."""
+
+    def __str__(self) -> str:
+        return f"{self.shard}: {self.problem}"
+
+
+class ArrangeError(ClipsieveError):
+    """The files cannot be arranged like this; nothing was changed, unless the message says so."""
+
+
+class RayFailed(ClipsieveError):
+    """Ray itself failed, or a bug of ours did in one of its workers."""
+
+
+class MissingExtra(ClipsieveError):
+    """A library that only this feature needs is not installed; the message says how to install it."""
