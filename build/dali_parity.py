@@ -22,12 +22,13 @@ from PIL import Image
 
 from build.cosine import cosines
 from build.dali_pipeline import Device, batches_module, decoder_module, devices, write_pipelines
-from build.errors import BuildError, ParityError
-from common.manifest import EncoderManifest, ManifestError, read_encoder
+from build.errors import ParityError
+from common.manifest import EncoderManifest, read_encoder
 from common.paths import encoder_folder
 from common.photos import Picture, verification_pictures
 from common.pixels import served_pixels, served_transform
-from recipes.schema import Recipe, RecipeError, Serving, load_recipe
+from recipes.errors import run_step
+from recipes.schema import Recipe, Serving, load_recipe
 
 ORIENTATION = 0x0112  # in EXIF
 QUALITY = 90
@@ -150,19 +151,14 @@ def describe(parity: DaliParity) -> str:
     )
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m build.dali_parity", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
     arguments = parser.parse_args(argv)
-    try:
-        for parity in measure_dali(load_recipe(arguments.recipe)):
-            print(describe(parity), file=sys.stderr)
-            print(json.dumps(asdict(parity)))
-    except (RecipeError, ManifestError, BuildError) as error:
-        print(f"build.dali_parity: {error}", file=sys.stderr)
-        return 1
-    return 0
+    for parity in measure_dali(load_recipe(arguments.recipe)):
+        print(describe(parity), file=sys.stderr)
+        print(json.dumps(asdict(parity)))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("build.dali_parity", main))

@@ -32,7 +32,8 @@ from common.manifest import (
     write_manifest,
 )
 from common.paths import encoder_folder
-from recipes.schema import Precision, Recipe, RecipeError, Serving, load_recipe
+from recipes.errors import run_step
+from recipes.schema import Precision, Recipe, Serving, load_recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -230,15 +231,12 @@ def main(argv: list[str] | None = None) -> int:
         from build.catalogue import print_catalogue
 
         return print_catalogue(arguments.list)
+    recipe = load_recipe(arguments.recipe)
     try:
-        recipe = load_recipe(arguments.recipe)
         manifests = make_encoder(recipe)
-    except (RecipeError, BuildError) as error:
-        print(f"build.encoder: {error}", file=sys.stderr)
-        return 1
     except OSError as error:
-        print(f"build.encoder: nothing was installed: {error.strerror or error}: {error.filename}", file=sys.stderr)
-        return 1
+        file = "" if error.filename is None else f": {error.filename}"
+        raise BuildError(f"nothing was installed: {error.strerror or error}{file}") from error
     for manifest in manifests:
         _report(manifest)
     print(encoder_folder(recipe) / "encoder.json")
@@ -258,4 +256,4 @@ def _report(manifest: EncoderManifest) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("build.encoder", main))

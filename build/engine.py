@@ -36,7 +36,8 @@ from common.manifest import (
     write_manifest,
 )
 from common.paths import ARTIFACTS, encoder_folder
-from recipes.schema import Recipe, RecipeError, load_recipe, slug
+from recipes.errors import ExpectedError, run_step
+from recipes.schema import Recipe, load_recipe, slug
 
 if TYPE_CHECKING:
     from build.tensorrt_plan import PlanSpec
@@ -59,7 +60,7 @@ NO_FP16_ON_CPUS = (
 CheckPlan = Callable[[ModuleType, Path, "PlanSpec"], dict[str, float]]
 
 
-class EngineError(RuntimeError):
+class EngineError(ExpectedError):
     """The engine that was asked for cannot be built here."""
 
 
@@ -243,32 +244,20 @@ def stop_on_interrupt(progress) -> Iterator[None]:
         signal.signal(signal.SIGINT, before)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m build.engine", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", help="a name in recipes/ or the path of a YAML file; without it nothing is built")
     parser.add_argument("--target", choices=TARGETS, default="auto")
     arguments = parser.parse_args(argv)
-    try:
-        return _run(arguments.recipe, arguments.target)
-    except (RecipeError, ManifestError, EngineError) as error:
-        print(f"build.engine: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("build.engine: stopped; nothing was installed, the timing cache is kept", file=sys.stderr)
-        return 130
-
-
-def _run(recipe_name: str | None, target: str) -> int:
-    recipe = None if recipe_name is None else load_recipe(recipe_name)
+    recipe = None if arguments.recipe is None else load_recipe(arguments.recipe)
     folder = None if recipe is None else encoder_folder(recipe)
     precision = "fp32" if folder is None else read_encoder(folder).precision
-    toolchain = Toolchain(Machine()) if target == "onnx" else find_toolchain()
-    choice = choose_target(target, toolchain, precision)
+    toolchain = Toolchain(Machine()) if arguments.target == "onnx" else find_toolchain()
+    choice = choose_target(arguments.target, toolchain, precision)
     print(f"engine: {choice.target} ({choice.reason})", file=sys.stderr)
     if choice.target == "tensorrt" and recipe is not None and folder is not None:
         _build(recipe, folder, toolchain)
     print(choice.target)
-    return 0
 
 
 def _build(recipe: Recipe, folder: Path, toolchain: Toolchain) -> None:
@@ -286,4 +275,4 @@ def _build(recipe: Recipe, folder: Path, toolchain: Toolchain) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("build.engine", main, "stopped; nothing was installed, the timing cache is kept"))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from recipes.errors import ExpectedError
 
-class BuildError(RuntimeError):
+
+class BuildError(ExpectedError):
     """Nothing was installed."""
 
 

@@ -38,7 +38,8 @@ from common.manifest import (
     write_atomically,
 )
 from common.paths import encoder_folder, head_folder
-from recipes.schema import MAX_IR_VERSION, RecipeError, load_recipe
+from recipes.errors import run_step
+from recipes.schema import MAX_IR_VERSION, load_recipe
 
 
 @dataclass(frozen=True)
@@ -307,24 +308,19 @@ def _check_vectors(embed_dim: int, steps: list[Step]) -> np.ndarray:
     return np.concatenate([vectors, known])
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m build.head", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
     arguments = parser.parse_args(argv)
-    try:
-        recipe = load_recipe(arguments.recipe)
-        encoder = read_encoder(encoder_folder(recipe))
-        for head in recipe.heads:
-            folder = head_folder(head)
-            compare_fingerprints(read_head(folder), encoder)
-            manifest = build_head(folder, recipe.build.opset)
-            print(f"head {manifest.name}: revision {manifest.revision:016x}", file=sys.stderr)
-            print(folder / "model.onnx")
-    except (RecipeError, ManifestError) as error:
-        print(f"build.head: {error}", file=sys.stderr)
-        return 1
-    return 0
+    recipe = load_recipe(arguments.recipe)
+    encoder = read_encoder(encoder_folder(recipe))
+    for head in recipe.heads:
+        folder = head_folder(head)
+        compare_fingerprints(read_head(folder), encoder)
+        manifest = build_head(folder, recipe.build.opset)
+        print(f"head {manifest.name}: revision {manifest.revision:016x}", file=sys.stderr)
+        print(folder / "model.onnx")
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("build.head", main))

@@ -21,7 +21,6 @@ from pathlib import Path
 
 from build import dali_variant, repository_check, repository_configs, watch_configs
 from build.engine import TARGETS
-from build.errors import BuildError
 from build.proof import make_proof
 from build.repository_check import RepositoryError
 from build.repository_warmup import warmup_file, warmup_tensor
@@ -40,7 +39,8 @@ from common.paths import MODEL_REPOSITORY, encoder_folder, head_folder, reposito
 from common.plans import cc_model_filenames, find_plans, fits, manifest_path, plan_name, unserved
 from common.proof import Proof
 from common.proof_file import write_proof
-from recipes.schema import Recipe, RecipeError, load_recipe
+from recipes.errors import run_step
+from recipes.schema import Recipe, load_recipe
 
 
 @dataclass(frozen=True)
@@ -222,15 +222,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--check", action="store_true", help="change nothing; check what is installed")
     parser.add_argument("--texts", action="store_true", help="check only the checked-in config.pbtxt files")
     arguments = parser.parse_args(argv)
-    try:
-        recipe = load_recipe(arguments.recipe)
-        target = MODEL_REPOSITORY if arguments.texts else repository_folder(recipe)
-        if not (arguments.check or arguments.texts):
-            install(recipe, target, arguments.target)
-        problems = repository_check.check_texts(target) if arguments.texts else check_installed(recipe, target)
-    except (RecipeError, ManifestError, RepositoryError, BuildError) as error:
-        print(f"build.repository: {error}", file=sys.stderr)
-        return 1
+    recipe = load_recipe(arguments.recipe)
+    target = MODEL_REPOSITORY if arguments.texts else repository_folder(recipe)
+    if not (arguments.check or arguments.texts):
+        install(recipe, target, arguments.target)
+    problems = repository_check.check_texts(target) if arguments.texts else check_installed(recipe, target)
     for problem in problems:
         print(f"build.repository: {problem}", file=sys.stderr)
     if problems:
@@ -240,4 +236,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("build.repository", main))

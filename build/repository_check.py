@@ -12,7 +12,6 @@ import onnx
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig  # pyright: ignore[reportAttributeAccessIssue] (generated code)
 
 from build.dali_variant import variant_problems
-from build.repository_configs import ConfigError, read_config
 from build.repository_queues import queue_problems
 from build.repository_warmup import file_problems, sample_problems
 from build.watch_configs import code_problems
@@ -29,9 +28,11 @@ from common.manifest import (
     read_head,
     sha256_of,
 )
+from common.model_config import ConfigError, read_config
 from common.plans import cc_model_filenames, find_plans, manifest_path, repository_problems
 from common.proof_file import proof_path, proof_problems, read_proof
 from common.served_versions import installed_versions, served_versions
+from recipes.errors import ExpectedError
 
 ONNX_TYPES = {
     "TYPE_UINT8": onnx.TensorProto.UINT8,
@@ -41,7 +42,7 @@ ONNX_TYPES = {
 }
 
 
-class RepositoryError(RuntimeError):
+class RepositoryError(ExpectedError):
     """The model repository is not what the recipe says."""
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import ModelConfig  # pyright: ignore[reportAttributeAccessIssue] (generated code)
 
@@ -12,23 +10,12 @@ from build.repository_queues import set_queues
 from build.repository_warmup import set_warmup
 from common.head_parameters import head_parameters
 from common.manifest import EncoderManifest, HeadManifest
+from common.model_config import read_config
 from common.paths import MODEL_REPOSITORY
 from common.pixels import pixel_parameters
 from recipes.schema import Recipe, Serving
 
 HEAD_TEMPLATE = "nsfw_head"
-
-
-class ConfigError(ValueError):
-    """A config.pbtxt does not parse."""
-
-
-def read_config(path: Path) -> ModelConfig:
-    """Parse one config.pbtxt; an unknown field is an error with its line and column."""
-    try:
-        return text_format.Parse(path.read_text(encoding="utf-8"), ModelConfig())
-    except text_format.ParseError as error:
-        raise ConfigError(f"{path}:{error}") from error
 
 
 def to_text(config: ModelConfig, recipe_name: str) -> str:

@@ -17,11 +17,12 @@ import numpy as np
 import onnx
 
 from common.manifest import BatchProfile, Tensor, write_atomically
+from recipes.errors import ExpectedError
 
 REPORT_SECONDS = 10
 
 
-class PlanError(RuntimeError):
+class PlanError(ExpectedError):
     """TensorRT built no plan, or one that does not run."""
 
 

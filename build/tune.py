@@ -23,7 +23,6 @@ from datetime import date
 from pathlib import Path
 
 from build.errors import BuildError
-from build.repository_check import RepositoryError
 from build.tune_candidates import STAGES, Room, Setting, Stage
 from build.tune_choice import curves
 from build.tune_conditions import (
@@ -40,23 +39,16 @@ from build.tune_rows import Conditions, Measurements, open_measurements
 from build.tune_server import Bench, Load
 from build.tune_sweep import Choice, Plan, Sweep
 from common.cpu import core_count
-from common.manifest import ManifestError, write_atomically
+from common.manifest import write_atomically
 from common.paths import ARTIFACTS, DEFAULT_RECIPE
-from recipes.schema import Recipe, RecipeError, load_recipe
+from recipes.errors import run_step
+from recipes.schema import Recipe, load_recipe
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped, too
-    try:
-        print(tune(arguments))
-    except (RecipeError, ManifestError, RepositoryError, BuildError) as error:
-        print(f"build.tune: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("build.tune: stopped; what was measured is kept, go on with --resume", file=sys.stderr)
-        return 130
-    return 0
+    print(tune(arguments))
 
 
 def parser() -> argparse.ArgumentParser:
@@ -195,4 +187,4 @@ def _tell(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("build.tune", main, "stopped; what was measured is kept, go on with --resume"))

@@ -27,7 +27,8 @@ from build.encoder import VERIFICATION
 from build.errors import BuildError
 from common.manifest import ManifestError, read_encoder, read_engine, read_head, write_atomically
 from common.paths import ARTIFACTS, encoder_folder, head_folder
-from recipes.schema import Head, Precision, Recipe, RecipeError, load_recipe
+from recipes.errors import run_step
+from recipes.schema import Head, Precision, Recipe, load_recipe
 
 
 @dataclass(frozen=True)
@@ -192,29 +193,24 @@ def write_report(recipe: Recipe, comparisons: list[Comparison]) -> Path:
     return path
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m build.verify", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
     arguments = parser.parse_args(argv)
-    try:
-        recipe = load_recipe(arguments.recipe)
-        comparisons = verify(recipe)
-        print_table(recipe, comparisons)
-        print(write_report(recipe, comparisons))
-        for comparison in comparisons:
-            if not comparison.passed:
-                found, limit = comparison.embeddings["cosine_min"], comparison.minimum_cosine
-                raise BuildError(f"{comparison.stage}: cosine {found:.7f} is below build.minimum_cosine's {limit}")
-        if recipe.serving.preprocess == "dali":
-            from build.dali_parity import describe, measure_dali  # torch takes seconds to import
+    recipe = load_recipe(arguments.recipe)
+    comparisons = verify(recipe)
+    print_table(recipe, comparisons)
+    print(write_report(recipe, comparisons))
+    for comparison in comparisons:
+        if not comparison.passed:
+            cosine, limit = comparison.embeddings["cosine_min"], comparison.minimum_cosine
+            raise BuildError(f"{comparison.stage}: cosine {cosine:.7f} is below build.minimum_cosine's {limit}")
+    if recipe.serving.preprocess == "dali":
+        from build.dali_parity import describe, measure_dali  # torch takes seconds to import
 
-            for parity in measure_dali(recipe):
-                print(describe(parity), file=sys.stderr)
-    except (RecipeError, ManifestError, BuildError) as error:
-        print(f"build.verify: {error}", file=sys.stderr)
-        return 1
-    return 0
+        for parity in measure_dali(recipe):
+            print(describe(parity), file=sys.stderr)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("build.verify", main))

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig  # pyright: ignore[reportAttributeAccessIssue] (generated code)
 
-from build.repository_configs import read_config
 from common.manifest import HeadManifest
+from common.model_config import read_config
 from common.paths import MODEL_REPOSITORY, ROOT
 from common.watched_training import training_of
 from recipes.schema import Recipe

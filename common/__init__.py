@@ -1,9 +1,9 @@
-"""What the steps hand to one another, and what several of them need; of ours it imports the recipes' schema alone.
+"""What the steps hand to one another, and what several of them need; of ours it imports recipes/ alone.
 
 Handed on: `manifest` describes the JSON beside every artefact and writes files whole or not at all, `paths` says where
 they lie, `plans` holds TensorRT plans against this machine, `proof` is what a server must answer and `proof_file` where
 that lies, `head_parameters`, `score_edges` and `watched_training` are what clients and watches are told of a head.
 Needed by several: `pixels` loads the served preprocessing, so that training and building use the very same file;
-`photos` finds photographs that ship with dependencies; `download`; `cpu` and `gpu`, facts of the machine; and
-`preflight`, what is checked before a server starts.
+`model_config` reads a config.pbtxt; `photos` finds photographs that ship with dependencies; `download`; `cpu` and
+`gpu`, facts of the machine; and `preflight`, what is checked before a server starts.
 """

@@ -17,13 +17,14 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from common.manifest import sha256_of
+from recipes.errors import ExpectedError
 
 _TIMEOUT_S = 30
 _ATTEMPTS = 3
 _BLOCK_BYTES = 1 << 16
 
 
-class DownloadError(Exception):
+class DownloadError(ExpectedError):
     """A file could not be had, or is not the one that was wanted. The message is for people."""
 
 

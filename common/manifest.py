@@ -16,12 +16,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from recipes.errors import ExpectedError
 from recipes.schema import Decode, Precision
 
 _Manifest = TypeVar("_Manifest", bound=BaseModel)
 
 
-class ManifestError(ValueError):
+class ManifestError(ExpectedError):
     """A manifest is missing, malformed, or does not fit its neighbour."""
 
 

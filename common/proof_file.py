@@ -11,11 +11,12 @@ from pathlib import Path
 
 from common.manifest import ManifestError, read_encoder, read_head, write_atomically
 from common.proof import Proof, ProofHead, ProofUnreadable, proof_from_json, proof_to_json
+from recipes.errors import ExpectedError
 
 REMEDY = "install the repository again, with the artefacts of its build: make engines"
 
 
-class ProofFileError(ValueError):
+class ProofFileError(ExpectedError):
     """proof.json is missing or cannot be read."""
 
 

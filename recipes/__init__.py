@@ -1,1 +1,4 @@
-"""Recipes: what a deployment is, one YAML file each, and their schema. Nothing here imports another folder."""
+"""Recipes: what a deployment is, one YAML file each, and their schema; and the root of all expected errors.
+
+Nothing here imports another folder.
+"""

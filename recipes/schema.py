@@ -17,6 +17,8 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from recipes.errors import ExpectedError, run_step
+
 ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"]
 Decode = Literal["exact", "scaled"]
 ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=48)]
@@ -27,7 +29,7 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 RECIPES = Path(__file__).resolve().parent
 
 
-class RecipeError(ValueError):
+class RecipeError(ExpectedError):
     """The recipe cannot be used; the message names the key, the value found and what to do."""
 
 
@@ -559,14 +561,10 @@ def main(argv: list[str]) -> int:
     if len(argv) != 1:
         print(f"usage: python -m recipes.schema RECIPE   (one of: {', '.join(recipe_names())})", file=sys.stderr)
         return 2
-    try:
-        recipe = load_recipe(argv[0])
-    except RecipeError as error:
-        print(error, file=sys.stderr)
-        return 1
+    recipe = load_recipe(argv[0])
     print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_step("recipes.schema", lambda: main(sys.argv[1:])))

@@ -11,6 +11,7 @@ from tritonclient.grpc.model_config_pb2 import (  # generated code
     ModelParameter,  # pyright: ignore[reportAttributeAccessIssue]
 )
 
+from common.model_config import ConfigError, parse_config
 from serving.triton_wheel import ServingError
 
 _POLICY = re.compile(r"^version_policy\s*:?\s*\{(?:[^{}]|\{[^{}]*\})*\}", re.MULTILINE)
@@ -23,9 +24,9 @@ def parsed(text: str, path: Path) -> ModelConfig:
         ServingError: it does not parse.
     """
     try:
-        return text_format.Parse(text, ModelConfig())
-    except text_format.ParseError as error:
-        raise ServingError(f"{path}:{error}") from error
+        return parse_config(text, path)
+    except ConfigError as error:
+        raise ServingError(str(error)) from error
 
 
 def edited(text: str, version: int | None, parameters: dict[str, str], path: Path) -> str:

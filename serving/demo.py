@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow.csv
 
 from common.paths import ARTIFACTS, repository_folder
+from recipes.errors import run_step
 from recipes.schema import load_recipe
 from serving.embedded import EmbeddedServer
 from serving.triton_wheel import ServingError
@@ -25,10 +26,17 @@ TOLERANCE = 1e-5  # a score may differ in its last digits with the batch it happ
 
 
 def score(images: Path, url: str, protocol: str, out: Path) -> list[dict]:
-    """Rows of `clipsieve score`, the command itself."""
+    """Rows of `clipsieve score`, the command itself.
+
+    Raises:
+        ServingError: it failed.
+    """
     command = [str(Path(sys.executable).parent / "clipsieve"), "score", str(images)]
     command += ["--url", url, "--protocol", protocol, "--out", str(out), "--overwrite"]
-    subprocess.run(command, check=True)
+    try:
+        subprocess.run(command, check=True)
+    except subprocess.CalledProcessError as error:
+        raise ServingError(str(error)) from error
     return pyarrow.csv.read_csv(out).to_pylist()
 
 
@@ -84,15 +92,11 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     recipe = load_recipe("demo")
     class_names = recipe.heads[0].class_names
-    try:
-        with EmbeddedServer(
-            repository_folder(recipe), http_port=0, grpc_port=0, metrics_port=0, log_path=OUTPUT / "tritonserver.log"
-        ) as server:
-            rows = score(arguments.images, server.grpc_url, "grpc", OUTPUT / "scores.csv")
-            http_rows = score(arguments.images, server.http_url, "http", OUTPUT / "scores-http.csv")
-    except (ServingError, subprocess.CalledProcessError) as error:
-        print(f"serving.demo: {error}", file=sys.stderr)
-        return 1
+    with EmbeddedServer(
+        repository_folder(recipe), http_port=0, grpc_port=0, metrics_port=0, log_path=OUTPUT / "tritonserver.log"
+    ) as server:
+        rows = score(arguments.images, server.grpc_url, "grpc", OUTPUT / "scores.csv")
+        http_rows = score(arguments.images, server.http_url, "http", OUTPUT / "scores-http.csv")
     plot_scores(rows, class_names, OUTPUT / "scores.png")
     probabilities = np.array([row["probability"] for row in rows])
     auroc = auroc_of(probabilities, np.array([label_of(row) == class_names[1] for row in rows]))
@@ -104,4 +108,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("serving.demo", main))

@@ -54,6 +54,7 @@ from typing import Literal
 import numpy as np
 
 from common.manifest import write_atomically
+from recipes.errors import run_step
 from serving.no_proxy import urlopen
 from serving.triton_wheel import ServingError
 
@@ -213,15 +214,11 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minimum", type=int, default=1000, help="scores for a verdict (default %(default)s)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
     arguments = parser.parse_args(argv)
-    try:
-        metrics = read_metrics(arguments.metrics)
-        since, baseline = (
-            None if source is None else read_metrics(source) for source in (arguments.since, arguments.baseline)
-        )
-        rows = drifts(metrics, since, arguments.minimum, baseline)
-    except ServingError as error:
-        print(f"serving.drift: {error}", file=sys.stderr)
-        return 1
+    metrics = read_metrics(arguments.metrics)
+    since, baseline = (
+        None if source is None else read_metrics(source) for source in (arguments.since, arguments.baseline)
+    )
+    rows = drifts(metrics, since, arguments.minimum, baseline)
     if arguments.save is not None:
         write_atomically(arguments.save, metrics.encode())
     print(json.dumps([asdict(row) for row in rows], indent=2) if arguments.json else table(rows))
@@ -229,4 +226,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("serving.drift", main))

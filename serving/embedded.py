@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from common.paths import ARTIFACTS, repository_folder
-from recipes.schema import RecipeError, load_recipe
+from recipes.errors import run_step
+from recipes.schema import load_recipe
 from serving.supervisor import Pace, Supervisor, ending
 from serving.triton_wheel import ServingError
 from serving.tritonserver import EmbeddedServer, free_ports
@@ -32,7 +33,7 @@ __all__ = ["EmbeddedServer", "free_ports", "main", "refuse_plans"]
 CURL_SED = 's/.*/{"inputs":[{"name":"image","datatype":"BYTES","shape":[1,1],"data":["&"]}]}/'
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _raise_stop)
@@ -45,11 +46,8 @@ def main(argv: list[str] | None = None) -> int:
             if arguments.json:
                 print(json.dumps(addresses(server)), flush=True)
             keep_serving(server, arguments)
-    except (RecipeError, ServingError) as error:
-        print(f"serving.embedded: {error}", file=sys.stderr)
-        return 1
     except _Stop:
-        return 0
+        return
 
 
 def parser() -> argparse.ArgumentParser:
@@ -139,4 +137,4 @@ def welcome(server: EmbeddedServer, recipe_name: str, notice: str | None) -> str
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("serving.embedded", main))

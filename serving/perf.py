@@ -25,7 +25,8 @@ from pathlib import Path
 from common.manifest import sha256_of
 from common.paths import ROOT
 from common.photos import sample_photos
-from recipes.schema import RecipeError, load_recipe
+from recipes.errors import run_step
+from recipes.schema import load_recipe
 from serving import no_proxy
 from serving.triton_wheel import ServingError, find_wheel
 
@@ -195,25 +196,20 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
-    try:
-        recipe = load_recipe(arguments.recipe)
-        if not PERF_ANALYZER.is_file():
-            raise ServingError(f"no {PERF_ANALYZER}; run: make perf")
-        photos = sample_photos() if arguments.images is None else pictures_in(arguments.images)
-        if arguments.check:
-            print(json.dumps(conditions(photos)))
-            return 0
-        rows = _measure(arguments, photos)
-    except (RecipeError, ServingError) as error:
-        print(f"serving.perf: {error}", file=sys.stderr)
-        return 1
+    recipe = load_recipe(arguments.recipe)
+    if not PERF_ANALYZER.is_file():
+        raise ServingError(f"no {PERF_ANALYZER}; run: make perf")
+    photos = sample_photos() if arguments.images is None else pictures_in(arguments.images)
+    if arguments.check:
+        print(json.dumps(conditions(photos)))
+        return
+    rows = _measure(arguments, photos)
     kind = "photographs" if arguments.images is None else "pictures"
     print(f"image_score of {recipe.name}, {len(photos)} {kind}, gRPC, one image per request")
     print_table(rows)
     print(json.dumps({"benchmark": "perf_analyzer", "recipe": recipe.name, "rows": rows}))
-    return 0
 
 
 def _measure(arguments: argparse.Namespace, photos: list[Path]) -> list[dict]:
@@ -231,4 +227,4 @@ def _measure(arguments: argparse.Namespace, photos: list[Path]) -> list[dict]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("serving.perf", main))

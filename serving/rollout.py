@@ -29,7 +29,8 @@ from common.paths import head_folder, repository_folder
 from common.proof import Proof, ProofHead, image_misses
 from common.proof_file import set_head
 from common.served_versions import installed_versions
-from recipes.schema import RecipeError, load_recipe
+from recipes.errors import run_step
+from recipes.schema import load_recipe
 from serving.config_text import edited
 from serving.head_probe import ProbeSet, disagreement, probe_set
 from serving.head_versions import (
@@ -276,28 +277,23 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
-    try:
-        recipe = load_recipe(arguments.recipe)
-        head = recipe.head(arguments.head)
-        repository = arguments.repository or repository_folder(recipe)
-        with ControlledServer(arguments.url, check_admin_key(admin_key_from_environment())) as server:
-            if arguments.rollback:
-                change = roll_back(head.name, repository, server)
-            else:
-                change = roll_out(head.name, repository, head_folder(head), server)
-    except (RecipeError, ManifestError, ServingError, OSError) as error:
-        print(f"serving.rollout: {error}", file=sys.stderr)
-        return 1
+    recipe = load_recipe(arguments.recipe)
+    head = recipe.head(arguments.head)
+    repository = arguments.repository or repository_folder(recipe)
+    with ControlledServer(arguments.url, check_admin_key(admin_key_from_environment())) as server:
+        if arguments.rollback:
+            change = roll_back(head.name, repository, server)
+        else:
+            change = roll_out(head.name, repository, head_folder(head), server)
     print(f"{change.after.model}: {change.after} serves, before it {change.before}", file=sys.stderr)
     if change.watch_problem:
         print(
             f"serving.rollout: its scores are not compared with its training: {change.watch_problem}", file=sys.stderr
         )
     print(report(change))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("serving.rollout", main))

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from common.paths import ROOT
+from recipes.errors import ExpectedError
 
 ONNXRUNTIME_BACKEND = Path(__file__).parent / "backends" / "onnxruntime" / "model.py"
 
 
-class ServingError(RuntimeError):
+class ServingError(ExpectedError):
     """The server cannot be started or did not become ready."""
 
 

@@ -11,10 +11,10 @@ from tiny_encoder import write_tiny_encoder
 from benchmarks.synthetic import TwoClasses, bayes_auroc, two_classes
 from common import paths
 from common.manifest import EncoderFingerprint
+from recipes.errors import run_step
 from recipes.schema import RECIPES, load_recipe
 from training import audit, relabel
 from training.audit import Finding, Labelled, audit_rows
-from training.errors import run_step
 from training.store import Row, Store, read_embeddings
 
 CLASSES = ["angular", "round"]
@@ -71,7 +71,7 @@ def _clusters(count: int = 60, names: list[str] = CLASSES) -> list[Row]:
 
 def _audit(recipe: Path, tmp_path: Path) -> tuple[int, list[dict[str, str]]]:
     out = tmp_path / "audit.csv"
-    status = run_step(lambda: audit.main(["--recipe", str(recipe), "--out", str(out)]))
+    status = run_step("training.audit", lambda: audit.main(["--recipe", str(recipe), "--out", str(out)]))
     if not out.exists():
         return status, []
     with out.open(newline="") as file:
@@ -183,7 +183,7 @@ def test_equal_files_with_two_labels_are_listed_until_relabelled(store, recipe, 
     assert {line["path"] for line in same} == {"one.png", "two.png"}
     assert all("one.png is labelled round, two.png is labelled angular" in line["reason"] for line in same)
     Path("fix.csv").write_text("path,label\none.png,round\n")
-    assert run_step(lambda: relabel.main(["--recipe", str(recipe), "fix.csv"])) == 0
+    assert run_step("training.relabel", lambda: relabel.main(["--recipe", str(recipe), "fix.csv"])) == 0
     _, lines = _audit(recipe, tmp_path)
     assert not [line for line in lines if "same content" in line["reason"]]
 
@@ -198,7 +198,8 @@ def test_accepted_lines_are_applied_and_the_next_audit_sees_it(store, encoder, r
         writer = csv.DictWriter(file, list(lines[0]))
         writer.writeheader()
         writer.writerows(lines)
-    assert run_step(lambda: relabel.main(["--recipe", str(recipe), str(tmp_path / "edited.csv")])) == 0
+    edited = str(tmp_path / "edited.csv")
+    assert run_step("training.relabel", lambda: relabel.main(["--recipe", str(recipe), edited])) == 0
     stored = read_embeddings(store.folder, encoder)
     assert dict(zip(stored.path, stored.label, strict=True))["wrong.png"] == "angular"
     assert not [line for line in _audit(recipe, tmp_path)[1] if line["path"] == "wrong.png"]
@@ -223,7 +224,8 @@ def _with_nan() -> list[Row]:
 def test_bad_stores_are_refused_and_nothing_is_overwritten(store, recipe, tmp_path, capsys, rows, words) -> None:
     store.append(rows)
     (tmp_path / "audit.csv").write_text("mine\n")
-    assert run_step(lambda: audit.main(["--recipe", str(recipe), "--out", str(tmp_path / "audit.csv")])) == 1
+    arguments = ["--recipe", str(recipe), "--out", str(tmp_path / "audit.csv")]
+    assert run_step("training.audit", lambda: audit.main(arguments)) == 1
     out, err = capsys.readouterr()
     assert words in err
     assert out == ""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from common.score_edges import PROBABILITY_EDGES
+from recipes.errors import run_step
 from serving.drift import (
     compare,
     drifts,
@@ -156,9 +157,9 @@ def test_status_table_and_json_of_a_file(tmp_path, capsys):
     stable, drifted = tmp_path / "stable.txt", tmp_path / "drifted.txt"
     stable.write_text(metrics_text(beta(2, 5, seed=1), beta(2, 5)))
     drifted.write_text(metrics_text(beta(5, 2), beta(2, 5)))
-    assert main(["--metrics", str(stable)]) == 0
+    assert run_step("serving.drift", lambda: main(["--metrics", str(stable)])) == 0
     assert "nsfw, nsfw" in capsys.readouterr().out
-    assert main(["--metrics", str(drifted), "--json"]) == 3
+    assert run_step("serving.drift", lambda: main(["--metrics", str(drifted), "--json"])) == 3
     (row,) = json.loads(capsys.readouterr().out)
     assert (row["head"], row["scores"], row["verdict"]) == ("nsfw", 5000, "drifted")
 
@@ -178,10 +179,10 @@ def test_an_address_and_a_saved_snapshot(tmp_path, capsys):
     with http.server.HTTPServer(("127.0.0.1", 0), Metrics) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         url, saved = f"http://127.0.0.1:{server.server_port}/metrics", tmp_path / "saved.txt"
-        assert main(["--metrics", url, "--save", str(saved)]) == 0
+        assert run_step("serving.drift", lambda: main(["--metrics", url, "--save", str(saved)])) == 0
         assert saved.read_text() == text
         capsys.readouterr()
-        assert main(["--metrics", url, "--since", str(saved)]) == 0
+        assert run_step("serving.drift", lambda: main(["--metrics", url, "--since", str(saved)])) == 0
         assert "too few scores" in capsys.readouterr().out
         server.shutdown()
 
@@ -195,6 +196,6 @@ def test_metrics_that_cannot_be_judged(tmp_path, capsys, text, words):
     kept.write_text("earlier")
     if text is not None:
         path.write_text(text)
-    assert main(["--metrics", str(path), "--save", str(kept)]) == 1
+    assert run_step("serving.drift", lambda: main(["--metrics", str(path), "--save", str(kept)])) == 1
     assert words in capsys.readouterr().err
     assert kept.read_text() == "earlier"

@@ -16,11 +16,12 @@ from tiny_encoder import EMBED_DIM, write_tiny_encoder
 from common import paths
 from common.manifest import ManifestError, read_encoder
 from common.pixels import served_transform
+from recipes.errors import run_step
 from recipes.schema import Recipe, load_recipe
 from training import embed
 from training.datasets import samples_in_class_folders
 from training.encoder import OnnxEncoder
-from training.errors import StepError, run_step
+from training.errors import INTERRUPTED, StepError
 from training.store import Store, append_corrections, part_files, read_embeddings
 
 CLASSES = ["angular", "round"]
@@ -66,7 +67,7 @@ def _rows(encoder_folder: Path, store: Path):
 
 
 def _run(*arguments: object) -> int:
-    return run_step(lambda: embed.main([str(argument) for argument in arguments]))
+    return run_step("training.embed", lambda: embed.main([str(argument) for argument in arguments]))
 
 
 def test_embeddings_are_the_encoders_of_the_served_pixels(encoder_folder, data, tmp_path, recipe) -> None:
@@ -272,7 +273,7 @@ def test_an_interrupted_step_says_so(capsys) -> None:
     def interrupted() -> None:
         raise KeyboardInterrupt
 
-    assert run_step(interrupted) == 130
+    assert run_step("training.embed", interrupted, INTERRUPTED) == 130
     assert "run the same command to go on" in capsys.readouterr().err
 
 

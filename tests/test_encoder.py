@@ -27,6 +27,7 @@ from build.tower import load_tower
 from common.manifest import read_encoder
 from common.paths import encoder_folder
 from common.photos import calibration_pictures, verification_pictures
+from recipes.errors import run_step
 from recipes.schema import Encoder, Recipe, RecipeError, load_recipe, parse_recipe
 
 
@@ -185,11 +186,11 @@ def test_a_checkpoint_of_another_tower_is_refused(demo, tmp_path):
 
 
 def test_command_prints_the_manifest_and_explains_errors(encoder, demo, capsys):
-    assert main(["--recipe", "demo"]) == 0
+    assert run_step("build.encoder", lambda: main(["--recipe", "demo"])) == 0
     output = capsys.readouterr()
     assert output.out.strip() == str(encoder_folder(demo) / "encoder.json")
     assert "pixels bit-equal" in output.err
-    assert main(["--recipe", "nope"]) == 1
+    assert run_step("build.encoder", lambda: main(["--recipe", "nope"])) == 1
     assert "unknown recipe 'nope'" in capsys.readouterr().err
 
 
@@ -230,7 +231,7 @@ def test_a_precision_below_its_limit_is_not_installed(demo, encoder, capsys, tmp
     strict = in_precision(demo, "int8", minimum_cosine={"int8": 1.0})
     (tmp_path / "strict.yaml").write_text(yaml.safe_dump(strict.model_dump(mode="json", exclude_defaults=True)))
     before = sorted(encoder_folder(strict).glob("**/*"))
-    assert main(["--recipe", str(tmp_path / "strict.yaml")]) == 1
+    assert run_step("build.encoder", lambda: main(["--recipe", str(tmp_path / "strict.yaml")])) == 1
     assert "between torch and int8 ONNX is below build.minimum_cosine.int8 1.0" in capsys.readouterr().err
     assert sorted(encoder_folder(strict).glob("**/*")) == before
 

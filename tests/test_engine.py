@@ -20,6 +20,7 @@ from common.gpu import Gpu, Machine
 from common.manifest import BatchProfile, ManifestError, read_engine, sha256_of, write_manifest
 from common.paths import ROOT, encoder_folder
 from common.photos import verification_pictures
+from recipes.errors import run_step
 from recipes.schema import RecipeError, load_recipe, parse_recipe
 
 HOPPER = Gpu("NVIDIA H200", "9.0")
@@ -53,7 +54,7 @@ def build(folder, script=None, check=passes, recipe=None):
 
 def test_onnx_is_taken_when_asked_for(capsys):
     assert choose_target("onnx", FULL).target == "onnx"
-    assert main(["--target", "onnx"]) == 0
+    assert run_step("build.engine", lambda: main(["--target", "onnx"])) == 0
     assert capsys.readouterr().out == "onnx\n"
 
 
@@ -78,11 +79,11 @@ def test_tensorrt_by_name_stops_with_the_remedy():
 
 def test_the_command_on_a_machine_without_tensorrt(monkeypatch, capsys):
     monkeypatch.setattr(engine, "find_toolchain", lambda: NOTHING)
-    assert main(["--target", "tensorrt"]) == 1
+    assert run_step("build.engine", lambda: main(["--target", "tensorrt"])) == 1
     captured = capsys.readouterr()
     assert captured.out == ""
     assert captured.err.startswith("build.engine: TARGET=tensorrt: the Python package tensorrt cannot be imported")
-    assert main(["--target", "auto"]) == 0
+    assert run_step("build.engine", lambda: main(["--target", "auto"])) == 0
     assert capsys.readouterr().out == "onnx\n"
 
 
@@ -229,7 +230,7 @@ def test_an_onnx_file_that_is_not_its_manifests_is_refused(folder):
 
 
 def test_without_the_encoder_the_error_says_how_to_make_it(capsys):
-    assert main(["--recipe", "nsfw-vit-b-32", "--target", "auto"]) == 1
+    assert run_step("build.engine", lambda: main(["--recipe", "nsfw-vit-b-32", "--target", "auto"])) == 1
     assert "encoder.json: not found; make it with" in capsys.readouterr().err
 
 
@@ -237,11 +238,11 @@ def test_the_command_builds_and_says_so(folder, monkeypatch, capsys):
     monkeypatch.setattr(engine, "find_toolchain", lambda: FULL)
     monkeypatch.setattr(engine, "encoder_folder", lambda encoder: folder)
     monkeypatch.setattr("build.engine_parity.plan_checker", lambda recipe, encoder: passes)
-    assert main(["--recipe", "demo", "--target", "tensorrt"]) == 0
+    assert run_step("build.engine", lambda: main(["--recipe", "demo", "--target", "tensorrt"])) == 0
     captured = capsys.readouterr()
     assert captured.out == "tensorrt\n"
     assert "model.plan built" in captured.err
-    assert main(["--recipe", "demo", "--target", "auto"]) == 0
+    assert run_step("build.engine", lambda: main(["--recipe", "demo", "--target", "auto"])) == 0
     assert "model.plan is up to date" in capsys.readouterr().err
 
 
@@ -249,7 +250,7 @@ def test_a_build_that_fails_names_the_way_out(folder, monkeypatch, capsys):
     broken = Toolchain(FULL.machine, fake_tensorrt(Script(parser_errors=((3, "n", "Softmax", "no"),))))
     monkeypatch.setattr(engine, "find_toolchain", lambda: broken)
     monkeypatch.setattr(engine, "encoder_folder", lambda encoder: folder)
-    assert main(["--recipe", "demo", "--target", "auto"]) == 1
+    assert run_step("build.engine", lambda: main(["--recipe", "demo", "--target", "auto"])) == 1
     error = capsys.readouterr().err
     assert "node 3 'n' (Softmax): no" in error
     assert "TARGET=onnx serves the same file" in error

@@ -1,14 +1,31 @@
-"""One root of exceptions for the client."""
+"""One root of expected errors for the toolchain and one for the client; how a command ends that meets one."""
 
 from __future__ import annotations
 
 import ast
 import builtins
+import errno
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 from clipsieve import exceptions
 from common.paths import ROOT
+from recipes.errors import ExpectedError, run_step
+
+TOOLCHAIN = [ROOT / name for name in ("recipes", "common", "training", "build", "serving", "benchmarks")]
+NOT_OF_THE_TOOLCHAINS_TREE = {
+    "ProofUnreadable": "its file is also clients/clipsieve/proof_format.py, byte for byte, which knows no toolchain",
+    "Unhealthy": "container/health.py is one file of the standard library, and answers a probe with it",
+    "Busy": "as Unhealthy",
+    "_Stop": "a signal that ends serving.embedded as it should end",
+    "Skipped": "a fault that this machine does not allow: a row of benchmarks.faults",
+}
+NO_STEPS = {
+    "serving/container/health.py": "runs in the container without the rest",
+    "training/keras_export.py": "runs in TensorFlow's environment without the rest",
+}
 
 CLIENT_EXCEPTIONS = ROOT / "clients" / "clipsieve" / "exceptions.py"
 NOT_OF_THE_CLIENTS_TREE = {
@@ -26,14 +43,18 @@ def classes_in(*folders: Path) -> Iterator[tuple[str, set[str], Path]]:
                 yield node.name, {ast.unparse(base).rpartition(".")[2] for base in node.bases}, path
 
 
-def exceptions_in(*folders: Path) -> dict[str, Path]:
-    """The exception classes that are defined there, by name."""
-    classes = list(classes_in(*folders))
-    names = {name for name, value in vars(builtins).items() if isinstance(value, type)}
-    names = {name for name in names if issubclass(getattr(builtins, name), BaseException)}
+def descendants(roots: set[str], *folders: Path) -> dict[str, Path]:
+    """The classes defined there that come from `roots`, by name."""
+    classes, names = list(classes_in(*folders)), set(roots)
     while more := {name for name, bases, _ in classes if bases & names} - names:
         names |= more
-    return {name: path for name, _, path in classes if name in names}
+    return {name: path for name, _, path in classes if name in names - roots}
+
+
+def exceptions_in(*folders: Path) -> dict[str, Path]:
+    """The exception classes that are defined there, by name."""
+    types = {name: value for name, value in vars(builtins).items() if isinstance(value, type)}
+    return descendants({name for name, value in types.items() if issubclass(value, BaseException)}, *folders)
 
 
 def test_the_clients_exceptions_are_in_one_file_under_one_root():
@@ -48,3 +69,86 @@ def test_the_tree_that_is_drawn_for_the_client_names_every_exception():
     drawn = (exceptions.__doc__ or "").split("\n\n")[1]
     names = {name for name, path in exceptions_in(ROOT / "clients").items() if path == CLIENT_EXCEPTIONS}
     assert {line.strip("│├└─ ").split()[0] for line in drawn.splitlines()} == names
+
+
+def test_the_toolchains_expected_errors_have_one_root():
+    found = exceptions_in(*TOOLCHAIN).keys() - {"ExpectedError"}
+    assert found - descendants({"ExpectedError"}, *TOOLCHAIN).keys() == NOT_OF_THE_TOOLCHAINS_TREE.keys()
+
+
+def guarded(path: Path) -> list[str]:
+    """The statements that a file runs as a command, under `if __name__ == "__main__"`."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "__name__ == '__main__'":
+            return [ast.unparse(statement) for statement in node.body]
+    return []
+
+
+def module_name(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__")
+
+
+def test_every_step_ends_through_run_step():
+    steps = {path for folder in ("recipes", "training", "build", "serving") for path in (ROOT / folder).rglob("*.py")}
+    commands = {path: guarded(path) for path in steps if guarded(path)}
+    assert len(commands) > 20
+    for path, statements in commands.items():
+        if path.relative_to(ROOT).as_posix() not in NO_STEPS:
+            assert statements[-1].startswith(f"sys.exit(run_step('{module_name(path)}', "), path
+
+
+def test_run_step_is_told_the_name_of_its_module():
+    for path in (path for folder in TOOLCHAIN for path in folder.rglob("*.py")):
+        for statement in guarded(path):
+            assert "run_step(" not in statement or f"run_step('{module_name(path)}', " in statement, path
+
+
+def test_no_main_has_a_catch_list_of_its_own():
+    """A handler may add to a message, and raises what it made; what becomes of it is run_step's."""
+    for path in (path for folder in TOOLCHAIN for path in folder.rglob("*.py")):
+        functions = [node for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)]
+        handlers = [node for each in functions if each.name == "main" for node in ast.walk(each)]
+        for handler in (node for node in handlers if isinstance(node, ast.ExceptHandler)):
+            assert not any(isinstance(node, ast.Return) and node.value for node in ast.walk(handler)), path
+
+
+# ---- what a command says ----
+
+
+def raising(error: BaseException):
+    def main() -> None:
+        raise error
+
+    return main
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ExpectedError("a.yaml: name is 3, give a text"), "a.yaml: name is 3, give a text"),
+        (PermissionError(errno.EACCES, "Permission denied", "a.json"), "a.json: Permission denied"),
+        (OSError(errno.EXDEV, "Invalid link", "a", None, "b"), "a → b: Invalid link"),
+        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+    ],
+)
+def test_an_expected_error_is_a_line_and_status_1(capsys, error, line):
+    assert run_step("build.x", raising(error)) == 1
+    output = capsys.readouterr()
+    assert (output.out, output.err) == ("", f"build.x: {line}\n")
+
+
+def test_an_interruption_is_a_line_where_the_step_says_what_is_kept(capsys):
+    assert run_step("build.x", raising(KeyboardInterrupt()), "stopped; all is kept") == 130
+    assert capsys.readouterr().err == "build.x: stopped; all is kept\n"
+    with pytest.raises(KeyboardInterrupt):
+        run_step("build.x", raising(KeyboardInterrupt()))
+
+
+@pytest.mark.parametrize("bug", [ValueError("1"), KeyError("a"), BrokenPipeError(errno.EPIPE, "Broken pipe")])
+def test_anything_else_keeps_its_traceback(bug):
+    with pytest.raises(type(bug)):
+        run_step("build.x", raising(bug))
+
+
+def test_the_status_is_what_the_step_returns():
+    assert [run_step("build.x", lambda status=status: status) for status in (None, 0, 3)] == [0, 0, 3]

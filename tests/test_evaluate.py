@@ -11,9 +11,9 @@ from tiny_encoder import EMBED_DIM, write_tiny_encoder
 
 from common import paths
 from common.manifest import read_encoder, read_head
+from recipes.errors import run_step
 from recipes.schema import load_recipe
 from training import evaluate, fit
-from training.errors import run_step
 from training.store import Row, Store
 
 CLASSES = ["angular", "round"]
@@ -37,7 +37,7 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
         patch.setattr(paths, "ARTIFACTS", artifacts)
         encoder = write_tiny_encoder(paths.encoder_folder(load_recipe("demo"))).fingerprint()
         Store(artifacts / "embeddings" / "demo", encoder).append(_rows(300))
-        assert run_step(lambda: fit.main(["--recipe", "demo"])) == 0
+        assert run_step("training.fit", lambda: fit.main(["--recipe", "demo"])) == 0
     return artifacts
 
 
@@ -51,7 +51,9 @@ def store(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stor
 
 
 def _evaluate(out: Path, *arguments: object) -> int:
-    return run_step(lambda: evaluate.main(["--recipe", "demo", "--out", str(out), *map(str, arguments)]))
+    return run_step(
+        "training.evaluate", lambda: evaluate.main(["--recipe", "demo", "--out", str(out), *map(str, arguments)])
+    )
 
 
 def _report(out: Path) -> dict:

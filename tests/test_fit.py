@@ -11,9 +11,9 @@ from tiny_encoder import EMBED_DIM, write_tiny_encoder
 
 from common import paths
 from common.manifest import EncoderFingerprint, Linear, Relu, Standardize, read_head, sha256_of
+from recipes.errors import run_step
 from recipes.schema import load_recipe
 from training import fit
-from training.errors import run_step
 from training.leakage import group_rows
 from training.split import Split, saved_split
 from training.store import Row, Store, read_embeddings
@@ -54,7 +54,7 @@ def store(encoder: EncoderFingerprint) -> Store:
 
 
 def _fit(*arguments: object) -> int:
-    return run_step(lambda: fit.main(["--recipe", "demo", *map(str, arguments)]))
+    return run_step("training.fit", lambda: fit.main(["--recipe", "demo", *map(str, arguments)]))
 
 
 def _head_folder() -> Path:
@@ -256,7 +256,7 @@ def test_a_store_of_another_encoder_is_refused(store: Store, capsys) -> None:
 
 
 def test_an_unknown_recipe_and_head_are_named(encoder: EncoderFingerprint, capsys) -> None:
-    assert run_step(lambda: fit.main(["--recipe", "dem"])) == 1
+    assert run_step("training.fit", lambda: fit.main(["--recipe", "dem"])) == 1
     assert "did you mean 'demo'" in capsys.readouterr().err
     assert _fit("--head", "nope") == 1
     assert "head 'nope' is not one of ['demo']" in capsys.readouterr().err
@@ -266,5 +266,5 @@ def test_a_head_that_comes_from_elsewhere_is_not_overwritten(tmp_path: Path, enc
     recipe = load_recipe("demo").model_dump(mode="json")
     recipe["heads"][0]["source"] = str(tmp_path / "published")
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(recipe))
-    assert run_step(lambda: fit.main(["--recipe", str(tmp_path / "mine.yaml")])) == 1
+    assert run_step("training.fit", lambda: fit.main(["--recipe", str(tmp_path / "mine.yaml")])) == 1
     assert "it is not trained here" in capsys.readouterr().err

@@ -29,6 +29,7 @@ from build.repository_check import check
 from common.manifest import read_encoder, read_head
 from common.paths import encoder_folder
 from common.pixels import served_transform
+from recipes.errors import run_step
 from recipes.schema import Serving
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -345,7 +346,7 @@ def test_a_recipe_that_is_not_built_is_refused(demo, tmp_path, capsys):
     data = demo.model_dump(mode="json", exclude_defaults=True) | {"name": "never-built"}
     data["heads"][0]["source"] = str(tmp_path / "head")
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(data))
-    assert growth.main(["--recipe", str(tmp_path / "recipe.yaml")]) == 1
+    assert run_step("benchmarks.growth", lambda: growth.main(["--recipe", str(tmp_path / "recipe.yaml")])) == 1
     assert "head.json: not found; make it with: python -m training.fit" in capsys.readouterr().err
 
 

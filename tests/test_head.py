@@ -37,6 +37,7 @@ from common.manifest import (
     sha256_of,
     write_manifest,
 )
+from recipes.errors import run_step
 from training.head import head_from_layers
 
 CLASSES = ["safe", "nsfw"]
@@ -168,7 +169,7 @@ encoder: {demo.encoder.model_dump(mode="json", exclude_defaults=True)}
 heads: [{{name: demo, class_names: {demo.heads[0].class_names}, source: {tmp_path}}}]
 """
     (tmp_path / "other.yaml").write_text(text)
-    assert main(["--recipe", str(tmp_path / "other.yaml")]) == 1
+    assert run_step("build.head", lambda: main(["--recipe", str(tmp_path / "other.yaml")])) == 1
     assert "embed_dim: the head was trained on 512, the encoder is 128" in capsys.readouterr().err
 
 

@@ -18,8 +18,9 @@ from benchmarks.published_heads import main as benchmark
 from build.head import build_head
 from common.manifest import read_head, sha256_of
 from common.paths import ARTIFACTS
+from recipes.errors import run_step
 from recipes.schema import Head
-from training.errors import StepError, run_step
+from training.errors import StepError
 from training.import_head import Options, import_head, main
 from training.published import PUBLISHED
 from training.published_torch import expected_shapes
@@ -226,7 +227,7 @@ def test_command_imports_a_recipes_heads(tmp_path, capsys):
 )
 def test_command_refuses_another_encoder(tmp_path, capsys, encoder, expected):
     recipe = str(write_recipe(tmp_path, recipe_head("laion-nsfw-h14"), encoder))
-    assert run_step(lambda: main(["--recipe", recipe])) == 1
+    assert run_step("training.import_head", lambda: main(["--recipe", recipe])) == 1
     assert expected in capsys.readouterr().err
 
 

@@ -11,9 +11,9 @@ from tiny_encoder import EMBED_DIM, write_tiny_encoder
 
 from common import paths
 from common.manifest import EncoderFingerprint, write_manifest
+from recipes.errors import run_step
 from recipes.schema import RECIPES, Recipe, load_recipe
 from training import ingest
-from training.errors import run_step
 from training.store import Embeddings, read_embeddings
 
 CLASSES = ["angular", "round"]
@@ -46,7 +46,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def _run(*arguments: object, recipe: object = "demo") -> int:
-    return run_step(lambda: ingest.main(["--recipe", str(recipe), *map(str, arguments)]))
+    return run_step("training.ingest", lambda: ingest.main(["--recipe", str(recipe), *map(str, arguments)]))
 
 
 def _rows(encoder: EncoderFingerprint) -> Embeddings:

@@ -31,6 +31,7 @@ from common.manifest import EncoderManifest, ScoreDistribution, write_manifest
 from common.paths import ROOT, head_folder
 from common.score_edges import PROBABILITY_EDGES
 from common.triton_messages import ENSEMBLES, QUEUE_REFUSALS
+from recipes.errors import run_step
 from recipes.schema import load_recipe, parse_recipe
 from serving.container import health
 from serving.embedded import EmbeddedServer
@@ -332,7 +333,7 @@ def test_the_local_configuration_names_this_machine_alone():
 
 def test_programs_that_are_not_installed_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PATH", str(tmp_path))
-    assert local.main(["--folder", str(tmp_path)]) == 1
+    assert run_step("serving.monitoring.local", lambda: local.main(["--folder", str(tmp_path)])) == 1
     assert "prometheus and prometheus-blackbox-exporter not found on PATH; install them" in capsys.readouterr().err
 
 

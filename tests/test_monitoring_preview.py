@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from recipes.errors import run_step
 from serving.monitoring import charts, preview, queries
 from serving.monitoring.preview import layout
 from serving.monitoring.queries import Series, Window
@@ -86,6 +87,7 @@ def test_a_repeated_row_comes_once_for_each_value():
 
 def test_a_preview_that_fails_leaves_the_old_one(tmp_path, capsys):
     (tmp_path / "page.html").write_text("old")
-    assert preview.main(["--prometheus", "http://127.0.0.1:9", "--out", str(tmp_path / "page.html")]) == 1
+    arguments = ["--prometheus", "http://127.0.0.1:9", "--out", str(tmp_path / "page.html")]
+    assert run_step("serving.monitoring.preview", lambda: preview.main(arguments)) == 1
     assert "is a Prometheus there" in capsys.readouterr().err
     assert (tmp_path / "page.html").read_text() == "old"

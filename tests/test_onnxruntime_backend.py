@@ -11,7 +11,7 @@ from typing import Any
 import onnxruntime
 import pytest
 
-from build.repository_configs import read_config
+from common.model_config import read_config
 from common.paths import ROOT
 
 FILE = ROOT / "serving" / "backends" / "onnxruntime" / "model.py"

@@ -10,6 +10,7 @@ import pytest
 from pictures import jpeg
 
 from common.photos import sample_photos
+from recipes.errors import run_step
 from serving.perf import (
     MOST_PICTURES,
     PERF_ANALYZER,
@@ -61,14 +62,14 @@ def test_of_very_many_pictures_some_are_taken(tmp_path, monkeypatch):
     assert len(pictures_in(tmp_path)) <= 30
 
 
-def test_a_folder_without_pictures_is_refused(tmp_path, capsys):
+def test_a_folder_without_pictures_is_refused(tmp_path):
     for folder, problem in ((tmp_path, "no images in it"), (tmp_path / "none", "no such folder")):
-        assert main(["--recipe", "demo", "--images", str(folder)]) == 1
-        assert problem in capsys.readouterr().err
+        with pytest.raises(ServingError, match=problem):
+            main(["--recipe", "demo", "--images", str(folder)])
 
 
 def test_what_would_be_measured_with_is_told(capsys):
-    assert main(["--recipe", "demo", "--check"]) == 0
+    assert run_step("serving.perf", lambda: main(["--recipe", "demo", "--check"])) == 0
     told = json.loads(capsys.readouterr().out)
     assert told["pictures"] == len(sample_photos())
     assert set(told["versions"]) == {"nvidia-pytriton", "onnxruntime", "perf_analyzer"}
@@ -77,7 +78,7 @@ def test_what_would_be_measured_with_is_told(capsys):
 
 def test_a_missing_perf_analyzer_is_told_with_the_remedy(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("serving.perf.PERF_ANALYZER", tmp_path / "perf_analyzer")
-    assert main(["--recipe", "demo", "--check"]) == 1
+    assert run_step("serving.perf", lambda: main(["--recipe", "demo", "--check"])) == 1
     assert "run: make perf" in capsys.readouterr().err
 
 
@@ -105,5 +106,6 @@ def test_what_fails_is_a_row_when_the_rest_is_wanted(tmp_path, capsys):
 
 
 def test_no_server_is_a_message_not_a_traceback(capsys):
-    assert main(["--recipe", "demo", "--url", "127.0.0.1:1", "--concurrency", "1"]) == 1
+    arguments = ["--recipe", "demo", "--url", "127.0.0.1:1", "--concurrency", "1"]
+    assert run_step("serving.perf", lambda: main(arguments)) == 1
     assert "perf_analyzer failed at concurrency 1" in capsys.readouterr().err

@@ -17,10 +17,10 @@ from build.encoder import VERIFICATION
 from build.engine import engine_folder
 from build.repository import check_installed, choose_plans, install
 from build.repository_check import RepositoryError, check
-from build.repository_configs import read_config
 from common import gpu, plans, preflight
 from common.gpu import Gpu, Machine, comparable_version, find_gpus, find_machine, find_tensorrt
 from common.manifest import BatchProfile, EngineManifest, ManifestError, read_encoder, sha256_of, write_manifest
+from common.model_config import read_config
 from common.paths import encoder_folder
 from common.photos import verification_pictures
 from common.plans import cc_model_filenames, manifest_path, plan_problems, repository_problems

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import yaml
 
+from recipes.errors import run_step
 from recipes.schema import RECIPES, RecipeError, load_recipe, main, parse_recipe, recipe_names
 
 
@@ -101,10 +102,10 @@ def test_heads_are_found_by_name_or_alone():
 
 
 def test_command_prints_the_recipe_with_its_defaults(capsys):
-    assert main(["demo"]) == 0
+    assert run_step("recipes.schema", lambda: main(["demo"])) == 0
     assert yaml.safe_load(capsys.readouterr().out)["serving"]["max_batch_size"] == 32
-    assert main(["dmo"]) == 1
-    assert main([]) == 2
+    assert run_step("recipes.schema", lambda: main(["dmo"])) == 1
+    assert run_step("recipes.schema", lambda: main([])) == 2
 
 
 def test_recipes_state_how_to_use_them():

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from common.manifest import EncoderFingerprint
+from recipes.errors import run_step
 from training import relabel
-from training.errors import run_step
 from training.store import Row, Store, read_embeddings
 
 ENCODER = EncoderFingerprint(id="tiny", weights_sha256="aa", preprocessing="exact", normalize=True, embed_dim=4)
@@ -40,7 +40,7 @@ def _labels(store: Path) -> dict[str, str | None]:
 def _run(store: Path, text: str, *arguments: str, name: str = "fix.csv") -> int:
     file = store.parent / name
     file.write_text(text)
-    return run_step(lambda: relabel.main([str(file), "--store", str(store), *arguments]))
+    return run_step("training.relabel", lambda: relabel.main([str(file), "--store", str(store), *arguments]))
 
 
 @pytest.mark.parametrize("who", ["path\n/x/a.jpg", "key\na.jpg", "sha256\n" + "1" * 64, "path\na.jpg"])
@@ -153,9 +153,9 @@ def test_a_long_list_of_unknown_paths_is_cut(store: Path, capsys) -> None:
 
 
 def test_missing_files_are_named(store: Path, tmp_path: Path, capsys) -> None:
-    assert run_step(lambda: relabel.main([str(tmp_path / "no.csv"), "--store", str(store)])) == 1
+    assert run_step("training.relabel", lambda: relabel.main([str(tmp_path / "no.csv"), "--store", str(store)])) == 1
     assert "no.csv: cannot be read: No such file" in capsys.readouterr().err
     assert _run(tmp_path / "nowhere", "path,label\na,b\n") == 1
     assert "nowhere: no such embedding store" in capsys.readouterr().err
-    assert run_step(lambda: relabel.main([str(tmp_path / "no.csv")])) == 1
+    assert run_step("training.relabel", lambda: relabel.main([str(tmp_path / "no.csv")])) == 1
     assert "give --store, or --recipe" in capsys.readouterr().err

@@ -14,10 +14,10 @@ from waiting import until
 
 from clipsieve.report.page import ReportOptions, write_report
 from common.manifest import EncoderFingerprint
+from recipes.errors import run_step
 from tests.chromium import Browser, Page, browser
 from tests.pictures import jpeg
 from training import relabel
-from training.errors import run_step
 from training.store import Row, Store, read_embeddings
 
 HOSTILE = [
@@ -277,7 +277,7 @@ def test_marks_are_exported_for_relabel(page: Page, report: Path, tmp_path: Path
     assert exported.read_text().splitlines()[0] == "path,label,nsfw_score,decision"
     assert exported.read_text().splitlines()[1] == f"{paths[1]},nsfw,0.97,block"
 
-    assert run_step(lambda: relabel.main([str(exported), "--store", str(tmp_path / "store")])) == 0
+    assert run_step("training.relabel", lambda: relabel.main([str(exported), "--store", str(tmp_path / "store")])) == 0
     rows = read_embeddings(tmp_path / "store", ENCODER)
     expected = dict(zip(paths, labels, strict=True))
     expected |= {paths[1]: "nsfw", paths[4]: "nsfw", paths[3]: "safe", paths[5]: "safe"}
@@ -302,7 +302,7 @@ def test_without_class_names_relabel_refuses_the_export(page: Page, tmp_path: Pa
     exported = _export(page, tmp_path)
     assert exported.read_text().startswith("path,mark,taste_score,decision\n")
     _write_store(tmp_path / "store", ["0.jpg"], ["3.5"])
-    assert run_step(lambda: relabel.main([str(exported), "--store", str(tmp_path / "store")])) == 1
+    assert run_step("training.relabel", lambda: relabel.main([str(exported), "--store", str(tmp_path / "store")])) == 1
     assert "no column 'label'; found: path, mark" in capsys.readouterr().err
 
 

@@ -15,16 +15,18 @@ from artefacts import encoder_manifest, write_head
 from PIL import Image
 from tritonclient.utils import deserialize_bytes_tensor
 
-from build import repository_check, repository_configs
+from build import repository_check
 from build.head import build_head
 from build.repository import install, main, read_artefacts
 from build.repository_check import RepositoryError, check, check_texts, compare_configs
-from build.repository_configs import ConfigError, read_config, stamped
+from build.repository_configs import stamped
 from build.repository_queues import LIMITED, queue_problems
 from build.repository_warmup import draw_picture, sample_problems, warmup_file, warmup_tensor
 from common.manifest import EncoderManifest, HeadManifest, ManifestError, read_encoder
+from common.model_config import ConfigError, read_config
 from common.paths import DEFAULT_RECIPE, MODEL_REPOSITORY, ROOT, encoder_folder
 from common.pixels import served_transform
+from recipes.errors import run_step
 from recipes.schema import Head, Recipe, load_recipe, parse_recipe
 
 
@@ -112,7 +114,7 @@ def test_every_head_gets_outputs_and_a_step(tmp_path):
 
 
 SPOILED_TEXTS = [
-    ("clip_encoder/config.pbtxt", "max_batch_size", "max_batchsize", "config.pbtxt:4:1 : "),
+    ("clip_encoder/config.pbtxt", "max_batch_size", "max_batchsize", "config.pbtxt:4:1: "),
     ("clip_encoder/config.pbtxt", "dims: 128", "dims: 64", "image_score: demo_head takes embedding TYPE_FP32 [128]"),
     ("image_score/config.pbtxt", '"demo_head"', '"dem_head"', "step dem_head is not in the repository"),
     ("image_score/config.pbtxt", 'value: "pixels"', 'value: "pixel"', "input pixels of clip_encoder is fed by nothing"),
@@ -179,7 +181,32 @@ def test_missing_repository_says_how_to_make_it(tmp_path):
 
 def test_unknown_fields_are_errors_with_line_and_column(tmp_path):
     (tmp_path / "config.pbtxt").write_text('name: "a"\nmax_batch: 3\n')
-    with pytest.raises(ConfigError, match=r"config.pbtxt:2:1 : .*max_batch"):
+    with pytest.raises(ConfigError, match=r"config\.pbtxt:2:1: .*no field named \"max_batch\"; correct it"):
+        read_config(tmp_path / "config.pbtxt")
+
+
+@pytest.mark.parametrize("options", [["--check"], ["--target", "onnx"]])
+def test_a_misspelt_field_ends_the_command_with_its_place(copy, monkeypatch, capsys, options):
+    """Of what is installed, or of the checked-in text that an installation starts from."""
+    if "--check" in options:
+        path = copy / "clip_encoder" / "config.pbtxt"
+    else:
+        path = Path(shutil.copytree(MODEL_REPOSITORY, copy.parent / "texts")) / "clip_encoder" / "config.pbtxt"
+        monkeypatch.setattr("build.repository_configs.MODEL_REPOSITORY", copy.parent / "texts")
+    monkeypatch.setattr("build.repository.repository_folder", lambda recipe: copy)
+    path.write_text("max_batch: 3\n" + path.read_text())
+    before = {file: file.stat().st_mtime_ns for file in copy.rglob("*")}
+    assert run_step("build.repository", lambda: main(["--recipe", "demo", *options])) == 1
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert f'build.repository: {path}:1:1: Message type "inference.ModelConfig" has no field named' in output.err
+    assert "correct it there or, where a build has written it, have it written again: make engines" in output.err
+    assert {file: file.stat().st_mtime_ns for file in copy.rglob("*")} == before
+
+
+def test_a_config_that_is_no_text_is_refused(tmp_path):
+    (tmp_path / "config.pbtxt").write_bytes(b"name: \xff")
+    with pytest.raises(ConfigError, match=r"config\.pbtxt: not UTF-8 text \(invalid start byte at byte 6\)"):
         read_config(tmp_path / "config.pbtxt")
 
 
@@ -223,17 +250,17 @@ def test_two_heads_are_installed_and_wired(demo, encoder, tmp_path):
 def test_command_installs_checks_and_prints_the_folder(repository, patient_demo, tmp_path, capsys):
     recipe = tmp_path / "demo.yaml"
     recipe.write_text(yaml.safe_dump(patient_demo.model_dump(mode="json", exclude_defaults=True)))
-    assert main(["--recipe", str(recipe), "--check"]) == 0
+    assert run_step("build.repository", lambda: main(["--recipe", str(recipe), "--check"])) == 0
     assert capsys.readouterr().out.strip() == str(repository)
-    assert main(["--recipe", "nsfw-vit-l-14", "--texts"]) == 0
-    assert main(["--recipe", "nsfw-vit-l-14", "--check"]) == 1
+    assert run_step("build.repository", lambda: main(["--recipe", "nsfw-vit-l-14", "--texts"])) == 0
+    assert run_step("build.repository", lambda: main(["--recipe", "nsfw-vit-l-14", "--check"])) == 1
     assert "encoder.json: not found; make it with" in capsys.readouterr().err
 
 
 def test_stamped_text_says_where_it_comes_from(repository):
     text = (repository / "image_score/config.pbtxt").read_text()
     assert text.startswith("# Stamped by `python -m build.repository --recipe demo`; do not edit.")
-    assert repository_configs.read_config(repository / "image_score/config.pbtxt").platform == "ensemble"
+    assert read_config(repository / "image_score/config.pbtxt").platform == "ensemble"
 
 
 # ---- queue limits and warm-up ----

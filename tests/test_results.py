@@ -14,6 +14,7 @@ from benchmarks.results.pictures import svgs
 from benchmarks.results.stored import FOLDER, ResultError, parse_output, read_results
 from benchmarks.results.views import rows_of
 from common.paths import ROOT
+from recipes.errors import run_step
 
 MACHINE = {
     "cpu": "A CPU",
@@ -291,7 +292,7 @@ def test_a_result_that_cannot_be_shown_changes_nothing(folder, tmp_path):
 
 
 def test_a_file_that_is_not_there_is_told(tmp_path, capsys):
-    assert main(["--store", str(tmp_path / "nothing.log")]) == 1
+    assert run_step("benchmarks.results", lambda: main(["--store", str(tmp_path / "nothing.log")])) == 1
     assert "nothing.log: cannot be read: No such file or directory" in capsys.readouterr().err
 
 

@@ -29,6 +29,7 @@ from common.manifest import HeadManifest
 from common.proof import HeadAnswer, Proof, misses
 from common.proof_file import read_proof, set_head
 from common.served_versions import installed_versions
+from recipes.errors import run_step
 from recipes.schema import parse_recipe
 from serving import rollout
 from serving.config_text import edited
@@ -479,19 +480,19 @@ def test_the_command_rolls_out_and_back_and_a_restarted_server_serves_the_same(c
         shutil.copy(controlled.heads["second"].folder / name, controlled.source / name)
     command = ["demo", "--recipe", str(controlled.recipe), "--repository", str(controlled.models)]
     command += ["--url", controlled.server.grpc_url]
-    assert rollout.main(command) == 0
+    assert run_step("serving.rollout", lambda: rollout.main(command)) == 0
     shown = capsys.readouterr()
     assert json.loads(shown.out)["served"]["revision"] == f"{controlled.heads['second'].revision:016x}"
     assert "serves, before it version" in shown.err
     controlled.server.stop(grace_s=5)
     controlled.server.start_again()
     assert controlled.serving == "second"
-    assert rollout.main([*command, "--rollback"]) == 0
+    assert run_step("serving.rollout", lambda: rollout.main([*command, "--rollback"])) == 0
     assert json.loads(capsys.readouterr().out)["before"]["revision"] == f"{controlled.heads['second'].revision:016x}"
     assert controlled.serving == "first"
 
 
 def test_without_a_key_the_command_says_how_to_make_one(controlled, capsys, monkeypatch):
     monkeypatch.delenv("CLIPSIEVE_ADMIN_KEY", raising=False)
-    assert rollout.main(["demo", "--recipe", str(controlled.recipe)]) == 1
+    assert run_step("serving.rollout", lambda: rollout.main(["demo", "--recipe", str(controlled.recipe)])) == 1
     assert "export CLIPSIEVE_ADMIN_KEY=" in capsys.readouterr().err

@@ -23,6 +23,7 @@ from waiting import PATIENCE_S, until
 from clipsieve import Client, InferenceFailed
 from clipsieve.cli.main import app
 from common.paths import ROOT
+from recipes.errors import run_step
 from serving.embedded import EmbeddedServer, main, refuse_plans
 from serving.triton_wheel import ServingError, find_wheel
 from serving.tritonserver_options import tracing_options
@@ -173,7 +174,7 @@ def test_a_taken_port_is_named(capsys, repository):
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        assert main(["--recipe", "demo", "--http-port", str(port)]) == 1
+        assert run_step("serving.embedded", lambda: main(["--recipe", "demo", "--http-port", str(port)])) == 1
     assert f"port {port} is taken" in capsys.readouterr().err
 
 

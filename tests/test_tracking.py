@@ -17,11 +17,11 @@ from waiting import until
 from build.head import read_weights
 from common import paths
 from common.manifest import HeadManifest, read_head
+from recipes.errors import run_step
 from recipes.schema import Fit, Head, load_recipe
 from serving.tritonserver import held_ports
 from training import fit, tracking
 from training.calibrate import scores_from_logits
-from training.errors import run_step
 from training.head import head_from_layers, logits_of
 from training.mlflow_model import ServedHead
 from training.store import Row, Store
@@ -51,7 +51,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def _fit(*arguments: str) -> int:
-    return run_step(lambda: fit.main(["--recipe", "demo", *arguments]))
+    return run_step("training.fit", lambda: fit.main(["--recipe", "demo", *arguments]))
 
 
 def _scores(manifest: HeadManifest, folder: Path) -> np.ndarray:
@@ -157,7 +157,7 @@ def test_a_failed_fit_leaves_a_failed_run(folder: Path, monkeypatch: pytest.Monk
 
 def test_a_head_that_was_not_tracked_says_so(folder: Path, capsys) -> None:
     assert _fit() == 0
-    assert run_step(lambda: tracking.main(["--recipe", "demo"])) == 1
+    assert run_step("training.tracking", lambda: tracking.main(["--recipe", "demo"])) == 1
     assert "was not tracked; fit it with --track" in capsys.readouterr().err
 
 

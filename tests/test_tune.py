@@ -32,6 +32,7 @@ from build.tune_server import CandidateError, Load, check_load
 from build.tune_sweep import CONFIRMATION, Choice, Plan, Sweep
 from common.manifest import ManifestError
 from common.paths import ROOT
+from recipes.errors import run_step
 from recipes.schema import RECIPES, Recipe, load_recipe, parse_recipe
 
 SETTING = Setting(
@@ -369,7 +370,8 @@ def test_files_that_are_there_are_not_replaced(tmp_path):
 
 def test_a_recipe_that_is_not_built_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("signal.signal", lambda *_: None)  # this process keeps its own handlers
-    assert main(["--recipe", "taste-vit-b-32", "--output", str(tmp_path / "tuned.yaml")]) == 1
+    arguments = ["--recipe", "taste-vit-b-32", "--output", str(tmp_path / "tuned.yaml")]
+    assert run_step("build.tune", lambda: main(arguments)) == 1
     assert "make it with: python -m build.encoder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 

@@ -23,6 +23,7 @@ from common.manifest import (
 )
 from common.paths import encoder_folder, head_folder
 from common.photos import verification_pictures
+from recipes.errors import run_step
 from recipes.schema import Recipe, load_recipe
 
 
@@ -66,7 +67,7 @@ def add_plan(recipe: Recipe, encoder: EncoderManifest, *, onnx_sha256: str, sign
 
 
 def test_the_report_is_of_every_picture_and_head(chain, capsys):
-    assert main(["--recipe", "demo"]) == 0
+    assert run_step("build.verify", lambda: main(["--recipe", "demo"])) == 0
     output = capsys.readouterr()
     report = json.loads(Path(output.out.strip()).read_text())
     (stage,) = report["stages"]
@@ -81,7 +82,7 @@ def test_the_report_is_of_every_picture_and_head(chain, capsys):
 
 def test_a_step_below_its_limit_stops_the_build(chain, capsys):
     change_embeddings(chain, 0.01)
-    assert main(["--recipe", "demo"]) == 1
+    assert run_step("build.verify", lambda: main(["--recipe", "demo"])) == 1
     assert "ONNX fp32: cosine 0.99" in capsys.readouterr().err
     (comparison,) = verify(chain)
     assert comparison.heads[0].score_max_abs_difference > 1e-4
@@ -105,7 +106,7 @@ def test_a_plan_of_the_served_file_is_a_step_and_another_is_not(chain, encoder):
 def test_a_plan_that_computes_something_else_fails(chain, encoder, capsys):
     add_plan(chain, encoder, onnx_sha256=read_encoder(encoder_folder(chain)).onnx_sha256, sign=-1)
     assert [comparison.passed for comparison in verify(chain)] == [True, False]
-    assert main(["--recipe", "demo"]) == 1
+    assert run_step("build.verify", lambda: main(["--recipe", "demo"])) == 1
     assert "TensorRT 10.16.1.11 NVIDIA L4: cosine -1.0000000 is below" in capsys.readouterr().err
 
 

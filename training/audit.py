@@ -24,8 +24,9 @@ import numpy as np
 
 from common.manifest import read_encoder, write_atomically
 from common.paths import encoder_folder
+from recipes.errors import run_step
 from recipes.schema import Head, load_recipe
-from training.errors import StepError, run_step
+from training.errors import INTERRUPTED, StepError
 from training.leakage import group_rows
 from training.neighbours import Neighbours, unit_vectors
 from training.progress import console
@@ -291,4 +292,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_step(main))
+    sys.exit(run_step("training.audit", main, INTERRUPTED))

@@ -23,7 +23,8 @@ from PIL import Image, ImageDraw
 
 from common.cpu import core_count
 from common.manifest import sha256_of, tool_versions, write_atomically
-from training.errors import StepError, run_step
+from recipes.errors import run_step
+from training.errors import INTERRUPTED, StepError
 from training.progress import console, tracked
 
 CLASS_NAMES = ("angular", "round")
@@ -239,4 +240,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_step(main))
+    sys.exit(run_step("training.draw", main, INTERRUPTED))

@@ -32,10 +32,11 @@ from common.cpu import core_count
 from common.manifest import write_atomically
 from common.paths import encoder_folder
 from common.pixels import served_module, served_transform
+from recipes.errors import run_step
 from recipes.schema import load_recipe
 from training.datasets import samples_in
 from training.encoder import OnnxEncoder
-from training.errors import StepError, run_step
+from training.errors import INTERRUPTED, StepError
 from training.progress import console, tracked
 from training.sample import Sample
 from training.store import Row, Store, store_folder
@@ -263,4 +264,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_step(main))
+    sys.exit(run_step("training.embed", main, INTERRUPTED))

@@ -34,9 +34,10 @@ from common.manifest import (
     write_atomically,
 )
 from common.paths import encoder_folder, head_folder
+from recipes.errors import run_step
 from recipes.schema import Head, load_recipe
 from training.calibrate import activated, brier, calibrated_logits, ece, scores_from_logits
-from training.errors import StepError, run_step
+from training.errors import INTERRUPTED, StepError
 from training.fit import Labelled, labelled_rows, strata_of, targets_of
 from training.leakage import group_rows
 from training.losses import Curve
@@ -266,4 +267,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_step(main))
+    sys.exit(run_step("training.evaluate", main, INTERRUPTED))

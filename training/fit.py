@@ -44,9 +44,10 @@ from common.manifest import (
     write_manifest,
 )
 from common.paths import encoder_folder, head_folder
+from recipes.errors import run_step
 from recipes.schema import Head, Recipe, load_recipe
 from training.calibrate import Activation, activated, calibrated_logits, calibration_report, fit_calibration
-from training.errors import StepError, run_step
+from training.errors import INTERRUPTED, StepError
 from training.labels import LabelError, label_matrix
 from training.leakage import Groups, group_rows
 from training.losses import LOSSES, Curve, Loss, Task
@@ -558,4 +559,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_step(main))
+    sys.exit(run_step("training.fit", main, INTERRUPTED))

@@ -35,9 +35,10 @@ from common.manifest import (
     write_atomically,
     write_manifest,
 )
+from recipes.errors import run_step
 from recipes.schema import Head, Published, Recipe, load_recipe
 from training.download import check_sha256, download
-from training.errors import StepError, run_step
+from training.errors import INTERRUPTED, StepError
 from training.progress import console
 from training.published import PREPROCESSING, PUBLISHED, PublishedHead, published_head
 from training.published_keras import VARIANTS, Variant, import_keras
@@ -293,4 +294,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_step(main))
+    sys.exit(run_step("training.import_head", main, INTERRUPTED))

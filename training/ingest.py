@@ -20,8 +20,9 @@ import numpy as np
 
 from common.manifest import read_encoder
 from common.paths import encoder_folder
+from recipes.errors import run_step
 from recipes.schema import load_recipe
-from training.errors import run_step
+from training.errors import INTERRUPTED
 from training.progress import console, tracked
 from training.store import Row, Store, store_folder
 from training.stored_embeddings import Source, check_rows, sources_in
@@ -88,4 +89,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_step(main))
+    sys.exit(run_step("training.ingest", main, INTERRUPTED))

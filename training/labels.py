@@ -15,10 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from recipes.errors import ExpectedError
 from recipes.schema import Head
 
 
-class LabelError(ValueError):
+class LabelError(ExpectedError):
     """A label that the head cannot have; the caller knows the file and the row and says so."""
 
 

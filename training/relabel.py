@@ -20,8 +20,9 @@ from typing import Any
 
 import pyarrow as pa
 
+from recipes.errors import run_step
 from recipes.schema import Head, Recipe, load_recipe
-from training.errors import StepError, run_step
+from training.errors import INTERRUPTED, StepError
 from training.labels import LabelError, label_from
 from training.progress import console
 from training.store import append_corrections, read_names, store_folder
@@ -203,4 +204,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_step(main))
+    sys.exit(run_step("training.relabel", main, INTERRUPTED))

@@ -15,8 +15,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from clipsieve import ImageRejected
+from clipsieve.exceptions import ShardError
 from clipsieve.paths import text_from_path
-from clipsieve.shards import IMAGE_EXTENSIONS, Member, ShardError, Span, image_among, layout_of
+from clipsieve.shards import IMAGE_EXTENSIONS, Member, Span, image_among, layout_of
 from recipes.schema import Head
 from training.errors import StepError
 from training.labels import LabelError, label_from

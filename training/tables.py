@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipsieve.exceptions import TableError
 from clipsieve.lists import path_column, path_from_cell
 from clipsieve.paths import text_from_path
-from clipsieve.table_batches import TableError, column_names, numbered_rows
+from clipsieve.table_batches import column_names, numbered_rows
 from recipes.schema import Head
 from training.errors import StepError
 from training.labels import LabelError, label_from, label_from_columns

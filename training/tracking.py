@@ -36,9 +36,10 @@ import yaml
 
 from common import paths
 from common.manifest import HeadManifest, read_head
+from recipes.errors import run_step
 from recipes.schema import Head, load_recipe
 from training import mlflow_model
-from training.errors import StepError, run_step
+from training.errors import INTERRUPTED, StepError
 from training.losses import Curve
 
 EXPERIMENT = "clipsieve"
@@ -235,4 +236,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_step(main))
+    sys.exit(run_step("training.tracking", main, INTERRUPTED))

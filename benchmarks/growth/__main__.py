@@ -25,11 +25,9 @@ from benchmarks.growth.rounds import rounded, say
 from benchmarks.growth.scene import Scene, Settings
 from benchmarks.growth.tables import tables
 from benchmarks.machine import hardware_line, machine, print_result
-from build.errors import BuildError
-from build.repository_check import RepositoryError
-from common.manifest import ManifestError
 from common.paths import ROOT
-from recipes.schema import RecipeError, load_recipe
+from recipes.errors import run_step
+from recipes.schema import load_recipe
 
 RECIPE = "benchmarks/peers/vit-b-32.yaml"
 PARTS: dict[str, Callable[[Scene], dict[str, Any]]] = {
@@ -96,13 +94,9 @@ def draw_pictures(figures: dict[str, Any], folder: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     arguments, told = parse(argv), machine()
-    try:
-        if arguments.pictures is not None:
-            arguments.pictures.mkdir(parents=True, exist_ok=True)  # before anything is measured for it
-        figures = run(arguments)
-    except (RecipeError, ManifestError, RepositoryError, BuildError, OSError) as error:
-        print(f"growth: {error}", file=sys.stderr)
-        return 1
+    if arguments.pictures is not None:
+        arguments.pictures.mkdir(parents=True, exist_ok=True)  # before anything is measured for it
+    figures = run(arguments)
     print(f"{hardware_line(told)}; {figures['encoder']}", tables(figures), sep="\n\n")
     print_result("growth", told, **figures)
     if arguments.pictures is not None:
@@ -112,4 +106,4 @@ def main(argv: list[str] | None = None) -> int:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the servers are ended, too
-    sys.exit(main())
+    sys.exit(run_step("benchmarks.growth", main))

@@ -24,9 +24,9 @@ from pathlib import Path
 
 from benchmarks.machine import hardware_line, machine, print_result
 from benchmarks.peers.environments import ENVIRONMENTS, PeerError, install
-from common.manifest import ManifestError
 from common.paths import ARTIFACTS, ROOT
-from recipes.schema import RecipeError, load_recipe
+from recipes.errors import run_step
+from recipes.schema import load_recipe
 
 RECIPE = "benchmarks/peers/vit-b-32.yaml"
 WITHOUT_SERVER = ("limit", "clip-retrieval")
@@ -106,13 +106,9 @@ def main(argv: list[str] | None = None) -> int:
     if arguments.install:
         return install_all(arguments.only)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the peers are ended, too
-    try:
-        with tempfile.TemporaryDirectory(prefix="clipsieve-peers-") as folder:
-            return contest(arguments, Path(folder))
-    except (PeerError, ManifestError, RecipeError) as error:
-        print(f"peers: {error}", file=sys.stderr)
-        return 1
+    with tempfile.TemporaryDirectory(prefix="clipsieve-peers-") as folder:
+        return contest(arguments, Path(folder))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("benchmarks.peers", main))

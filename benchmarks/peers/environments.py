@@ -14,6 +14,7 @@ from pathlib import Path
 
 from common.manifest import write_atomically
 from common.paths import ROOT
+from recipes.errors import ExpectedError
 
 PEERS = ROOT / ".peers"
 SHARED = ("torch", "torchvision", "torchaudio", "open-clip-torch", "timm")
@@ -30,7 +31,7 @@ QUIET = {
 }
 
 
-class PeerError(Exception):
+class PeerError(ExpectedError):
     """A peer cannot be installed or started, or answers wrongly; the run goes on without it."""
 
 

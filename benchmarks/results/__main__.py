@@ -19,6 +19,7 @@ from benchmarks.results.page import PAGE, Stored, page_text, read_stored
 from benchmarks.results.pictures import captions, svgs
 from benchmarks.results.stored import FOLDER, Result, ResultError, parse_output, store
 from common.manifest import write_atomically
+from recipes.errors import run_step
 
 
 def draw(outputs: list[Path], folder: Path, page: Path) -> None:
@@ -83,18 +84,14 @@ def main(argv: list[str] | None = None) -> int:
     action.add_argument("--store", nargs="+", type=Path, metavar="FILE", default=[], help="outputs of benchmarks")
     action.add_argument("--check", action="store_true", help="write nothing; status 1 when the page is another one")
     arguments = parser.parse_args(argv)
-    try:
-        if not arguments.check:
-            draw(arguments.store, FOLDER, PAGE)
-            return 0
-        found = problems(FOLDER, PAGE)
-    except ResultError as error:
-        print(f"results: {error}", file=sys.stderr)
-        return 1
+    if not arguments.check:
+        draw(arguments.store, FOLDER, PAGE)
+        return 0
+    found = problems(FOLDER, PAGE)
     for line in found:
         print(f"results: {line}; draw it again: python -m benchmarks.results", file=sys.stderr)
     return 1 if found else 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("benchmarks.results", main))

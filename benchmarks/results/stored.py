@@ -12,6 +12,7 @@ from typing import Any
 from benchmarks.catalogue import find_benchmarks
 from common.manifest import write_atomically
 from common.paths import ROOT
+from recipes.errors import ExpectedError
 
 FOLDER = ROOT / "benchmarks" / "results"
 FIRST = ("peers", "preprocessing", "growth")
@@ -27,7 +28,7 @@ _ABSOLUTE_PATH = re.compile(rf"(?<![\w.:/$}}-])/(?:{_FOLDERS})/[^\s\"'\\]*")
 Result = dict[str, Any]
 
 
-class ResultError(ValueError):
+class ResultError(ExpectedError):
     """The text is not the result of a benchmark; the message says what is wrong with it and what to do."""
 
 

@@ -11,6 +11,7 @@ import json
 import sys
 from typing import Any
 
+from recipes.errors import run_step
 from serving.monitoring.panels import ROWS, Panel, Query, Row
 
 DATASOURCE = {"type": "prometheus", "uid": "${datasource}"}
@@ -131,10 +132,9 @@ def dashboard() -> dict[str, Any]:
     }
 
 
-def main() -> int:
+def main() -> None:
     print(json.dumps(dashboard(), indent=1))
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("serving.monitoring.dashboard", main))

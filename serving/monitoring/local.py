@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from recipes.errors import run_step
 from serving.monitoring.queries import Prometheus
 from serving.no_proxy import urlopen
 from serving.triton_wheel import ServingError
@@ -114,7 +115,7 @@ def wait_until_ready(process: subprocess.Popen, url: str, log: Path) -> None:
         time.sleep(0.1)
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m serving.monitoring.local", description=(__doc__ or "").splitlines()[0]
     )
@@ -126,20 +127,13 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.default_int_handler)
-    try:
-        with contextlib.ExitStack() as stack:
-            folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="clipsieve-")))
-            ports = {"port": arguments.port, "interval_s": arguments.interval_s}
-            prometheus = stack.enter_context(watched(arguments.http_port, arguments.metrics_port, folder, **ports))
-            print(f"Prometheus: {prometheus.url}   (Ctrl-C stops it)", file=sys.stderr, flush=True)
-            signal.pause()
-    except KeyboardInterrupt:
-        return 0
-    except ServingError as error:
-        print(f"serving.monitoring.local: {error}", file=sys.stderr)
-        return 1
-    return 0
+    with contextlib.suppress(KeyboardInterrupt), contextlib.ExitStack() as stack:
+        folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="clipsieve-")))
+        ports = {"port": arguments.port, "interval_s": arguments.interval_s}
+        prometheus = stack.enter_context(watched(arguments.http_port, arguments.metrics_port, folder, **ports))
+        print(f"Prometheus: {prometheus.url}   (Ctrl-C stops it)", file=sys.stderr, flush=True)
+        signal.pause()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("serving.monitoring.local", main))

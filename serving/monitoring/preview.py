@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from common.manifest import write_atomically
+from recipes.errors import run_step
 from serving.monitoring.charts import CHARTS
-from serving.monitoring.queries import Prometheus, PrometheusError, Window, variables_of
+from serving.monitoring.queries import Prometheus, Window, variables_of
 
 DASHBOARD = Path(__file__).parent / "grafana" / "dashboards" / "clipsieve.json"
 STYLE = """
@@ -89,7 +90,7 @@ def page(dashboard: dict[str, Any], prometheus: Prometheus, window: Window) -> s
     return f"{head}<h1>{title}</h1><main>{''.join(parts)}</main></html>\n"
 
 
-def main(argv: list[str] | None = None) -> int:
+def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m serving.monitoring.preview", description=(__doc__ or "").splitlines()[0]
     )
@@ -100,15 +101,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, required=True, help="the HTML file")
     arguments = parser.parse_args(argv)
     window = Window(time.time(), 60 * arguments.minutes, arguments.step_s, arguments.rate_interval_s)
-    try:
-        html = page(json.loads(DASHBOARD.read_text()), Prometheus(arguments.prometheus), window)
-    except PrometheusError as error:
-        print(f"serving.monitoring.preview: {error}", file=sys.stderr)
-        return 1
+    html = page(json.loads(DASHBOARD.read_text()), Prometheus(arguments.prometheus), window)
     write_atomically(arguments.out, html.encode())
     print(f"serving.monitoring.preview: {arguments.out}", file=sys.stderr)
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("serving.monitoring.preview", main))

@@ -10,6 +10,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from recipes.errors import run_step
+
 ALERTS = Path(__file__).parent / "alerts.yml"
 HEAD = """\
 # Printed by `python -m serving.monitoring.prometheus_rule` from serving/monitoring/alerts.yml; do not edit.
@@ -26,10 +28,9 @@ def prometheus_rule() -> str:
     return HEAD + "".join(f"  {line}" if line.strip() else line for line in groups.splitlines(keepends=True))
 
 
-def main() -> int:
+def main() -> None:
     print(prometheus_rule(), end="")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_step("serving.monitoring.prometheus_rule", main))

@@ -13,12 +13,13 @@ import urllib.parse
 from dataclasses import dataclass
 from typing import Any
 
+from recipes.errors import ExpectedError
 from serving.no_proxy import urlopen
 
 TIMEOUT_S = 30.0
 
 
-class PrometheusError(RuntimeError):
+class PrometheusError(ExpectedError):
     """Prometheus is not there, or refuses an expression."""
 
 
