@@ -114,6 +114,10 @@ OPTIONS :=
 bench: $(READY)  ## List the benchmarks, or run one: make bench NAME=peers OPTIONS=--rounds=3
 	$(RUN) benchmarks $(NAME) $(OPTIONS)
 
+.PHONY: trial
+trial: $(READY)  ## List the trials, or run one: make trial NAME=overload OPTIONS=--rounds=3
+	$(RUN) trials $(NAME) $(OPTIONS)
+
 .PHONY: mlflow
 mlflow: $(READY)  ## Install the full MLflow into .mlflow, to look at runs and serve registered heads
 	$(PYTHON) -m venv --without-pip .mlflow

@@ -1,1 +1,1 @@
-"""Figures that are claimed, measured: each is run from the root as `python -m benchmarks.<name>`."""
+"""Speed, cost and quality, measured: each is run from the root as `python -m benchmarks.<name>`."""

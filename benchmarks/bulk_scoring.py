@@ -104,7 +104,7 @@ def main() -> int:
                     runs.append(score(server.grpc_url, folder / str(count), count, arguments.concurrency, size))
             rates += perf_rates(server.grpc_url, pictures, folder / "perf-2", sizes)
     report(rates, runs)
-    print_result("bulk_scoring", told, perf=rates, runs=[asdict(run) for run in runs])
+    print_result("benchmarks.bulk_scoring", told, perf=rates, runs=[asdict(run) for run in runs])
     return 0
 
 

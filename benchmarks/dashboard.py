@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         alerts = firing(prometheus)
     write_atomically(arguments.out / "dashboard.html", html.encode())
     print(f"{len(filled)} panels with data; without: {', '.join(empty) or 'none'}", file=sys.stderr)
-    print_result("dashboard", told, panels=len(filled), empty=empty, alerts=alerts, images=count)
+    print_result("benchmarks.dashboard", told, panels=len(filled), empty=empty, alerts=alerts, images=count)
     return 0
 
 

@@ -115,7 +115,7 @@ def main() -> int:
             f"{1 - row.cosine_min:8.1e} {row.max_abs_difference:8.1e}  {row.pixels}",
             flush=True,
         )
-    print_result("encoders", told, rows=[asdict(row) for row in rows])
+    print_result("benchmarks.encoders", told, rows=[asdict(row) for row in rows])
     return 0
 
 

@@ -115,7 +115,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"first_request: round {number + 1} of {arguments.rounds}", file=sys.stderr, flush=True)
             starts += [measure(repository, warmup, picture) for warmup, repository in repositories.items()]
     report(starts)
-    print_result("first_request", told, starts=[asdict(start) for start in starts])
+    print_result("benchmarks.first_request", told, starts=[asdict(start) for start in starts])
     return 0
 
 

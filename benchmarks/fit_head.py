@@ -263,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
         "mlp": compare_mlp(data, arguments),
     }
     show(found)
-    print_result("fit_head", told, **found)
+    print_result("benchmarks.fit_head", told, **found)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def main(argv: list[str] | None = None) -> None:
         "audited": measured(data, corrected, fresh),
     }
     show(found)
-    print_result("head_trust", told, **found)
+    print_result("benchmarks.head_trust", told, **found)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The machine that a benchmark runs on, told without its name or paths, and the JSON line that ends every benchmark."""
+"""The machine that a benchmark or trial runs on, without its name or paths, and the JSON line that ends each."""
 
 from __future__ import annotations
 
@@ -67,25 +67,24 @@ def versions_line(told: Machine) -> str:
     return ", ".join(f"{name} {version}" for name, version in told.get("versions", {}).items())
 
 
-def print_result(name: str, told: Machine, /, **figures: Any) -> None:
-    """The last line of a benchmark on stdout: JSON of the figures, of how they were had and of the machine.
+def print_result(module: str, machine: Machine, /, **figures: Any) -> None:
+    """Print the line that ends a benchmark or a trial: JSON of its figures, how they were measured and the machine.
 
-    `benchmark`, `command`, `date` (UTC), `took_s` (since the process began) and `machine` are added; a figure that is
-    not a number becomes null.
+    `benchmark` or `trial`, `command`, `date` (UTC), `took_s` (since the process began) and `machine` are added; a
+    figure that is not a number becomes null.
+
+    Args:
+        module: the one that is run, such as `benchmarks.peers` or `trials.soak`.
     """
+    package, name = module.split(".")
     how = {
-        "benchmark": name,
-        "command": command(name),
+        package.removesuffix("s"): name,
+        "command": shlex.join(["python", "-m", module, *sys.argv[1:]]),
         "date": datetime.now(timezone.utc).date().isoformat(),
         "took_s": round(time.time() - psutil.Process().create_time()),
     }
     result = json.loads(json.dumps(how | figures), parse_constant=lambda _: None)
-    print(json.dumps(result | {"machine": dict(told)}), flush=True)
-
-
-def command(name: str) -> str:
-    """As it is typed to run the benchmark again: `python -m benchmarks.soak --minutes 5`."""
-    return shlex.join(["python", "-m", f"benchmarks.{name}", *sys.argv[1:]])
+    print(json.dumps(result | {"machine": dict(machine)}), flush=True)
 
 
 def _gpus() -> list[str]:

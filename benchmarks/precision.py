@@ -275,7 +275,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             encoders.append(measure(model, arguments, Path(folder)))
     figures = {"outliers": arguments.outliers, "encoders": encoders, "comparisons": comparisons(encoders)}
-    print_result("precision", hardware, **figures)
+    print_result("benchmarks.precision", hardware, **figures)
 
 
 if __name__ == "__main__":

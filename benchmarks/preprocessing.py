@@ -258,7 +258,9 @@ def main() -> None:
             cosine = likenesses(arguments.encoder or random_encoder(Path(folder)))
         print_likenesses(cosine)
     compared = comparisons_json(comparisons(sizes, cosine))
-    print_result("preprocessing", told, rounds=arguments.rounds, sizes=sizes, cosine=cosine, comparisons=compared)
+    print_result(
+        "benchmarks.preprocessing", told, rounds=arguments.rounds, sizes=sizes, cosine=cosine, comparisons=compared
+    )
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def main() -> None:
     print(f"{'pass':>8} {'seconds':>8} {'peak MiB':>9} {'of imports':>11}")
     for name, row in passes.items():
         print(f"{name:>8} {row['seconds']:8.1f} {row['peak_mib']:9.0f} {row['imports_mib']:11.0f}")
-    print_result("store_scan", told, **shape, passes=passes)
+    print_result("benchmarks.store_scan", told, **shape, passes=passes)
 
 
 if __name__ == "__main__":

@@ -164,7 +164,7 @@ def report(recipe: str, rounds: dict[str, list[Round]], steps: dict[str, Step], 
         )
     rows = {side: [asdict(found) for found in found_rounds] for side, found_rounds in rounds.items()}
     told_steps = {name: asdict(step) for name, step in steps.items()}
-    print_result("watch", told, recipe=recipe, ratios=ratios, steps=told_steps, rounds=rows)
+    print_result("benchmarks.watch", told, recipe=recipe, ratios=ratios, steps=told_steps, rounds=rows)
 
 
 if __name__ == "__main__":

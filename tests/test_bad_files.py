@@ -18,9 +18,9 @@ from open_clip.transform import Compose, image_transform
 from pictures import SVG, encoded, jpeg, noise, png_bomb
 from PIL import Image
 
-from benchmarks.hostile_images import gif_of_frames, jpeg_of_scans, jpeg_of_segments, png, png_chunk, run_length_bmp
 from clipsieve import Client
 from common.pixels import served_module
+from trials.hostile_images import gif_of_frames, jpeg_of_scans, jpeg_of_segments, png, png_chunk, run_length_bmp
 
 GOOD = {
     "photo.jpg": jpeg(),
@@ -139,7 +139,7 @@ def test_paths_from_stdin_and_a_threshold_of_ones_own(server, folder):
     assert all(row["prediction"] == "1" for row in csv.DictReader(io.StringIO(run.stdout)))
 
 
-# ---- found by benchmarks.fuzz_images: files that Pillow alone takes, and a reference decoder refuses ----
+# ---- found by trials.fuzz_images: files that Pillow alone takes, and a reference decoder refuses ----
 
 
 def transform():

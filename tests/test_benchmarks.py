@@ -1,4 +1,4 @@
-"""The benchmarks as a set: they are listed, run by name, and end with a line that says on which machine it was."""
+"""The benchmarks and the trials as sets: listed, run by name, and ending with a line that names the machine."""
 
 from __future__ import annotations
 
@@ -13,45 +13,44 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import catalogue
-from benchmarks.__main__ import listing, main
-from benchmarks.catalogue import find_benchmarks, first_sentence
+from benchmarks.catalogue import Command, find_commands, first_sentence, listing, main
 from benchmarks.machine import hardware_line, machine, print_result, versions_line
 from benchmarks.peers.figures import comparisons_json
 from benchmarks.results.stored import WANTED_OF_MACHINE, parse_output
 from common.paths import ROOT
 
-BENCHMARKS = find_benchmarks()
-PARTS = {"machine", "catalogue", "offered_load", "synthetic", "server_processes", "image_mutations", "results"}
+BENCHMARKS, TRIALS = (find_commands(ROOT / package) for package in ("benchmarks", "trials"))
+ALL = [("benchmarks", name) for name in BENCHMARKS] + [("trials", name) for name in TRIALS]
+PARTS = {"machine", "catalogue", "offered_load", "server_processes", "image_mutations", "results"}
 
 
 # ---- what there is ----
 
 
 def test_commands_are_listed_and_their_parts_are_not():
-    assert {"peers", "preprocessing", "soak", "faults", "malformed", "overload"} <= set(BENCHMARKS)
-    assert not set(BENCHMARKS) & PARTS
+    assert {"peers", "preprocessing", "growth", "precision"} <= set(BENCHMARKS)
+    assert {"soak", "faults", "malformed", "overload", "fuzz_images"} <= set(TRIALS)
+    assert not (set(BENCHMARKS) | set(TRIALS)) & PARTS
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_every_benchmark_says_what_it_measures_and_how_it_is_run(name):
-    folder = ROOT / "benchmarks"
-    path = folder / f"{name}.py"
-    path = path if path.is_file() else folder / name / "__main__.py"
-    assert BENCHMARKS[name].sentence.endswith(".")
-    assert f"\n    python -m benchmarks.{name}" in path.read_text()
+@pytest.mark.parametrize(("package", "name"), ALL)
+def test_each_says_what_it_does_and_how_it_is_run(package, name):
+    path = ROOT / package / f"{name}.py"
+    path = path if path.is_file() else ROOT / package / name / "__main__.py"
+    assert find_commands(ROOT / package)[name].sentence.endswith(".")
+    assert f"\n    python -m {package}.{name}" in path.read_text()
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
-def test_every_benchmark_ends_with_a_result_of_its_name_and_the_machine(name):
-    folder = ROOT / "benchmarks"
+@pytest.mark.parametrize(("package", "name"), ALL)
+def test_each_ends_with_a_result_of_its_name_and_the_machine(package, name):
+    folder = ROOT / package
     paths = [*folder.glob(f"{name}.py"), *folder.glob(f"{name}/*.py")]
     calls = [call for path in paths for call in calls_of("print_result", path)]
     assert calls
     for call in calls:
-        told, *others = call.args
-        assert isinstance(told, ast.Constant)
-        assert told.value == name
+        module, *others = call.args
+        assert isinstance(module, ast.Constant)
+        assert module.value == f"{package}.{name}"
         assert len(others) == 1
 
 
@@ -65,13 +64,14 @@ def calls_of(function: str, path: Path) -> list[ast.Call]:
 
 
 def test_the_listing_tells_what_comes_first_and_how_long_it_takes():
-    lines = listing(BENCHMARKS, {"overload": 300.0}).splitlines()
-    told = dict(pairwise(lines))
+    lines = listing("trials", TRIALS, {"overload": 300.0}).splitlines()
+    after = dict(pairwise(lines))
+    assert "make trial NAME=" in lines[0]
     (overload,) = (line for line in lines if line.startswith("  overload "))
     (faults,) = (line for line in lines if line.startswith("  faults "))
     assert "Ten times the load" in overload
-    assert told[overload].strip() == "(first make demo; about 5 minutes)"
-    assert told[faults].strip() == "(first make demo; about 6 minutes)"
+    assert after[overload].strip() == "(first make demo; about 5 minutes)"
+    assert after[faults].strip() == "(first make demo; about 6 minutes)"
 
 
 def test_a_docstring_is_read_up_to_its_first_sentence():
@@ -85,19 +85,20 @@ def test_a_module_is_read_without_being_imported(tmp_path):
         '"""One.\n\n    make demo  # first\n    python -m benchmarks.one  # about two hours\n"""\n'
         "import nothing_of_this_name\n\nif __name__ == '__main__':\n    pass\n"
     )
-    assert find_benchmarks(tmp_path) == {"one": catalogue.Benchmark("one", "One.", ["make demo"], "about two hours")}
+    assert find_commands(tmp_path) == {"one": Command("one", "One.", ["make demo"], "about two hours")}
 
 
 # ---- running one ----
 
 
 def test_without_a_name_all_are_listed(capsys):
-    assert main([]) == 0
-    assert capsys.readouterr().out.count("\n  ") >= len(BENCHMARKS)
+    for package, commands in (("benchmarks", BENCHMARKS), ("trials", TRIALS)):
+        assert main(package, []) == 0
+        assert capsys.readouterr().out.count("\n  ") >= len(commands)
 
 
 def test_an_unknown_name_suggests_the_nearest(capsys):
-    assert main(["preprocesing"]) == 2
+    assert main("benchmarks", ["preprocesing"]) == 2
     assert "did you mean preprocessing?" in capsys.readouterr().err
 
 
@@ -110,11 +111,15 @@ def test_options_are_passed_on_and_the_exit_status_is_kept():
 
 @pytest.mark.parametrize(
     ("arguments", "expected"),
-    [((), "-m benchmarks"), (("NAME=peers", "OPTIONS=--rounds 3"), "-m benchmarks peers --rounds 3")],
+    [
+        (("bench",), "-m benchmarks"),
+        (("bench", "NAME=peers", "OPTIONS=--rounds 3"), "-m benchmarks peers --rounds 3"),
+        (("trial", "NAME=overload", "OPTIONS=--rounds 3"), "-m trials overload --rounds 3"),
+    ],
 )
-def test_make_bench_lists_or_runs(arguments, expected):
+def test_make_lists_or_runs(arguments, expected):
     """A NAME of the environment, which some systems have, is not a benchmark's."""
-    command, environment = ["make", "--no-print-directory", "-n", "bench", *arguments], os.environ | {"NAME": "host"}
+    command, environment = ["make", "--no-print-directory", "-n", *arguments], os.environ | {"NAME": "host"}
     finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
     assert finished.stdout.splitlines()[-1].rstrip().endswith(f"python {expected}")
 
@@ -146,11 +151,11 @@ def test_the_machine_is_told_without_its_name():
 
 
 def test_the_last_line_is_a_result_that_can_be_stored(capsys, monkeypatch):
-    monkeypatch.setattr(sys, "argv", ["soak", "--out", f"{ROOT}/artifacts/a picture.png"])
+    monkeypatch.setattr(sys, "argv", ["peers", "--out", f"{ROOT}/artifacts/a picture.png"])
     print("a table")
-    print_result("soak", machine(), p99_ms=float("nan"), rates=[1.5], name="kept")
+    print_result("benchmarks.peers", machine(), p99_ms=float("nan"), rates=[1.5], name="kept")
     result = parse_output(capsys.readouterr().out)
-    assert result["benchmark"] == "soak"
-    assert result["command"] == "python -m benchmarks.soak --out 'artifacts/a picture.png'"
+    assert result["benchmark"] == "peers"
+    assert result["command"] == "python -m benchmarks.peers --out 'artifacts/a picture.png'"
     assert (result["p99_ms"], result["rates"], result["name"]) == (None, [1.5], "kept")
     assert list(result)[-1] == "machine"

@@ -19,7 +19,6 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 from waiting import until
 
-from benchmarks.hostile_images import jpeg_of_scans, jpeg_segment
 from build import dali_parity, verify
 from build.dali_parity import jpeg_pictures, measure_dali
 from build.dali_pipeline import CODE, DaliError, batches_module, decoder_module, write_pipelines
@@ -37,6 +36,7 @@ from recipes.errors import run_step
 from recipes.schema import Recipe, RecipeError, Serving, load_recipe, parse_recipe
 from serving.embedded import EmbeddedServer
 from serving.triton_wheel import find_wheel
+from trials.hostile_images import jpeg_of_scans, jpeg_segment
 
 batches = batches_module()
 clip_pixels = served_module()

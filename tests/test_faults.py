@@ -1,6 +1,6 @@
 """A server under load that is harmed: every request gets a score or an error, and no score is another's.
 
-The whole table of faults is benchmarks.faults; a server that comes back is test_supervisor.
+The whole table of faults is trials.faults; a server that comes back is test_supervisor.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import signal
 import pytest
 from waiting import PATIENCE_S, until
 
-from benchmarks.faults import connections, processes
-from benchmarks.faults.__main__ import FAULTS, line_of
-from benchmarks.faults.load import Group, Load, Request
-from benchmarks.faults.scene import Row, Scene, pictures
-from benchmarks.prefixed_server import PrefixedServer
 from benchmarks.server_processes import held_mib, resident_mib, stubs
 from clipsieve import Client
 from serving.processes import shared_regions
+from trials.faults import connections, processes
+from trials.faults.__main__ import FAULTS, line_of
+from trials.faults.load import Group, Load, Request
+from trials.faults.scene import Row, Scene, pictures
+from trials.prefixed_server import PrefixedServer
 
 
 @pytest.fixture(scope="module")

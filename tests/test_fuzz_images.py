@@ -1,4 +1,4 @@
-"""A few hundred damaged files of every format; benchmarks.fuzz_images does the same with many thousands."""
+"""A few hundred damaged files of every format; trials.fuzz_images does the same with many thousands."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import sys
 
 import pytest
 
-from benchmarks.fuzz_images import CODES, answer, read_rows, transform, transform_of
-from benchmarks.image_mutations import FORMATS, MUTATIONS, mutant, pieces, repaired, seed_files
 from clipsieve import Client
+from trials.fuzz_images import CODES, answer, read_rows, transform, transform_of
+from trials.image_mutations import FORMATS, MUTATIONS, mutant, pieces, repaired, seed_files
 
 # Pillow warns of damaged metadata; the served code silences that, pytest makes it errors again.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
@@ -54,7 +54,7 @@ def test_the_server_answers_as_the_transform_does(server, repository):
 
 
 def test_the_benchmark_goes_on_where_it_stopped(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.fuzz_images", "--out", str(tmp_path), "--no-reference"]
+    command = [sys.executable, "-m", "trials.fuzz_images", "--out", str(tmp_path), "--no-reference"]
     run = subprocess.run([*command, "--count", "60", "--workers", "1"], capture_output=True, text=True, check=True)
     assert json.loads(run.stdout.splitlines()[-1])["files"] == 60
     rows = tmp_path / "rows-0.jsonl"

@@ -12,7 +12,7 @@ import pytest
 import build
 from common.paths import ROOT
 
-OURS = {"benchmarks", "build", "clipsieve", "common", "recipes", "serving", "tests", "training"}
+OURS = {"benchmarks", "build", "clipsieve", "common", "recipes", "serving", "tests", "training", "trials"}
 MAY_IMPORT = {
     "recipes": {"recipes"},
     "common": {"common", "recipes"},
@@ -20,6 +20,8 @@ MAY_IMPORT = {
     "build": {"common", "recipes", "build"},
     "serving": {"common", "recipes", "serving"},
     "clients": {"clipsieve"},
+    "benchmarks": {"benchmarks", "build", "clipsieve", "common", "recipes", "serving", "training"},
+    "trials": {"benchmarks", "build", "clipsieve", "common", "recipes", "serving", "training", "trials"},
     "model_repository": set(),
 }
 TEXT = {".c", ".py", ".typed", ".md", ".txt", ".toml", ".yaml", ".yml", ".pbtxt", ".json", ".html", ".svg", ".sh", ""}

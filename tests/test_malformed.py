@@ -1,6 +1,6 @@
 """Malformed requests, generated, on the real server: an error or the picture's own score, and a healthy server after.
 
-What is known to end this release of the server is in benchmarks/malformed/known.py and stays away from the shared one.
+What is known to end this release of the server is in trials/malformed/known.py and stays away from the shared one.
 """
 
 from __future__ import annotations
@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from benchmarks.malformed import grpc_requests, http_requests, known
-from benchmarks.malformed.wire import Answer, Case, http_answer, open_grpc, problem, send_grpc, send_http
 from clipsieve import Client
+from trials.malformed import grpc_requests, http_requests, known
+from trials.malformed.wire import Answer, Case, http_answer, open_grpc, problem, send_grpc, send_http
 
 # The same requests every time; no shrinking, which would send hundreds more to a server that may be gone.
 FEW = settings(

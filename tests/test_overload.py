@@ -18,11 +18,11 @@ from unproved import UnprovedServer
 from waiting import PATIENCE_S, until
 
 from benchmarks.offered_load import Answer, Caller, closed_loop, connect, counts, score_request
-from benchmarks.overload import Overload, interactive, overload, recovered_after
 from build.repository import install
 from recipes.schema import Recipe, Serving
 from serving.embedded import EmbeddedServer
 from serving.supervisor import work_from_metrics
+from trials.overload import Overload, interactive, overload, recovered_after
 
 SECONDS_AN_IMAGE = 0.02
 SLOW_ENCODER = f"""

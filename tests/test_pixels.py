@@ -17,7 +17,11 @@ from open_clip.transform import Compose, image_transform
 from pictures import SVG, encoded, jpeg, noise, png_bomb
 from PIL import Image, ImageOps
 
-from benchmarks.hostile_images import (
+from common.manifest import Preprocessing
+from common.photos import sample_photos
+from common.pixels import pixel_parameters, served_module, served_transform
+from recipes.schema import Serving
+from trials.hostile_images import (
     gif_of_blocks,
     gif_of_frames,
     jpeg_of_scans,
@@ -28,10 +32,6 @@ from benchmarks.hostile_images import (
     webp_canvas,
     webp_of_frames,
 )
-from common.manifest import Preprocessing
-from common.photos import sample_photos
-from common.pixels import pixel_parameters, served_module, served_transform
-from recipes.schema import Serving
 
 ImageError = served_module().ImageError
 BatchError = served_module().BatchError

@@ -37,7 +37,7 @@ def test_make_commands_name_targets_that_exist(command):
 
 
 STEPS = [command for command in OTHERS if "-m training." in command or "-m build." in command]
-BENCHMARKS = [command for command in [*OTHERS, *commands("serving/README.md")] if "-m benchmarks." in command]
+MEASURE = [line for line in [*OTHERS, *commands("serving/README.md")] if re.search(r"-m (benchmarks|trials)\.", line)]
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +51,8 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("command", BENCHMARKS)
-def test_benchmarks_that_are_named_exist(command):
+@pytest.mark.parametrize("command", MEASURE)
+def test_benchmarks_and_trials_that_are_named_exist(command):
     """They take minutes; `--help` shows that the module is there and takes options."""
     show_help = [sys.executable, "-m", command.split()[2], "--help"]
     finished = subprocess.run(show_help, cwd=ROOT, capture_output=True, text=True, check=False)
@@ -60,7 +60,7 @@ def test_benchmarks_that_are_named_exist(command):
 
 
 @pytest.mark.parametrize(
-    "command", [line for line in OTHERS if line not in STEPS + BENCHMARKS and not line.startswith("pip ")]
+    "command", [line for line in OTHERS if line not in STEPS + MEASURE and not line.startswith("pip ")]
 )
 def test_other_commands_run_against_a_server(command, server, folder):
     url = server.http_url if "--protocol http" in command else server.grpc_url

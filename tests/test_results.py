@@ -38,17 +38,6 @@ def asked(name, value, target, met):
     return {"name": name, "value": value, "target": target, "at_least": True, "against": "limit", "met": met}
 
 
-def overload_round(capacity, ok, refused):
-    latencies = {"idle_p50_ms": 20.0, "served_p99_ms": 500.0, "refused_p50_ms": 2.0, "refused_p99_ms": None}
-    beside = [
-        {"beside": name, "p50_ms": 20.0, "p99_ms": 40.0, "statuses": {"OK": 9}, "bulk_per_s": 0.0}
-        for name in ("nothing", "bulk")
-    ]
-    counts = {"offered": ok + refused, "statuses": {"OK": ok, "UNAVAILABLE": refused}, "goodput_ratio": 0.97}
-    times = {"longest_s": 1.5, "first_score_s": 0.1, "recovered_s": None}
-    return {"capacity_per_s": capacity} | latencies | counts | times | {"interactive": beside}
-
-
 def method(images_per_s, relative):
     return {"images_per_s": images_per_s, "relative": relative}
 
@@ -56,18 +45,6 @@ def method(images_per_s, relative):
 def quality(cosine, changed):
     row = {"images_per_s": 20.0, "relative": 2.0, "mib": 88, "batch_dependence": 0.0, "cosine_min": cosine}
     return row | {"cosine_mean": cosine, "score_max_change": 0.01, "decisions_changed": changed}
-
-
-def sample(minute):
-    return {
-        "at_s": 60.0 * minute,
-        "rate_per_s": 80.0,
-        "p50_ms": 20.0 + minute,
-        "p99_ms": None if minute == 2 else 50.0,
-        "errors": {},
-        "resident_mib": {"tritonserver": 200.0, "preprocess 0": 90.0},
-        "regions_mib": 64.0,
-    }
 
 
 SIZES = [
@@ -100,17 +77,6 @@ RESULTS = {
         ],
     },
     "preprocessing": {"rounds": 7, "sizes": SIZES, "cosine": {"as they are": LIKENESS}, "comparisons": []},
-    "overload": {"rounds": [overload_round(90.0, 300, 2700), overload_round(91.0, 310, 2600)], "max_queue_size": 64},
-    "soak": {
-        "offered_per_s": 80.0,
-        "requests": 12_000,
-        "errors": {},
-        "p99_first_ms": 50.0,
-        "p99_last_ms": 51.0,
-        "p99_ratio": 1.02,
-        "growth": 0.004,
-        "samples": [sample(minute) for minute in range(1, 6)],
-    },
     "precision": {
         "encoders": [
             {
@@ -128,7 +94,7 @@ RESULTS = {
     "first_request": {
         "starts": [{"warmup": kind, "ready_s": 2.0, "first_ms": 30.0, "median_ms": 5.0} for kind in ("none", "all")]
     },
-    "rollouts": {"results": [{"phase": "replaced", "rollouts": 20, "failed": 0, "p99_ms": 12.5}]},
+    "encoders": {"rows": [{"name": "b-32", "seconds": 12.5, "mib": 340}]},
 }
 
 
@@ -210,15 +176,15 @@ def test_notes_stand_in_the_page_as_they_are(folder, output, tmp_path):
 
 
 def test_machines_that_differ_are_told_in_each_section(folder, output, tmp_path):
-    draw(output("rollouts"), folder, page := tmp_path / "RESULTS.md")
-    draw(output("soak", cpu="Another CPU"), folder, page)
+    draw(output("encoders"), folder, page := tmp_path / "RESULTS.md")
+    draw(output("precision", cpu="Another CPU"), folder, page)
     assert "One machine" not in page.read_text()
     assert "Machine: A CPU (avx2), 2 cores" in page.read_text()
     assert "Machine: Another CPU (avx2), 2 cores" in page.read_text()
 
 
 def test_a_page_that_drifted_is_noticed(folder, output, tmp_path):
-    draw(output("peers", "rollouts"), folder, page := tmp_path / "RESULTS.md")
+    draw(output("peers", "encoders"), folder, page := tmp_path / "RESULTS.md")
     (folder / "peers.svg").rename(folder / "old.svg")
     page.write_text(page.read_text().replace("26.0", "28.0"))
     assert problems(folder, page) == [
@@ -233,7 +199,7 @@ def test_a_page_that_drifted_is_noticed(folder, output, tmp_path):
 # ---- pictures ----
 
 
-@pytest.mark.parametrize("name", ["peers", "preprocessing", "growth", "overload", "soak", "precision"])
+@pytest.mark.parametrize("name", ["peers", "preprocessing", "growth", "precision"])
 def test_pictures_are_small_and_the_same_every_time(name):
     result = json.loads(line(name))
     first, second = svgs(result), svgs(result)
@@ -249,26 +215,26 @@ def test_pictures_are_small_and_the_same_every_time(name):
 
 def test_a_later_result_takes_the_place_of_the_earlier(folder, output, tmp_path):
     page = tmp_path / "RESULTS.md"
-    draw(output("rollouts"), folder, page)
-    draw(output("rollouts", load_before=1.7), folder, page)
-    assert read_results(folder)["rollouts"]["machine"]["load_before"] == 1.7
+    draw(output("encoders"), folder, page)
+    draw(output("encoders", load_before=1.7), folder, page)
+    assert read_results(folder)["encoders"]["machine"]["load_before"] == 1.7
 
 
 def test_numbers_are_kept_with_the_digits_that_mean_something():
-    result = parse_output(line("rollouts").replace("12.5", "12.123456789"))
-    assert result["results"][0]["p99_ms"] == 12.123457
+    result = parse_output(line("encoders").replace("12.5", "12.123456789"))
+    assert result["rows"][0]["seconds"] == 12.123457
 
 
 WRONG = [
     ("", "is no JSON"),
     ("a table\nTraceback", "is no JSON"),
     ("[1]", "is list, not an object"),
-    (line("soak").replace("51.0", "NaN"), "holds NaN"),
-    (line("soak").replace('"benchmark"', '"name"'), "lacks benchmark"),
-    (line("soak").replace('"memory_gib"', '"memory"'), "lacks machine.memory_gib"),
-    (line("soak").replace('"benchmark": "soak"', '"benchmark": "soaks"'), "did you mean soak?"),
-    (line("soak").replace("tritonserver", "/var/lib/tritonserver"), "names the path /var/lib/tritonserver"),
-    (line("soak").replace('"errors": {}', '"errors": {"a": "' + 40_000 * "long " + '"}', 1), "bytes, at most"),
+    (line("peers").replace("12.5", "NaN"), "holds NaN"),
+    (line("peers").replace('"benchmark"', '"name"'), "lacks benchmark"),
+    (line("peers").replace('"memory_gib"', '"memory"'), "lacks machine.memory_gib"),
+    (line("peers").replace('"benchmark": "peers"', '"benchmark": "peer"'), "did you mean peers?"),
+    (line("peers").replace("FastAPI", "/var/lib/FastAPI"), "names the path /var/lib/FastAPI"),
+    (line("peers").replace('"8 at once"', '"' + 40_000 * "long " + '"', 1), "bytes, at most"),
 ]
 
 
@@ -279,13 +245,13 @@ def test_what_is_no_result_is_refused(text, message):
 
 
 def test_paths_inside_the_checkout_become_relative():
-    result = parse_output(line("soak").replace("benchmarks.soak", f"benchmarks.soak --out {ROOT}/soak.png"))
-    assert result["command"] == "python -m benchmarks.soak --out soak.png"
+    result = parse_output(line("peers").replace("benchmarks.peers", f"benchmarks.peers --pictures {ROOT}/photos"))
+    assert result["command"] == "python -m benchmarks.peers --pictures photos"
 
 
 def test_a_result_that_cannot_be_shown_changes_nothing(folder, tmp_path):
-    (log := tmp_path / "log").write_text(line("soak").replace('"samples"', '"simples"'))
-    with pytest.raises(ResultError, match="lacks 'samples'"):
+    (log := tmp_path / "log").write_text(line("peers").replace('"peers": [', '"pears": ['))
+    with pytest.raises(ResultError, match="lacks 'peers'"):
         draw([log], folder, tmp_path / "RESULTS.md")
     assert not list(folder.iterdir())
     assert not (tmp_path / "RESULTS.md").exists()

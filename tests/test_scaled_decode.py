@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from pictures import encoded, jpeg, noise
 from PIL import Image
 
-from benchmarks.hostile_images import jpeg_of_scans, jpeg_segment
 from build.decode_parity import FRACTIONS, LONGEST_SHORT_EDGE, check_decode, enlarged, large_photographs
 from build.encoder import build_encoder, up_to_date
 from build.errors import ParityError
@@ -21,6 +20,7 @@ from common.paths import encoder_folder
 from common.photos import sample_photos
 from common.pixels import pixel_parameters, served_module, served_transform
 from recipes.schema import Recipe, RecipeError, Serving, parse_recipe
+from trials.hostile_images import jpeg_of_scans, jpeg_segment
 
 ImageError = served_module().ImageError
 MODES = ["shortest", "longest", "squash"]

@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
         arguments.pictures.mkdir(parents=True, exist_ok=True)  # before anything is measured for it
     figures = run(arguments)
     print(f"{hardware_line(told)}; {figures['encoder']}", tables(figures), sep="\n\n")
-    print_result("growth", told, **figures)
+    print_result("benchmarks.growth", told, **figures)
     if arguments.pictures is not None:
         draw_pictures(figures, arguments.pictures)
     return 0 if any(part in figures for part in PARTS) else 1

@@ -97,7 +97,7 @@ def contest(arguments: argparse.Namespace, folder: Path) -> int:
     print(f"{hardware_line(told)}; {len(material.pictures)} pictures of mixed size")
     print(table(figures), comparison_table(compared), sep="\n\n")
     how = {"rounds": settings.rounds, "seconds": settings.seconds, "encoder": recipe.encoder.id}
-    print_result("peers", told, **how, **as_json(figures, compared))
+    print_result("benchmarks.peers", told, **how, **as_json(figures, compared))
     return 0
 
 

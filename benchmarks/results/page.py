@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from benchmarks.catalogue import Benchmark, find_benchmarks
+from benchmarks.catalogue import Command, find_benchmarks
 from benchmarks.machine import hardware_line, versions_line
 from benchmarks.results.markdown import duration, number, table
 from benchmarks.results.pictures import captions
@@ -32,7 +32,7 @@ class Stored:
 
     results: Mapping[str, Result]
     notes: Mapping[str, str]
-    benchmarks: Mapping[str, Benchmark]
+    benchmarks: Mapping[str, Command]
 
     def with_results(self, fresh: Sequence[Result]) -> Stored:
         """These in place of those of the same benchmarks."""
@@ -57,7 +57,7 @@ def page_text(stored: Stored) -> str:
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _section(benchmark: Benchmark, result: Result, note: str | None, with_machine: bool) -> list[str]:
+def _section(benchmark: Command, result: Result, note: str | None, with_machine: bool) -> list[str]:
     """Paragraphs."""
     seen, name = view(result), benchmark.name
     parts = [f"## {name}", benchmark.sentence, f"```sh\n{result['command']}\n```", _when(result)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -106,72 +106,6 @@ def preprocessing(result: Result) -> Figure:
     return figure
 
 
-# ---- a server under load ----
-
-
-def overload(result: Result) -> Figure:
-    """Of each round's offered requests what became of them, and what interactive requests waited."""
-    rounds = result["rounds"]
-    figure = _figure(8, 3)
-    left, right = figure.subplots(1, 2)
-    bottom = np.zeros(len(rounds))
-    at = np.arange(1, len(rounds) + 1)
-    for status, color in zip(_statuses(rounds), (OURS, OTHERS, SECOND, LIMIT, LIMIT), strict=False):
-        counts = np.array([row["statuses"].get(status, 0) for row in rounds])
-        left.bar(at, counts, 0.6, bottom=bottom, color=color, label=_STATUS.get(status, status))
-        bottom += counts
-    left.set(xlabel="round", ylabel="requests offered")
-    left.set_xticks(at)
-    left.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
-    beside = [each for row in rounds for each in row.get("interactive", [])]
-    _medians(right, beside, "beside", {"p50_ms": "p50", "p99_ms": "p99"})
-    right.set(xlabel="interactive requests beside", ylabel="latency, ms (medians of rounds)")
-    return figure
-
-
-_STATUS = {"OK": "scored", "UNAVAILABLE": "refused"}
-
-
-def _statuses(rounds: Sequence[Mapping[str, Any]]) -> list[str]:
-    found = {status for row in rounds for status in row["statuses"]}
-    return [name for name in _STATUS if name in found] + sorted(found - set(_STATUS))
-
-
-def _medians(axes: Axes, rows: Sequence[Mapping[str, Any]], group: str, keys: Mapping[str, str]) -> None:
-    """Groups of bars, one bar for each key; the median of a group's rows that have it."""
-    groups = list(dict.fromkeys(row[group] for row in rows))
-    for place, ((key, label), color) in enumerate(zip(keys.items(), (OURS, OTHERS), strict=True)):
-        values = [[row[key] for row in rows if row[group] == name and row[key] is not None] for name in groups]
-        heights = [float(np.median(each)) if each else 0.0 for each in values]
-        bars = axes.bar(np.arange(len(groups)) + 0.4 * place - 0.2, heights, 0.38, label=label, color=color)
-        axes.bar_label(bars, [number(height) for height in heights], fontsize=8)
-    axes.set_xticks(range(len(groups)), groups)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=len(keys))
-
-
-def soak(result: Result) -> Figure:
-    """Latency above, memory of each process below."""
-    samples = result["samples"]
-    minutes = [sample["at_s"] / 60 for sample in samples]
-    figure = _figure(8, 4.6)
-    above, below = figure.subplots(2, 1, sharex=True)
-    for key, color in (("p50_ms", OURS), ("p99_ms", SECOND)):
-        above.plot(minutes, _column(samples, key), label=key.removesuffix("_ms"), color=color, linewidth=1)
-    above.set(ylabel="latency, ms", ylim=(0, None))
-    for name in samples[0]["resident_mib"]:
-        below.plot(minutes, _column([sample["resident_mib"] for sample in samples], name), label=name, linewidth=1)
-    below.set(xlabel="minutes", ylabel="resident memory, MiB", ylim=(0, None))
-    for axes in (above, below):
-        axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
-        axes.grid(alpha=0.3)
-    return figure
-
-
-def _column(rows: Sequence[Mapping[str, Any]], key: str) -> np.ndarray:
-    """(N,) float64, NaN where a row has none: the line has a gap there."""
-    return np.array([row.get(key) for row in rows], dtype=np.float64)
-
-
 # ---- precision ----
 
 
@@ -195,15 +129,11 @@ def precision(result: Result) -> Figure:
 FIGURES: dict[str, Callable[[Result], Figure]] = {
     "peers": peers,
     "preprocessing": preprocessing,
-    "overload": overload,
-    "soak": soak,
     "precision": precision,
 }
 CAPTIONS = {
     "peers": "images/s, p99 at equal load and processor time of each peer",
     "preprocessing": "speed relative to open_clip's transform, and images/s of one core, at each size of picture",
-    "overload": "what became of the offered requests, and the latency of interactive ones",
-    "soak": "latency and memory over time",
     "precision": "speed and loss of int8 on each instruction set",
 }
 

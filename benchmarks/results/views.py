@@ -145,31 +145,7 @@ def growth(result: Result) -> View:
     return View([f"{GROWTH_TITLES[part](figures)}." for part, figures in parts.items()], tables, problems)
 
 
-# ---- a server under load ----
-
-
-def overload(result: Result) -> View:
-    rounds = result["rounds"]
-    plain = [{key: value for key, value in row.items() if key != "interactive"} for row in rounds]
-    beside = [{"round": at} | each for at, row in enumerate(rounds, 1) for each in row.get("interactive", [])]
-    goodput, slowest = median(row["goodput_ratio"] for row in rounds), max(row["longest_s"] for row in rounds)
-    found = [
-        f"Overloaded, the server still does {goodput:.0%} of its capacity (median of {len(rounds)} rounds); "
-        f"the slowest of all answers took {number(slowest)} s."
-    ]
-    tables = [("Each round:", table(plain))] + ([("Interactive requests beside:", table(beside))] if beside else [])
-    return View(found, tables)
-
-
-def soak(result: Result) -> View:
-    minutes = result["samples"][-1]["at_s"] / 60
-    found = [
-        f"{result['requests']:,} requests in {minutes:.0f} minutes at {number(result['offered_per_s'])}/s, "
-        f"errors: {words(result['errors'])}.",
-        f"p99 {number(result['p99_first_ms'])} ms in the first sixth of the time, {number(result['p99_last_ms'])} ms "
-        f"in the last; memory {result['growth']:+.1%} since the first sixth.",
-    ]
-    return View(found)
+# ---- precision ----
 
 
 def precision(result: Result) -> View:
@@ -211,8 +187,6 @@ VIEWS: dict[str, Callable[[Result], View]] = {
     "peers": peers,
     "preprocessing": preprocessing,
     "growth": growth,
-    "overload": overload,
-    "soak": soak,
     "precision": precision,
     "first_request": first_request,
 }

@@ -12,13 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.faults.load import Load, bulk, interactive
 from common.photos import verification_pictures
 from serving.embedded import EmbeddedServer
 from serving.no_proxy import urlopen
 from serving.supervisor import Pace, Supervisor, ending
 from serving.triton_wheel import ServingError
 from serving.tritonserver_options import ADMIN_HEADER
+from trials.faults.load import Load, bulk, interactive
 
 KEY = "only-for-this-benchmark"
 ORDERS: dict[str, Any] = {"control": "explicit", "admin_key": KEY}

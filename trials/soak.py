@@ -1,7 +1,7 @@
 """Hours of ordinary work: does the latency stay, does the memory stay.
 
-    make demo                                            # builds what is served
-    python -m benchmarks.soak --minutes 30 --out soak.png  # half an hour
+    make demo                                          # builds what is served
+    python -m trials.soak --minutes 30 --out soak.png  # half an hour
 
 Measures what the server can do, then offers a share of it (80 %) with arrivals at random (Poisson), photographs and
 drawn pictures of mixed sizes, and prints a line every ten seconds. In the end: p99 of the last sixth of the time
@@ -28,12 +28,12 @@ import numpy as np
 
 from benchmarks.machine import Machine, machine, print_result
 from benchmarks.offered_load import Answer, Caller, connect, percentile_ms, score_request
-from benchmarks.prefixed_server import PrefixedServer
 from benchmarks.server_processes import held_mib, resident_mib
 from common.paths import repository_folder
 from common.photos import calibration_pictures, verification_pictures
 from recipes.schema import load_recipe
 from serving.processes import shared_regions
+from trials.prefixed_server import PrefixedServer
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -203,7 +203,7 @@ def plot(samples: list[Sample], path: Path) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.soak")
+    parser = argparse.ArgumentParser(prog="python -m trials.soak")
     parser.add_argument("--minutes", type=float, default=30)
     parser.add_argument(
         "--share", type=float, default=0.8, help="of the capacity that is offered (default %(default)s)"
@@ -240,7 +240,7 @@ def report(verdict: Verdict, samples: list[Sample], told: Machine) -> None:
     early, end = verdict.resident_early_mib, verdict.resident_end_mib
     print(f"memory {early:.0f} MiB after a sixth of the time, {end:.0f} MiB at the end: {verdict.growth:+.1%}")
     ratios = {"p99_ratio": verdict.p99_ratio, "growth": verdict.growth}
-    print_result("soak", told, **asdict(verdict), **ratios, samples=[asdict(sample) for sample in samples])
+    print_result("trials.soak", told, **asdict(verdict), **ratios, samples=[asdict(sample) for sample in samples])
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from typing import Any
 
 import psutil
 
-from benchmarks.malformed.http_requests import message
-from benchmarks.malformed.wire import Answer, Case, send_http
-from benchmarks.prefixed_server import PrefixedServer
+from trials.malformed.http_requests import message
+from trials.malformed.wire import Answer, Case, send_http
+from trials.prefixed_server import PrefixedServer
 
 GUARD_STACK_BYTES = 64 * 2**20
 

@@ -1,8 +1,8 @@
 """The table of faults: what was done, what the clients saw, what the server did, how many requests were lost.
 
-    make demo                                        # builds what is served
-    python -m benchmarks.faults                      # all, about 6 minutes
-    python -m benchmarks.faults --only SIGTERM clock
+    make demo                # builds what is served
+    python -m trials.faults  # all, about 6 minutes
+    python -m trials.faults --only SIGTERM clock
 
 Each fault has a server of its own, with two kinds of honest clients on it: interactive ones that show every error, and
 bulk ones that wait for a server that went away. A lost request got neither a score nor an error within its deadline.
@@ -17,11 +17,11 @@ import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
-from benchmarks.faults import connections, processes, resources
-from benchmarks.faults.scene import Row, row_of
 from benchmarks.machine import machine, print_result
 from common.paths import repository_folder
 from recipes.schema import load_recipe
+from trials.faults import connections, processes, resources
+from trials.faults.scene import Row, row_of
 
 FAULTS = [*processes.FAULTS, *resources.FAULTS, *connections.FAULTS]
 
@@ -39,7 +39,7 @@ def table(rows: list[Row]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.faults")
+    parser = argparse.ArgumentParser(prog="python -m trials.faults")
     parser.add_argument("--only", nargs="+", default=[""], help="faults whose name contains one of these")
     arguments, told = parser.parse_args(argv), machine()
     repository = repository_folder(load_recipe("demo"))
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
                 rows.append(row_of(fault, repository, Path(folder)))
             print(line_of(rows[-1]), file=sys.stderr, flush=True)
     print(table(rows))
-    print_result("faults", told, rows=[asdict(row) for row in rows])
+    print_result("trials.faults", told, rows=[asdict(row) for row in rows])
     return 1 if any(row.lost or row.wrong for row in rows) else 0
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from benchmarks.malformed.http_requests import ELEMENT, PICTURE, WRAP, Draw
-from benchmarks.malformed.wire import Case, service_pb2
+from trials.malformed.http_requests import ELEMENT, PICTURE, WRAP, Draw
+from trials.malformed.wire import Case, service_pb2
 
 KINDS: dict[str, st.SearchStrategy[Case]] = {}
 INT64 = st.integers(-(2**63), 2**63 - 1)

@@ -1,6 +1,6 @@
 """The costliest image files that the limits let through, and those that they stop: seconds and memory of each.
 
-    python -m benchmarks.hostile_images
+    python -m trials.hostile_images
 
 Each file is made to cost the served preprocessing as much as its format can be made to, at the recipe's
 default limits, and decoded in a process of its own, whose CPU time is shown. Prints a table and one JSON
@@ -23,9 +23,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.fuzz_images import answer, transform
-from benchmarks.image_mutations import FORMATS
 from benchmarks.machine import machine, print_result
+from trials.fuzz_images import answer, transform
+from trials.image_mutations import FORMATS
 
 SIDE = 8000
 """64 megapixels, the limit, as a square."""
@@ -175,7 +175,7 @@ def peak_mib() -> float:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.hostile_images")
+    parser = argparse.ArgumentParser(prog="python -m trials.hostile_images")
     parser.add_argument("--only", default="", help=f"files whose name starts so, such as {FORMATS[0]}")
     arguments = parser.parse_args()
     rows, told = [], machine()
@@ -185,7 +185,7 @@ def main() -> int:
             rows.append(process.submit(cost, name, HOSTILE[name]()).result())
         row = rows[-1]
         print(f"{name:34} {row['mib']:6.2f} {row['seconds']:8.3f} {row['grown_mib']:9.0f}  {row['code']}", flush=True)
-    print_result("hostile_images", told, rows=rows)
+    print_result("trials.hostile_images", told, rows=rows)
     return 0
 
 

@@ -1,7 +1,7 @@
 """Malformed requests against the real server: refused or scored as the picture is, and a healthy server after.
 
-    make demo                                     # builds what is served
-    python -m benchmarks.malformed --examples 2000
+    make demo  # builds what is served
+    python -m trials.malformed --examples 2000
 
 Sends `--examples` generated requests of each kind over HTTP and gRPC, while a client beside them scores a picture over
 and over, whose scores must not change. Then, each on a server of its own, the requests known to end this release, with
@@ -23,14 +23,14 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.machine import Machine, machine, print_result
-from benchmarks.malformed import grpc_requests, http_requests
-from benchmarks.malformed.known import GUARD_STACK_BYTES, fates
-from benchmarks.malformed.wire import Answer, Case, Outcome, open_grpc, problem, send_grpc, send_http
-from benchmarks.prefixed_server import PrefixedServer
 from clipsieve import Client
 from common.paths import repository_folder
 from recipes.schema import load_recipe
 from serving.embedded import EmbeddedServer
+from trials.malformed import grpc_requests, http_requests
+from trials.malformed.known import GUARD_STACK_BYTES, fates
+from trials.malformed.wire import Answer, Case, Outcome, open_grpc, problem, send_grpc, send_http
+from trials.prefixed_server import PrefixedServer
 
 OUTCOMES: tuple[Outcome, ...] = ("refused", "closed", "scored", "silent")
 Send = Callable[[Case], Answer]
@@ -129,7 +129,7 @@ def known_table(rows: list[dict[str, Any]]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.malformed")
+    parser = argparse.ArgumentParser(prog="python -m trials.malformed")
     parser.add_argument("--examples", type=int, default=2000, help="requests of each kind (default %(default)s)")
     parser.add_argument("--without-known", action="store_true", help="leave out those known to end the server")
     arguments, told = parser.parse_args(argv), machine()
@@ -155,7 +155,7 @@ def report(kinds: list[Kind], neighbour: Neighbour, known: list[dict[str, Any]],
     for line in problems[:10]:
         print(f"problem: {line}", file=sys.stderr)
     beside = {"scored": neighbour.scored, "wrong": neighbour.wrong}
-    print_result("malformed", told, kinds=[asdict(kind) for kind in kinds], known=known, beside=beside)
+    print_result("trials.malformed", told, kinds=[asdict(kind) for kind in kinds], known=known, beside=beside)
     return 1 if problems or not all(kind.healthy for kind in kinds) else 0
 
 

@@ -1,7 +1,7 @@
 """Heads replaced under load: failed and mixed-up answers, and how long requests waited meanwhile.
 
-    make demo                                   # builds what is served
-    python -m benchmarks.rollouts --rollouts 20
+    make demo  # builds what is served
+    python -m trials.rollouts --rollouts 20
 
 Two heads on the demo's encoder, whose scores of one picture are known, take turns on a server that is asked without
 pause. An answer is mixed up when its score is not that of the revision it names. For comparison the same load runs
@@ -163,13 +163,13 @@ def table(results: list[Result]) -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.rollouts", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m trials.rollouts", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rollouts", type=int, default=20)
     arguments, told = parser.parse_args(argv), machine()
     with tempfile.TemporaryDirectory(prefix="clipsieve-rollouts-") as folder:
         results = measure(Path(folder), arguments.rollouts)
     print(table(results))
-    print_result("rollouts", told, results=[asdict(row) for row in results])
+    print_result("trials.rollouts", told, results=[asdict(row) for row in results])
     return 1 if any(row.failed or row.mixed_up for row in results) else 0
 
 

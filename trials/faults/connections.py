@@ -8,11 +8,11 @@ import struct
 import time
 from pathlib import Path
 
-from benchmarks.faults.processes import plain_server
-from benchmarks.faults.scene import Fault, Scene, condition
-from benchmarks.malformed import grpc_requests, http_requests
-from benchmarks.malformed.wire import open_grpc
 from clipsieve import Client
+from trials.faults.processes import plain_server
+from trials.faults.scene import Fault, Scene, condition
+from trials.malformed import grpc_requests, http_requests
+from trials.malformed.wire import open_grpc
 
 TIMES = 200
 FEW_FILES = 5  # connections of honest clients come and go

@@ -15,12 +15,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from benchmarks.faults.scene import KEY, ORDERS, Fault, Scene, Skipped, condition, set_verbosity
-from benchmarks.prefixed_server import PrefixedServer
 from clipsieve import Client
 from serving.embedded import EmbeddedServer
 from serving.no_proxy import urlopen
 from serving.tritonserver_options import ADMIN_HEADER
+from trials.faults.scene import KEY, ORDERS, Fault, Scene, Skipped, condition, set_verbosity
+from trials.prefixed_server import PrefixedServer
 
 MOUNT_SHM = 'mount -t tmpfs -o size=160m tmpfs /dev/shm && exec "$@"'
 LOG_BYTES = 512 * 1024

@@ -1,11 +1,11 @@
 """Damaged image files through the served preprocessing: what it answers, how long it takes, who disagrees.
 
-    python -m benchmarks.fuzz_images --count 60000 --out artifacts/fuzz          # the transform, in processes
-    python -m benchmarks.fuzz_images --count 6000 --out artifacts/fuzz --server  # and the demo's server over gRPC
+    python -m trials.fuzz_images --count 60000 --out artifacts/fuzz          # the transform, in processes
+    python -m trials.fuzz_images --count 6000 --out artifacts/fuzz --server  # and the demo's server over gRPC
 
-Each file follows from its index and the seed (`benchmarks.image_mutations`). The transform runs in processes
+Each file follows from its index and the seed (`trials.image_mutations`). The transform runs in processes
 whose memory is limited and whose silence is noticed; what it takes is shown to an independent decoder
-(`benchmarks.reference_decoders`). A row for each file goes to OUT/rows-<seed>.jsonl, and a run that is started
+(`trials.reference_decoders`). A row for each file goes to OUT/rows-<seed>.jsonl, and a run that is started
 again goes on where it stopped; files that somebody should look at are kept in OUT. Prints a table and one
 JSON line; status 1 when anything crashed, hung, or answered with an unknown code.
 """
@@ -27,15 +27,15 @@ from pathlib import Path
 
 import psutil
 
-from benchmarks.image_mutations import FORMATS, mutant
 from benchmarks.machine import Machine, machine, print_result
-from benchmarks.reference_decoders import COMMANDS, missing, verdicts
 from clipsieve import Client
 from common.model_config import read_config
 from common.paths import repository_folder
 from common.pixels import served_module
 from recipes.schema import Serving, load_recipe
 from serving.embedded import EmbeddedServer
+from trials.image_mutations import FORMATS, mutant
+from trials.reference_decoders import COMMANDS, missing, verdicts
 
 CODES = {
     "OK", "EMPTY", "TOO_MANY_BYTES", "BAD_BASE64", "NOT_AN_IMAGE", "TOO_MANY_PIXELS", "TOO_ELONGATED",
@@ -193,19 +193,19 @@ def report(rows: list[dict], arguments: argparse.Namespace, told: Machine) -> in
     unknown = [row["index"] for row in rows if row["code"] not in CODES]
     summary = {"seed": arguments.seed, "files": len(rows), "codes": codes}
     summary |= {"unknown": unknown, "refused_by_reference": sum(map(disagrees, rows)), "no_reference": missing()}
-    print_result("fuzz_images", told, **summary)
+    print_result("trials.fuzz_images", told, **summary)
     return 1 if unknown else 0
 
 
 def report_served(rows: list[dict], told: Machine) -> int:
     differing = [row for row in rows if row["served"] != row["code"]]
     print(f"{len(rows):,} files through the server, {sum(row['served'] == 'OK' for row in rows):,} scored")
-    print_result("fuzz_images", told, server=True, files=len(rows), differing=differing[:20])
+    print_result("trials.fuzz_images", told, server=True, files=len(rows), differing=differing[:20])
     return 1 if differing else 0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.fuzz_images")
+    parser = argparse.ArgumentParser(prog="python -m trials.fuzz_images")
     parser.add_argument("--count", type=int, default=60_000)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="folder of rows, and of files worth a look")

@@ -14,8 +14,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from benchmarks.malformed.wire import Case
 from serving.probe import tiny_png
+from trials.malformed.wire import Case
 
 PATH = "/v2/models/image_score/infer"
 LENGTH = "Inference-Header-Content-Length"

@@ -10,11 +10,11 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from benchmarks.faults.load import Group
-from benchmarks.faults.scene import ORDERS, Fault, Scene, Skipped, condition, set_verbosity, wait_for_restart
-from benchmarks.prefixed_server import PrefixedServer
 from benchmarks.server_processes import held_mib, stubs
 from serving.processes import shared_regions
+from trials.faults.load import Group
+from trials.faults.scene import ORDERS, Fault, Scene, Skipped, condition, set_verbosity, wait_for_restart
+from trials.prefixed_server import PrefixedServer
 
 LOG_DATE = re.compile(r"^[IWE](\d{4}) ", re.MULTILINE)  # month and day
 _FAKETIME = sorted(Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"))

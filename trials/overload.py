@@ -1,7 +1,7 @@
 """Ten times the load that the server can carry: what is served, what is refused, and how soon it is well again.
 
-    make demo                                              # builds what is served
-    python -m benchmarks.overload --seconds 30 --rounds 3  # about 4 minutes
+    make demo                                          # builds what is served
+    python -m trials.overload --seconds 30 --rounds 3  # about 4 minutes
 
 Each round measures the capacity (closed loop), offers ten times as much whatever is answered (open loop), sends single
 requests from the moment the load ends, and then times interactive requests alone, beside bulk work that says so, and
@@ -180,7 +180,7 @@ def say(text: str) -> None:
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.overload", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m trials.overload", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=30, help="of the overload (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--factor", type=float, default=10, help="times the capacity (default %(default)s)")
@@ -201,7 +201,7 @@ def main(argv: list[str] | None = None) -> int:
     report(rounds)
     limits = {"max_queue_size": recipe.serving.max_queue_size, "queue_timeout_ms": recipe.serving.queue_timeout_ms}
     rows = [asdict(loaded) | {"interactive": [asdict(row) for row in beside]} for loaded, beside in rounds]
-    print_result("overload", told, rounds=rows, **limits)
+    print_result("trials.overload", told, rounds=rows, **limits)
     return 1 if any(set(loaded.statuses) - {"OK", "UNAVAILABLE"} for loaded, _ in rounds) else 0
 
 

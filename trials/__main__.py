@@ -1,0 +1,16 @@
+"""What is done to the server and the decoders on purpose, and the way to each trial.
+
+    python -m trials                      # or make trial: what there is
+    python -m trials overload --rounds 3  # or make trial NAME=overload OPTIONS='--rounds 3'
+
+The same as `python -m trials.overload --rounds 3`, whose exit status is kept.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from benchmarks import catalogue
+
+if __name__ == "__main__":
+    sys.exit(catalogue.main("trials", sys.argv[1:]))
