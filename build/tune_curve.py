@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, ScalarFormatter
 
 from build.tune_candidates import Setting
 from build.tune_choice import Curve
+from common.charts import empty_figure, svg_of
 
 WINNER, OWN = "#c2410c", "#1d4ed8"
 OTHERS = ("#6b7280", "#0f766e", "#a16207", "#7c3aed", "#be185d", "#4d7c0f", "#0369a1", "#92400e")
@@ -26,14 +24,19 @@ def curves_svg(
     title: str,
     p99_budget_ms: float | None = None,
 ) -> bytes:
-    """An SVG file on a ground of its own, so that it reads on light pages and dark ones.
+    """An SVG file of the sweep.
 
     Args:
         measured: each setting's medians; those without any are left out.
         own: the setting that the recipe had.
     """
-    figure = Figure(figsize=(11, 5 + 0.12 * len(measured)), layout="constrained", facecolor="white")
-    FigureCanvasSVG(figure)
+    return svg_of(lambda: _draw(measured, winner, own, title, p99_budget_ms))
+
+
+def _draw(
+    measured: Mapping[Setting, Curve], winner: Setting, own: Setting, title: str, p99_budget_ms: float | None
+) -> Figure:
+    figure = empty_figure(11, 5 + 0.12 * len(measured))
     panels = figure.subplots(1, len(PERCENTILES), sharex=True)
     shown = {setting: curve for setting, curve in measured.items() if curve}
     for axes, name in zip(panels, PERCENTILES, strict=True):
@@ -43,7 +46,7 @@ def curves_svg(
     figure.suptitle(title, fontsize="medium")
     handles, labels = panels[-1].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=2, fontsize="small", frameon=False)
-    return _svg(figure)
+    return figure
 
 
 def _draw_panel(axes: Axes, name: str, shown: Mapping[Setting, Curve], winner: Setting, own: Setting) -> None:
@@ -88,11 +91,3 @@ def _name_concurrencies(axes: Axes, name: str, curve: Curve) -> None:
             fontsize="small",
             color=WINNER,
         )
-
-
-def _svg(figure: Figure) -> bytes:
-    """The same bytes for the same figure; its text stays text."""
-    file = io.BytesIO()
-    with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "clipsieve"}):
-        figure.savefig(file, format="svg", metadata={"Date": None})
-    return file.getvalue()

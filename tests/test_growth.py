@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from pathlib import Path
 from statistics import median
 from xml.etree import ElementTree
 
@@ -17,7 +16,7 @@ from benchmarks.growth import batches, heads, rates, sizes
 from benchmarks.growth.head_copies import with_head_copies
 from benchmarks.growth.load import RequestsInTurn, group_requests, kept_busy, one_by_one, per_second, smallest_good
 from benchmarks.growth.photographs import photographs
-from benchmarks.growth.pictures import draw
+from benchmarks.growth.pictures import svgs
 from benchmarks.growth.rounds import Samples, interleaved, rotated, rounded, slope
 from benchmarks.growth.scene import Scene, Settings
 from benchmarks.growth.spent import Counted, Spent, read_spent
@@ -294,35 +293,33 @@ def test_where_nothing_crosses(result, decoding_ms, words):
 # ---- pictures ----
 
 
-def words_of(path: Path) -> str:
-    return " ".join(text.strip() for text in ElementTree.parse(path).getroot().itertext() if text.strip())
+def words_of(svg: bytes) -> str:
+    return " ".join(text.strip() for text in ElementTree.fromstring(svg).itertext() if text.strip())
 
 
-def test_pictures_are_svg_small_and_the_same_every_time(result, tmp_path):
+def test_pictures_are_svg_small_and_the_same_every_time(result):
     result = json.loads(json.dumps(rounded(result)))
-    once, again = draw(result, tmp_path / "once"), draw(result, tmp_path / "again")
-    assert [path.name for path in once] == [f"growth-{part}.svg" for part in growth.PARTS]
-    assert [path.read_bytes() for path in once] == [path.read_bytes() for path in again]
-    for path in once:
-        assert ElementTree.parse(path).getroot().tag == f"{SVG}svg"
-        assert b"<dc:date>" not in path.read_bytes()
-    assert median(path.stat().st_size for path in once) < 60_000
+    pictures = svgs(result)
+    assert pictures == svgs(result)
+    assert list(pictures) == [f"growth-{part}.svg" for part in growth.PARTS]
+    for svg in pictures.values():
+        assert ElementTree.fromstring(svg).tag == f"{SVG}svg"
+        assert b"<dc:date>" not in svg
+    assert median(map(len, pictures.values())) < 60_000
 
 
-def test_pictures_say_what_was_found_and_in_which_units(result, tmp_path):
-    heads_svg, sizes_svg, rates_svg, batches_svg = draw(result, tmp_path)
+def test_pictures_say_what_was_found_and_in_which_units(result):
+    heads_svg, sizes_svg, rates_svg, batches_svg = svgs(result).values()
     assert "Each head adds 0.50 ms" in words_of(heads_svg)
     assert "processor time an image, ms" in words_of(sizes_svg)
     assert "requests refused, %" in words_of(rates_svg)
     assert "images a request, 32 in flight" in words_of(batches_svg)
 
 
-def test_a_part_that_was_not_measured_has_no_picture_and_a_missing_figure_leaves_a_gap(result, tmp_path):
+def test_a_part_that_was_not_measured_has_no_picture_and_a_missing_figure_leaves_a_gap(result):
     del result["heads"]
     result["rates"]["rows"][-1] = rate_row(100, None, 1.0)
-    assert [path.name for path in draw(result, tmp_path)] == [
-        f"growth-{part}.svg" for part in ("sizes", "rates", "batches")
-    ]
+    assert list(svgs(result)) == [f"growth-{part}.svg" for part in ("sizes", "rates", "batches")]
 
 
 # ---- the command ----

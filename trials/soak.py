@@ -23,20 +23,17 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 
 from benchmarks.machine import Machine, machine, print_result
 from benchmarks.offered_load import Answer, Caller, connect, percentile_ms, score_request
 from benchmarks.server_processes import held_mib, resident_mib
+from common.charts import empty_figure
 from common.paths import repository_folder
 from common.photos import calibration_pictures, verification_pictures
 from recipes.schema import load_recipe
 from serving.processes import shared_regions
 from trials.prefixed_server import PrefixedServer
-
-matplotlib.use("Agg")
-import matplotlib.pyplot as plt
 
 DEADLINE_S = 30.0
 TICK_S = 0.002
@@ -188,7 +185,8 @@ def line_of(sample: Sample) -> str:
 def plot(samples: list[Sample], path: Path) -> None:
     """Latency above, memory of each process below."""
     minutes = [sample.at_s / 60 for sample in samples]
-    figure, (above, below) = plt.subplots(2, 1, sharex=True, figsize=(9, 6), layout="constrained")
+    figure = empty_figure(9, 6)
+    above, below = figure.subplots(2, 1, sharex=True)
     for name in ("p50_ms", "p99_ms"):
         above.plot(minutes, [getattr(sample, name) for sample in samples], label=name.removesuffix("_ms"))
     above.set(ylabel="latency, ms", ylim=(0, None), title="clipsieve: sustained load")
@@ -199,7 +197,6 @@ def plot(samples: list[Sample], path: Path) -> None:
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1))
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)
-    plt.close(figure)
 
 
 def parse(argv: list[str] | None) -> argparse.Namespace:

@@ -1,13 +1,13 @@
 """What growth costs: more heads, larger pictures, more requests a second, more images a request; as curves.
 
     make train RECIPE=benchmarks/peers/vit-b-32.yaml DATA=PHOTOS    # any two labelled folders: angular/ and round/
-    python -m benchmarks.growth --pictures FOLDER                   # about 11 minutes on two cores
+    python -m benchmarks.growth                                       # about 11 minutes on two cores
     python -m benchmarks.growth --recipe demo --rounds 2 --seconds 1 --only heads rates
 
 A real embedded server scores real photographs, asked over gRPC from this process; what it spends is its own processes'
 time. Heads are copies of the recipe's first. Cases take turns, round after round, and medians are told; latencies under
 an offered load are those of all rounds together. A part that fails is told, and the others go on. Prints tables and
-one JSON line; with --pictures it draws an SVG file for each part, from the JSON alone.
+one JSON line, of which `benchmarks.results` draws a picture for each part.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="PART", choices=PARTS, help=f"of {', '.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
     parser.add_argument("--seconds", type=float, default=4, help="of each measurement (default %(default)s)")
-    parser.add_argument("--pictures", type=Path, metavar="FOLDER", help="draw growth-<part>.svg into it")
     arguments = parser.parse_args(argv)
     if arguments.rounds < 1 or not arguments.seconds > 0:
         parser.error(f"--rounds must be >= 1 and --seconds > 0, found {arguments.rounds} and {arguments.seconds:g}")
@@ -85,22 +84,11 @@ def measured(scene: Scene, parts: Sequence[str]) -> dict[str, Any]:
     return found | {"problems": problems}
 
 
-def draw_pictures(figures: dict[str, Any], folder: Path) -> None:
-    from benchmarks.growth.pictures import draw
-
-    for path in draw(figures, folder):
-        say(f"drew {path}")
-
-
 def main(argv: list[str] | None = None) -> int:
     arguments, told = parse(argv), machine()
-    if arguments.pictures is not None:
-        arguments.pictures.mkdir(parents=True, exist_ok=True)  # before anything is measured for it
     figures = run(arguments)
     print(f"{hardware_line(told)}; {figures['encoder']}", tables(figures), sep="\n\n")
     print_result("benchmarks.growth", told, **figures)
-    if arguments.pictures is not None:
-        draw_pictures(figures, arguments.pictures)
     return 0 if any(part in figures for part in PARTS) else 1
 
 

@@ -1,68 +1,37 @@
-"""The result as SVG files: the same result gives the same bytes.
-
-Each picture lies on a white card of its own, so that it can be read on a dark page, too.
-"""
+"""The result as SVG files."""
 
 from __future__ import annotations
 
-import io
+import functools
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import FancyBboxPatch
 from matplotlib.ticker import LogLocator
 
 from benchmarks.growth.titles import batches_title, heads_title, rates_title, sizes_title
-from common.manifest import write_atomically
+from common.charts import empty_figure, svg_of
 
 WIDTH, HEIGHT = 8.0, 3.8  # inches of one row of panels
 TITLE_CHARACTERS = 100
-STYLE: dict[Any, Any] = {  # its keys are literals to a type checker
-    "svg.hashsalt": "clipsieve growth",
-    "svg.fonttype": "none",  # letters stay letters: small, and read aloud
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.facecolor": "none",
-    "grid.color": "#e5e7eb",
-    "lines.marker": "o",
-    "lines.markersize": 4,
-    "legend.frameon": False,
-}
+STYLE = {"axes.grid": True, "grid.color": "#e5e7eb", "lines.marker": "o", "lines.markersize": 4}
 COLOURS = {"first": "#1d4ed8", "second": "#c2410c", "third": "#047857"}
 NOTHING = math.nan
 
 Rows = Sequence[Mapping[str, Any]]
 
 
-def draw(result: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Write what `svgs` gives into a folder."""
-    files = {folder / name: data for name, data in svgs(result).items()}
-    for path, data in files.items():
-        write_atomically(path, data)
-    return list(files)
-
-
 def svgs(result: Mapping[str, Any]) -> dict[str, bytes]:
     """`growth-<part>.svg` for each part that was measured, by file name."""
     drawers = {"heads": draw_heads, "sizes": draw_sizes, "rates": draw_rates, "batches": draw_batches}
-    return {f"growth-{part}.svg": _svg(drawer, result[part]) for part, drawer in drawers.items() if part in result}
-
-
-def _svg(drawer: Callable[[Mapping[str, Any]], Figure], part: Mapping[str, Any]) -> bytes:
-    file = io.BytesIO()
-    with matplotlib.rc_context(STYLE):
-        figure = drawer(part)
-        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None}, facecolor="none")
-    return b"\n".join(line.rstrip() for line in file.getvalue().splitlines()) + b"\n"
+    return {
+        f"growth-{part}.svg": svg_of(functools.partial(drawer, result[part]), STYLE)
+        for part, drawer in drawers.items()
+        if part in result
+    }
 
 
 def draw_heads(part: Mapping[str, Any]) -> Figure:
@@ -142,15 +111,8 @@ def draw_batches(part: Mapping[str, Any]) -> Figure:
 
 
 def _figure(title: str, rows: int) -> tuple[Figure, list[Axes]]:
-    """Two panels a row under a title, on a white card with round corners."""
-    figure = Figure(figsize=(WIDTH, HEIGHT * rows * (1.0 if rows == 1 else 0.85)))
-    aspect = figure.get_figwidth() / figure.get_figheight()
-    card = FancyBboxPatch(
-        (0, 0), 1, 1, "round,pad=0,rounding_size=0.02", mutation_aspect=aspect, transform=figure.transFigure
-    )
-    card.set(facecolor="white", edgecolor="none", zorder=-1)
-    figure.add_artist(card)
-    figure.set_layout_engine("constrained", w_pad=0.1, h_pad=0.1)
+    """Two panels a row under a title."""
+    figure = empty_figure(WIDTH, HEIGHT * rows * (1.0 if rows == 1 else 0.85))
     figure.suptitle(textwrap.fill(title, TITLE_CHARACTERS), x=0.015, ha="left", fontsize=10)
     return figure, [figure.add_subplot(rows, 2, place + 1) for place in range(2 * rows)]
 

@@ -2,33 +2,20 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
-from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from benchmarks.growth import pictures as growth_pictures
 from benchmarks.growth.titles import batches_title, heads_title, rates_title, sizes_title
 from benchmarks.results.markdown import number
 from benchmarks.results.stored import Result
+from common.charts import empty_figure, svg_of
 
 GROWTH_TITLES = {"heads": heads_title, "sizes": sizes_title, "rates": rates_title, "batches": batches_title}
 OURS, OTHERS, SECOND, LIMIT = "#1f6feb", "#a8b1bb", "#e07b39", "#24292f"
-_STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "clipsieve",
-    "svg.fonttype": "none",  # letters stay letters: small, and read aloud
-    "font.family": "sans-serif",
-    "font.size": 9,
-    "axes.titlesize": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
 
 
 def captions(result: Result) -> dict[str, str]:
@@ -44,8 +31,7 @@ def svgs(result: Result) -> dict[str, bytes]:
     """File names and contents."""
     if result["benchmark"] == "growth":
         return growth_pictures.svgs(result)
-    with rc_context(_STYLE):
-        return {name: _svg(FIGURES[result["benchmark"]](result)) for name in captions(result)}
+    return {name: svg_of(lambda: FIGURES[result["benchmark"]](result)) for name in captions(result)}
 
 
 # ---- peers ----
@@ -62,7 +48,7 @@ def peers(result: Result) -> Figure:
     rows = result["peers"]
     limit = next((row for row in rows if row["name"] == "limit"), {})
     shown = [row for row in rows if row["name"] != "limit"]
-    figure = _figure(9, 0.9 + 0.32 * len(shown))
+    figure = empty_figure(9, 0.9 + 0.32 * len(shown))
     panels = figure.subplots(1, len(_PEER_PANELS), sharey=True)
     for axes, (key, label) in zip(panels, _PEER_PANELS.items(), strict=True):
         values = [(row["name"], row.get(key)) for row in shown]
@@ -92,7 +78,7 @@ def _bars(axes: Axes, values: Sequence[tuple[str, float | None]], colors: Sequen
 def preprocessing(result: Result) -> Figure:
     """Bars are speeds relative to open_clip's, one group for each size of picture; their labels are images/s."""
     sizes, names = result["sizes"], ("open_clip", "exact", "scaled")
-    figure = _figure(6.4, 3.2)
+    figure = empty_figure(6.4, 3.2)
     axes = figure.subplots()
     for place, (name, color) in enumerate(zip(names, (OTHERS, OURS, SECOND), strict=True)):
         rows = [size["methods"][name] for size in sizes]
@@ -112,7 +98,7 @@ def preprocessing(result: Result) -> Figure:
 def precision(result: Result) -> Figure:
     """Speed and loss of int8 on each instruction set, a panel an encoder."""
     encoders = result["encoders"]
-    figure = _figure(8, 0.8 + sum(0.5 + 0.32 * len(each["instruction_sets"]) for each in encoders))
+    figure = empty_figure(8, 0.8 + sum(0.5 + 0.32 * len(each["instruction_sets"]) for each in encoders))
     panels = figure.subplots(len(encoders), 2, squeeze=False)
     for (left, right), encoder in zip(panels, encoders, strict=True):
         sets = encoder["instruction_sets"]
@@ -136,16 +122,3 @@ CAPTIONS = {
     "preprocessing": "speed relative to open_clip's transform, and images/s of one core, at each size of picture",
     "precision": "speed and loss of int8 on each instruction set",
 }
-
-
-def _figure(width: float, height: float) -> Figure:
-    """In inches, white whatever the page is."""
-    pads = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1)
-    return Figure(figsize=(width, height), layout=pads, facecolor="white")
-
-
-def _svg(figure: Figure) -> bytes:
-    """Without the date and the version of matplotlib."""
-    file = io.BytesIO()
-    figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None})
-    return b"\n".join(line.rstrip() for line in file.getvalue().splitlines()) + b"\n"
