@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import yaml
 from tiny_encoder import write_tiny_encoder
+from two_classes import TwoClasses, bayes_auroc, two_classes
 
-from benchmarks.synthetic import TwoClasses, bayes_auroc, two_classes
 from common import paths
 from common.manifest import EncoderFingerprint
 from recipes.errors import run_step

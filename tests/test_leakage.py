@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from two_classes import two_classes
 
-from benchmarks.synthetic import two_classes
 from training import neighbours
 from training.errors import StepError
 from training.leakage import group_rows

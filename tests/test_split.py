@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from two_classes import two_classes
 
-from benchmarks.synthetic import two_classes
 from recipes.schema import Fit
 from training.errors import StepError
 from training.leakage import group_rows
