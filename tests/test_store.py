@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +8,6 @@ import pyarrow.parquet as pq
 import pytest
 
 from common.manifest import EncoderFingerprint
-from common.paths import ROOT
 from training.errors import StepError
 from training.store import (
     Row,
@@ -268,11 +264,3 @@ def test_rows_of_many_parts_are_gathered_in_order(tmp_path: Path) -> None:
     rows = read_embeddings(tmp_path, ENCODER)
     assert rows.sha256 == sorted([f"{n:03d}" for n in range(60) if n != 6] + ["106"])
     np.testing.assert_array_equal(rows.embedding[:, 0], [float(sum256) for sum256 in rows.sha256])
-
-
-@pytest.mark.process
-def test_the_memory_benchmark_runs() -> None:
-    command = [sys.executable, "-m", "benchmarks.store_scan", "--rows", "2000", "--embed-dim", "16"]
-    result = json.loads(subprocess.run(command, cwd=ROOT, check=True, capture_output=True).stdout.splitlines()[-1])
-    assert result["rows"] == 2000
-    assert 0 < result["passes"]["scan"]["peak_mib"] < 1024
