@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 
 import numpy as np
 import onnx
@@ -14,7 +13,6 @@ import yaml
 from artefacts import encoder_manifest, write_head
 from published_files import published_file
 
-from benchmarks.published_heads import main as benchmark
 from build.head import build_head
 from common.manifest import read_head, sha256_of
 from common.paths import ARTIFACTS
@@ -260,16 +258,3 @@ def test_without_a_network_the_file_to_fetch_is_named(tmp_path, monkeypatch):
     with pytest.raises(StepError, match=expected):
         import_head(head, None, tmp_path / "out", QUICK)
     assert not (tmp_path / "out").exists()
-
-
-def test_the_benchmark_measures_the_files_it_is_given(capsys):
-    folder = str(published_file("laion-aesthetic-v1-b32").parent)
-    assert benchmark(["--heads", folder, "--only", "laion-aesthetic-v1-b32", "--vectors", "100"]) == 0
-    measured = json.loads(capsys.readouterr().out)["heads"]["laion-aesthetic-v1-b32"]
-    assert measured["max_difference"]["float32"] <= 1e-5
-    assert measured["ms_per_batch"] > 0
-
-
-def test_the_benchmark_without_files_fails(tmp_path, capsys):
-    assert benchmark(["--heads", str(tmp_path)]) == 1
-    assert "laion-nsfw-l14: clip_autokeras_binary_nsfw.zip is not in" in capsys.readouterr().err.replace("\n", " ")

@@ -1,7 +1,7 @@
 """The AutoKeras heads: texts become intervals of floats, and the archive is unpacked with care.
 
 The original lookup is written out here with texts and dictionaries; that the real graphs agree is checked
-against TensorFlow in test_import_head and in benchmarks.published_heads.
+against TensorFlow in test_import_head.
 """
 
 from __future__ import annotations
