@@ -91,9 +91,6 @@ RESULTS = {
         ],
         "comparisons": [],
     },
-    "first_request": {
-        "starts": [{"warmup": kind, "ready_s": 2.0, "first_ms": 30.0, "median_ms": 5.0} for kind in ("none", "all")]
-    },
     "encoders": {"rows": [{"name": "b-32", "seconds": 12.5, "mib": 340}]},
 }
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any, TypeGuard
 
 from benchmarks.results.markdown import Row, heading, number, sentence, table, words
@@ -172,21 +171,9 @@ def _beside_fp32(methods: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def first_request(result: Result) -> View:
-    """Medians of each kind of warm-up."""
-    kinds = list(dict.fromkeys(start["warmup"] for start in result["starts"]))
-    rows = []
-    for kind in kinds:
-        starts = [start for start in result["starts"] if start["warmup"] == kind]
-        middle = {key: median(start[key] for start in starts) for key in ("ready_s", "first_ms", "median_ms")}
-        rows.append({"warm-up": kind, "starts": len(starts)} | middle)
-    return View(tables=[("Medians of the starts:", table(rows))])
-
-
 VIEWS: dict[str, Callable[[Result], View]] = {
     "peers": peers,
     "preprocessing": preprocessing,
     "growth": growth,
     "precision": precision,
-    "first_request": first_request,
 }
