@@ -1,6 +1,6 @@
 """The dashboard with real metrics: a server under a small load, watched by a real Prometheus, drawn as a page.
 
-    python -m benchmarks.dashboard --recipe demo --minutes 3 --out artifacts/dashboard
+    python -m trials.dashboard --recipe demo --minutes 3 --out artifacts/dashboard
 
 Starts the embedded server, Prometheus and the blackbox exporter, scores photographs at a changing rate, files that are
 no images among them, and draws every panel (`serving.monitoring.preview`); the page is in the folder. The last line on
@@ -76,7 +76,7 @@ def firing(prometheus: Prometheus) -> list[str]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.dashboard", description=(__doc__ or "").splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python -m trials.dashboard", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", default="demo")
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--out", type=Path, required=True, help="folder of the page and the logs")
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         alerts = firing(prometheus)
     write_atomically(arguments.out / "dashboard.html", html.encode())
     print(f"{len(filled)} panels with data; without: {', '.join(empty) or 'none'}", file=sys.stderr)
-    print_result("benchmarks.dashboard", told, panels=len(filled), empty=empty, alerts=alerts, images=count)
+    print_result("trials.dashboard", told, panels=len(filled), empty=empty, alerts=alerts, images=count)
     return 0
 
 
