@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
-from benchmarks.results.markdown import duration
+from benchmarks.tables import duration
 from common.paths import ROOT
 
 MAKE_TARGETS = {"benchmarks": "bench", "trials": "trial"}

@@ -24,6 +24,7 @@ import yaml
 from rich.console import Console
 
 from benchmarks.machine import hardware_line, machine, print_result, versions_line
+from benchmarks.tables import print_table
 from common.manifest import read_encoder
 from common.paths import ROOT
 
@@ -103,19 +104,15 @@ def main() -> int:
     if not chosen:
         parser.error(f"no encoder matches {' '.join(patterns)}; there are {', '.join(ENCODERS)}")
     told = machine()
-    Console(stderr=True).print(f"{hardware_line(told)}; {versions_line(told)}; random weights")
-    print(f"{'encoder':20} {'dims':>5} {'MB':>7} {'s':>5} {'GiB':>5} {'1-cosine':>8} {'max |Δ|':>8}  pixels")
+    console = Console(stderr=True)
+    console.print(f"{hardware_line(told)}; {versions_line(told)}; random weights")
     rows = []
     for name in chosen:
+        console.print(name)
         with tempfile.TemporaryDirectory() as folder:
-            row = build(name, ENCODERS[name], Path(folder))
-        rows.append(row)
-        print(
-            f"{row.name:20} {row.embed_dim:5} {row.megabytes:7.0f} {row.seconds:5.0f} {row.peak_gib:5.1f} "
-            f"{1 - row.cosine_min:8.1e} {row.max_abs_difference:8.1e}  {row.pixels}",
-            flush=True,
-        )
-    print_result("benchmarks.encoders", told, rows=[asdict(row) for row in rows])
+            rows.append(asdict(build(name, ENCODERS[name], Path(folder))))
+    print_table(rows)
+    print_result("benchmarks.encoders", told, rows=rows)
     return 0
 
 

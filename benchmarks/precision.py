@@ -29,9 +29,11 @@ import onnx
 import onnxruntime
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
 
+from benchmarks.comparison import Comparison, comparison_table, comparisons_json
 from benchmarks.instruction_sets import INSTRUCTION_SETS, NATIVE, available
 from benchmarks.machine import machine, print_result
 from benchmarks.onnx_runs import Encoder, Runs, run_on
+from benchmarks.tables import print_table
 from benchmarks.trained_weights import dinov2_small
 from build.cosine import cosines
 from build.head import build_head
@@ -194,7 +196,8 @@ def measure(model: str, arguments: argparse.Namespace, folder: Path) -> dict[str
     for instruction_set in arguments.instruction_sets:
         runs = run_on(instruction_set, encoders, pixels, folder, arguments.rounds, arguments.batch)
         rows = {name: {"mib": mib[name]} | figures(run, runs["fp32"], score) for name, run in runs.items()}
-        print_table(f"{model}, {instruction_set}", rows)
+        print(f"{model}, {instruction_set}")
+        print_table([{"": name} | row for name, row in rows.items()])
         sets[instruction_set] = rows
     pretrained = "its own" if model == TRAINED else arguments.pretrained
     return {
@@ -215,7 +218,7 @@ def figures(run: Runs, full: Runs, score: Embed) -> dict[str, float]:
     } | compare(full.embeddings, run.embeddings, score)
 
 
-def comparisons(encoders: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def comparisons(encoders: list[dict[str, Any]]) -> list[Comparison]:
     """What is asked of int8, beside what it does, for each model and instruction set."""
     rows = []
     for encoder in encoders:
@@ -223,25 +226,11 @@ def comparisons(encoders: list[dict[str, Any]]) -> list[dict[str, Any]]:
             what, int8 = f"int8, {encoder['model']}, {instruction_set}", methods["int8"]
             speed = next((least for flag, least in SPEED_ASKED.items() if instruction_set.startswith(flag)), None)
             if speed is not None:
-                rows.append(_comparison(f"{what}: images/s ÷ fp32", int8["relative"], speed))
+                rows.append(Comparison(f"{what}: images/s ÷ fp32", int8["relative"], speed, True))
             if encoder["model"] == TRAINED:
-                rows.append(_comparison(f"{what}: minimum cosine", int8["cosine_min"], COSINE_ASKED))
-                rows.append(_comparison(f"{what}: decisions changed", int8["decisions_changed"], 0, at_least=False))
+                rows.append(Comparison(f"{what}: minimum cosine", int8["cosine_min"], COSINE_ASKED, True))
+                rows.append(Comparison(f"{what}: decisions changed", int8["decisions_changed"], 0, False))
     return rows
-
-
-def _comparison(name: str, value: float, target: float, at_least: bool = True) -> dict[str, Any]:
-    met = value >= target if at_least else value <= target
-    return {"name": name, "value": value, "target": target, "at_least": at_least, "met": met}
-
-
-def print_table(title: str, rows: dict[str, Any]) -> None:
-    columns = list(next(iter(rows.values())))
-    print(title)
-    print(f"{'':22s}" + "".join(f"{column:>19s}" for column in columns))
-    for name, row in rows.items():
-        print(f"{name:22s}" + "".join(f"{row[column]:>19.7g}" for column in columns))
-    print(flush=True)
 
 
 def main() -> None:
@@ -274,7 +263,10 @@ def main() -> None:
     for model in arguments.models:
         with tempfile.TemporaryDirectory() as folder:
             encoders.append(measure(model, arguments, Path(folder)))
-    figures = {"outliers": arguments.outliers, "encoders": encoders, "comparisons": comparisons(encoders)}
+    compared = comparisons_json(comparisons(encoders))
+    if compared:
+        print(comparison_table(compared, aligned=True))
+    figures = {"outliers": arguments.outliers, "encoders": encoders, "comparisons": compared}
     print_result("benchmarks.precision", hardware, **figures)
 
 

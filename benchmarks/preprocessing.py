@@ -27,8 +27,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from benchmarks.comparison import Comparison, comparison_table, comparisons_json
 from benchmarks.machine import machine, print_result
-from benchmarks.peers.figures import Comparison, comparisons_json
+from benchmarks.tables import print_table
 from build.cosine import cosines
 from common.manifest import Preprocessing, read_encoder
 from common.photos import sample_photos
@@ -207,24 +208,6 @@ def comparisons(sizes: list[dict[str, Any]], cosine: dict[str, dict[str, Any]]) 
     return [*speeds, Comparison("cosine of photographs, scaled to exact, mean", found, ASKED_COSINE, True, "exact")]
 
 
-def print_speeds(result: dict[str, Any]) -> None:
-    print(f"{result['megapixels']:g} MP, {result['mean_bytes']:,} bytes a file")
-    for name, row in result["methods"].items():
-        asked = ASKED.get((name, None)) or ASKED.get((name, result["megapixels"]))
-        verdict = "" if asked is None else f"  asked ≥ {asked}: {'met' if row['relative'] >= asked else 'MISSED'}"
-        print(f"  {name:16s}{row['images_per_s']:10.1f} images/s{row['relative']:8.2f}×{verdict}")
-
-
-def print_likenesses(results: dict[str, dict[str, Any]]) -> None:
-    print(f"cosine of embeddings, scaled to exact (asked of photographs: mean ≥ {ASKED_COSINE})")
-    for name, row in results.items():
-        print(
-            f"  {name:20s} mean {row['cosine_mean']:.5f}  min {row['cosine_min']:.5f}  "
-            f"(to another picture {row['cosine_to_next_picture']:.3f})  "
-            f"{row['decoded_smaller']} of {row['pictures']} decoded smaller"
-        )
-
-
 def speeds_on_one_core(sizes: list[float], rounds: int) -> list[dict[str, Any]]:
     import torch
 
@@ -251,13 +234,16 @@ def main() -> None:
     told = machine()
     sizes = speeds_on_one_core(list(arguments.megapixels), arguments.rounds)
     for result in sizes:
-        print_speeds(result)
+        print(f"{result['megapixels']:g} MP, {result['mean_bytes']:,} bytes a file")
+        print_table([{"": name} | row for name, row in result["methods"].items()])
     cosine: dict[str, Any] = {}
     if not arguments.no_cosine:
         with tempfile.TemporaryDirectory() as folder:
             cosine = likenesses(arguments.encoder or random_encoder(Path(folder)))
-        print_likenesses(cosine)
+        print("cosine of embeddings, scaled to exact")
+        print_table([{"": name} | row for name, row in cosine.items()])
     compared = comparisons_json(comparisons(sizes, cosine))
+    print(comparison_table(compared, aligned=True))
     print_result(
         "benchmarks.preprocessing", told, rounds=arguments.rounds, sizes=sizes, cosine=cosine, comparisons=compared
     )

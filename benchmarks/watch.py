@@ -23,6 +23,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.machine import Machine, machine, print_result
+from benchmarks.tables import print_table
 from build.repository import install
 from clipsieve import Client
 from common.photos import sample_photos
@@ -148,20 +149,15 @@ def interleaved(servers: dict[str, EmbeddedServer], pictures: list[bytes], count
 def report(recipe: str, rounds: dict[str, list[Round]], steps: dict[str, Step], told: Machine) -> None:
     """Medians of either, and the median of the rounds' ratios, which a noisy machine spoils least."""
     print(f"{recipe}: {len(rounds['on'])} rounds, {CONCURRENCY} images at once for the rate, one for the latency")
-    print(f"{'':14}{'without':>10}{'with watch':>12}{'ratio':>8}{'quartiles':>18}")
-    ratios = {}
+    ratios, medians = {}, []
     for name in ("images_per_s", "cpu_ms", "latency_ms"):
         off, on = ([getattr(found, name) for found in rounds[side]] for side in ("off", "on"))
         low, middle, high = statistics.quantiles([b / a for a, b in zip(off, on, strict=True)], n=4)
         ratios[name] = middle
-        quartiles = f"{low:.3f} to {high:.3f}"
-        print(f"{name:14}{statistics.median(off):10.2f}{statistics.median(on):12.2f}{middle:8.3f}{quartiles:>18}")
-    for name, step in steps.items():
-        print(
-            f"{name}: {step.queue_us:.0f} µs in its queue and {step.compute_us:.0f} µs in its process for a request, "
-            f"{step.images_per_execution:.1f} images each time; {step.cpu_us:.0f} µs of a core an image (its start "
-            f"included), {step.memory_mib:.0f} MiB"
-        )
+        pair = {"without": statistics.median(off), "with watch": statistics.median(on)}
+        medians.append({"": name} | pair | {"ratio": f"{middle:.3f}", "quartiles": f"{low:.3f} to {high:.3f}"})
+    print_table(medians)
+    print_table([{"": name} | asdict(step) for name, step in steps.items()])
     rows = {side: [asdict(found) for found in found_rounds] for side, found_rounds in rounds.items()}
     told_steps = {name: asdict(step) for name, step in steps.items()}
     print_result("benchmarks.watch", told, recipe=recipe, ratios=ratios, steps=told_steps, rounds=rows)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-STYLE: dict[str, Any] = {
+STYLE: dict[Any, Any] = {  # its keys are literals to a type checker
     "svg.hashsalt": "clipsieve",
     "svg.fonttype": "none",  # small, and read aloud
     "font.family": "sans-serif",

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.catalogue import Command, find_commands, first_sentence, listing, main
+from benchmarks.comparison import comparisons_json
 from benchmarks.machine import hardware_line, machine, print_result, versions_line
-from benchmarks.peers.figures import comparisons_json
 from benchmarks.results.stored import WANTED_OF_MACHINE, parse_output
 from common.paths import ROOT
 

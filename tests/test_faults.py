@@ -15,7 +15,7 @@ from benchmarks.server_processes import held_mib, resident_mib, stubs
 from clipsieve import Client
 from serving.processes import shared_regions
 from trials.faults import connections, processes
-from trials.faults.__main__ import FAULTS, line_of
+from trials.faults.__main__ import FAULTS, shown
 from trials.faults.load import Group, Load, Request
 from trials.faults.scene import Row, Scene, pictures
 from trials.prefixed_server import PrefixedServer
@@ -133,7 +133,7 @@ def test_a_group_without_scores_has_an_endless_gap():
 
 def test_a_fault_that_could_not_be_done_says_why():
     row = Row("disk", "", "", 0, 0, 0, skipped="mounting is not allowed")
-    assert line_of(row) == "| disk | not run: mounting is not allowed | | | | |"
+    assert shown(row) == {"fault": "disk", "client_saw": "not run: mounting is not allowed"}
 
 
 def test_every_fault_has_a_name_of_its_own():

@@ -20,6 +20,7 @@ from pictures import jpeg
 from PIL import Image
 from waiting import PATIENCE_S
 
+from benchmarks.comparison import comparison_table, comparisons_json
 from benchmarks.peers import environments
 from benchmarks.peers.__main__ import ENVIRONMENT_OF, SERVICES, WITHOUT_SERVER
 from benchmarks.peers.clip_retrieval import command, read_run
@@ -31,11 +32,10 @@ from benchmarks.peers.figures import (
     Measured,
     added_ms,
     as_json,
-    comparison_table,
     comparisons,
     figures_of,
     picture_latencies,
-    table,
+    table_of,
 )
 from benchmarks.peers.hugging_face import image_config, model_config, renamed
 from benchmarks.peers.limit import Limit, until
@@ -417,11 +417,11 @@ def test_comparisons_of_nothing_are_not_measured():
 
 def test_the_tables_tell_everything():
     rows = [Figures("quick", 12.34, 5.0, setting="4 at once"), Figures("missing", problem="no network")]
-    text = table(rows)
+    text = table_of(rows)
     assert "12.3" in text
     assert "4 at once" in text
     assert "not measured to the end: no network" in text
-    assert "not measured" in comparison_table(comparisons({}))
+    assert "not measured" in comparison_table(comparisons_json(comparisons({})))
 
 
 def test_the_json_line_is_json():

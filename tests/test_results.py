@@ -8,11 +8,11 @@ import xml.etree.ElementTree as ElementTree
 import pytest
 
 from benchmarks.results.__main__ import draw, main, problems
-from benchmarks.results.markdown import duration, heading, number, table
 from benchmarks.results.page import NONE_STORED, PAGE, page_text, read_stored
 from benchmarks.results.pictures import svgs
 from benchmarks.results.stored import FOLDER, ResultError, parse_output, read_results
 from benchmarks.results.views import rows_of
+from benchmarks.tables import duration, heading, number, table
 from common.paths import ROOT
 from recipes.errors import run_step
 
@@ -320,5 +320,11 @@ def test_a_table_holds_whatever_a_figure_is():
         "| --- | ---: | --- |",
         "| a\\|b c | 1.5 | OK 3 |",
         "| d | – |  |",
+    ]
+    assert table(rows, {"name": "", "images_per_s": "images/s"}, aligned=True).splitlines() == [
+        "|        | images/s |",
+        "| ------ | -------: |",
+        "| a\\|b c |      1.5 |",
+        "| d      |        – |",
     ]
     assert table([{"row": 1}] * 41) == "(41 rows, in the JSON)"

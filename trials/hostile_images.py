@@ -24,6 +24,7 @@ from pathlib import Path
 from PIL import Image
 
 from benchmarks.machine import machine, print_result
+from benchmarks.tables import print_table
 from trials.fuzz_images import answer, transform
 from trials.image_mutations import FORMATS
 
@@ -179,12 +180,11 @@ def main() -> int:
     parser.add_argument("--only", default="", help=f"files whose name starts so, such as {FORMATS[0]}")
     arguments = parser.parse_args()
     rows, told = [], machine()
-    print(f"{'file':34} {'MiB':>6} {'CPU s':>8} {'MiB more':>9}  answer")
     for name in [name for name in HOSTILE if name.startswith(arguments.only)]:
+        print(name, file=sys.stderr, flush=True)
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             rows.append(process.submit(cost, name, HOSTILE[name]()).result())
-        row = rows[-1]
-        print(f"{name:34} {row['mib']:6.2f} {row['seconds']:8.3f} {row['grown_mib']:9.0f}  {row['code']}", flush=True)
+    print_table(rows)
     print_result("trials.hostile_images", told, rows=rows)
     return 0
 

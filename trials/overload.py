@@ -32,6 +32,7 @@ from benchmarks.offered_load import (
     score_request,
     served_per_s,
 )
+from benchmarks.tables import print_table
 from build.repository import install
 from build.repository_queues import BULK
 from build.repository_warmup import gradient_picture
@@ -153,26 +154,8 @@ def served_recipe(queue_timeout_ms: int | None) -> Recipe:
 
 
 def report(rounds: list[tuple[Overload, list[Interactive]]]) -> None:
-    print(
-        f"{'capacity/s':>10} {'offered':>8} {'scored':>7} {'refused':>8} {'neither':>8} {'goodput':>8} "
-        f"{'refusal p99 ms':>15} {'longest s':>10} {'first score s':>14} {'recovered s':>12}"
-    )
-    for row, _ in rounds:
-        scored, refused = row.statuses.get("OK", 0), row.statuses.get("UNAVAILABLE", 0)
-        print(
-            f"{row.capacity_per_s:10.1f} {row.offered:8} {scored:7} {refused:8} {row.offered - scored - refused:8} "
-            f"{row.goodput_ratio:8.2f} {row.refused_p99_ms:15.0f} {row.longest_s:10.2f} "
-            f"{seconds_text(row.first_score_s):>14} {seconds_text(row.recovered_s):>12}"
-        )
-    print(f"{'interactive beside':>18} {'p50 ms':>8} {'p99 ms':>8} {'refused':>8} {'bulk/s':>8}")
-    for _, rows in rounds:
-        for row in rows:
-            refused = row.statuses.get("UNAVAILABLE", 0)
-            print(f"{row.beside:>18} {row.p50_ms:8.0f} {row.p99_ms:8.0f} {refused:8} {row.bulk_per_s:8.1f}")
-
-
-def seconds_text(seconds: float | None) -> str:
-    return "later" if seconds is None else f"{seconds:.2f}"
+    print_table([asdict(row) for row, _ in rounds])
+    print_table([asdict(row) for _, rows in rounds for row in rows])
 
 
 def say(text: str) -> None:

@@ -29,6 +29,7 @@ from rich.progress import track
 from tritonclient.utils import InferenceServerException
 
 from benchmarks.machine import machine, print_result
+from benchmarks.tables import print_table
 from build.head import build_head
 from common.manifest import Threshold, read_head, write_manifest
 from common.paths import head_folder, repository_folder
@@ -41,7 +42,7 @@ from serving.probe import tiny_png
 from serving.rollout import roll_out
 from training.errors import StepError
 
-KEY = "benchmarks-rollouts-key"
+KEY = "trials-rollouts-key"
 CLIENTS = 4
 TOLERANCE = 1e-4
 PROGRESS = Console(stderr=True)
@@ -155,20 +156,13 @@ def measure(folder: Path, rollouts: int) -> list[Result]:
     return [measured("unchanged", 0, still, known), measured("replaced", rollouts, changing, known)]
 
 
-def table(results: list[Result]) -> str:
-    titles = {"phase": 10, "rollouts": 9, "answers": 9, "failed": 8, "mixed_up": 9, "p50_ms": 8, "p99_ms": 8}
-    titles |= {"longest_ms": 11}
-    rows = [{name: name for name in titles}, *map(asdict, results)]
-    return "\n".join("".join(f"{row[name]!s:>{width}}" for name, width in titles.items()) for row in rows)
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trials.rollouts", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rollouts", type=int, default=20)
     arguments, told = parser.parse_args(argv), machine()
     with tempfile.TemporaryDirectory(prefix="clipsieve-rollouts-") as folder:
         results = measure(Path(folder), arguments.rollouts)
-    print(table(results))
+    print_table([asdict(row) for row in results])
     print_result("trials.rollouts", told, results=[asdict(row) for row in results])
     return 1 if any(row.failed or row.mixed_up for row in results) else 0
 

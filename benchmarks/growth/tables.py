@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
+
+from benchmarks.tables import table
 
 Result = Mapping[str, Any]
 """What `python -m benchmarks.growth` prints as JSON."""
@@ -30,7 +32,7 @@ def _heads(part: Result) -> str:
     added, other = part["per_head"], part["unasked"]
     return "\n".join(
         [
-            table(part["rows"], columns),
+            table(part["rows"], columns, aligned=True),
             f"each head adds {added['p50_ms']:.2f} ms, {added['cpu_us']:.0f} µs of CPU an image, "
             f"{added['resident_mib']:.0f} MiB",
             f"one of {other['installed']} heads costs {other['p50_ms_ratio']:.2f}× the latency and "
@@ -52,7 +54,7 @@ def _sizes(part: Result) -> str:
         "preprocess_cpu_ms": "of decoding",
         "encoder_cpu_ms": "of encoder",
     }
-    return f"decode: {part['decode']}\n{table(part['rows'], columns)}"
+    return f"decode: {part['decode']}\n{table(part['rows'], columns, aligned=True)}"
 
 
 def _rates(part: Result) -> str:
@@ -70,27 +72,11 @@ def _rates(part: Result) -> str:
         {**row, "refused_percent": 100 * row["refused_ratio"], "failed_percent": 100 * row["failed_ratio"]}
         for row in part["rows"]
     ]
-    return f"capacity {part['capacity_per_s']:.1f} images/s, of mixed size\n{table(rows, columns)}"
+    return f"capacity {part['capacity_per_s']:.1f} images/s, of mixed size\n{table(rows, columns, aligned=True)}"
 
 
 def _batches(part: Result) -> str:
     last = {"images_per_s": "images/s", "p50_ms": "p50 ms", "encoder_batch": "encoder's batch"}
-    by_request = table(part["by_request"], {"images_per_request": "a request", "concurrency": "requests"} | last)
-    by_concurrency = table(part["by_concurrency"], {"concurrency": "in flight"} | last)
+    by_request = table(part["by_request"], {"images_per_request": "a request", "concurrency": "requests"} | last, True)
+    by_concurrency = table(part["by_concurrency"], {"concurrency": "in flight"} | last, True)
     return f"{part['in_flight']} images in flight\n{by_request}\none image a request\n{by_concurrency}"
-
-
-def table(rows: Sequence[Mapping[str, Any]], columns: Mapping[str, str]) -> str:
-    """A line for each row, under the columns' headings by key."""
-    width = max(12, *(len(heading) for heading in columns.values())) + 2
-    lines = ["".join(f"{heading:>{width}}" for heading in columns.values())]
-    lines += ["".join(f"{_text(row.get(key)):>{width}}" for key in columns) for row in rows]
-    return "\n".join(lines)
-
-
-def _text(value: float | None) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, int):
-        return str(value)
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"

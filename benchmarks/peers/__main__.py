@@ -72,8 +72,9 @@ def versions_of_peers() -> dict[str, str]:
 
 
 def contest(arguments: argparse.Namespace, folder: Path) -> int:
+    from benchmarks.comparison import comparison_table, comparisons_json
     from benchmarks.peers.contest import Contest, Settings
-    from benchmarks.peers.figures import as_json, comparison_table, comparisons, figures_of, table
+    from benchmarks.peers.figures import as_json, comparisons, figures_of, table_of
     from benchmarks.peers.material import prepare
     from benchmarks.peers.servers import services
 
@@ -95,7 +96,7 @@ def contest(arguments: argparse.Namespace, folder: Path) -> int:
             running.rows[name].version = version
     figures, compared = [figures_of(row) for row in running.rows.values()], comparisons(running.rows)
     print(f"{hardware_line(told)}; {len(material.pictures)} pictures of mixed size")
-    print(table(figures), comparison_table(compared), sep="\n\n")
+    print(table_of(figures), comparison_table(comparisons_json(compared), aligned=True), sep="\n\n")
     how = {"rounds": settings.rounds, "seconds": settings.seconds, "encoder": recipe.encoder.id}
     print_result("benchmarks.peers", told, **how, **as_json(figures, compared))
     return 0

@@ -2,12 +2,27 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from statistics import median
 
 import numpy as np
+
+from benchmarks.comparison import Comparison, comparisons_json, rounded
+from benchmarks.tables import table
+
+PEER_COLUMNS = {
+    "name": "",
+    "version": "version",
+    "images_per_s": "images/s",
+    "p50_ms": "p50, ms",
+    "p99_loaded_ms": "p99 at equal load, ms",
+    "cpu_ms": "CPU ms an image",
+    "resident_mib": "MiB",
+    "cold_start_s": "cold start, s",
+    "difference": "differs by",
+    "setting": "setting",
+}
 
 
 @dataclass
@@ -48,25 +63,6 @@ class Figures:
     version: str = ""
     setting: str = ""
     problem: str | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """A ratio or a difference that was asked for."""
-
-    name: str
-    value: float | None
-    """None when one of the two was not measured."""
-    target: float
-    at_least: bool
-    """Whether the target is a lower limit."""
-    against: str = ""
-
-    @property
-    def met(self) -> bool | None:
-        if self.value is None:
-            return None
-        return self.value >= self.target if self.at_least else self.value <= self.target
 
 
 def figures_of(row: Measured) -> Figures:
@@ -113,36 +109,16 @@ def comparisons(rows: Mapping[str, Measured]) -> list[Comparison]:
     ]
 
 
-def table(rows: Sequence[Figures]) -> str:
-    """A line for each peer, those that were not measured with the reason."""
-    heads = ("images/s", "p50 ms", "p99 ms loaded", "CPU ms/image", "MiB", "cold start s")
-    lines = [f"{'':16}" + "".join(f"{head:>15}" for head in heads) + "  setting"]
-    for row in rows:
-        values = (row.images_per_s, row.p50_ms, row.p99_loaded_ms, row.cpu_ms, row.resident_mib, row.cold_start_s)
-        lines.append(f"{row.name:16}" + "".join(f"{_text(value):>15}" for value in values) + f"  {row.setting}")
-        if row.problem is not None:
-            lines.append(f"{'':16}  not measured to the end: {row.problem}")
-    return "\n".join(lines)
-
-
-def comparison_table(rows: Sequence[Comparison]) -> str:
-    words = {True: "met", False: "missed", None: "not measured"}
-    lines = []
-    for row in rows:
-        wanted = f"{'at least' if row.at_least else 'at most'} {row.target:g}"
-        lines.append(f"{row.name:34}{_text(row.value):>9}  {wanted:14} {words[row.met]:13} {row.against}")
-    return "\n".join(lines)
+def table_of(rows: Sequence[Figures]) -> str:
+    """A line for each peer, and the reason where one was not measured to the end."""
+    problems = [f"{row.name} was not measured to the end: {row.problem}" for row in rows if row.problem is not None]
+    return "\n".join([table([asdict(row) for row in rows], PEER_COLUMNS, aligned=True), *problems])
 
 
 def as_json(figures: Sequence[Figures], compared: Sequence[Comparison]) -> dict[str, object]:
     """Rounded, without NaN."""
-    peers = [{key: _rounded(value) for key, value in asdict(row).items()} for row in figures]
+    peers = [{key: rounded(value) for key, value in asdict(row).items()} for row in figures]
     return {"peers": peers, "comparisons": comparisons_json(compared)}
-
-
-def comparisons_json(compared: Sequence[Comparison]) -> list[dict[str, object]]:
-    """With more digits: a cosine near 1 needs them."""
-    return [{key: _rounded(value, 6) for key, value in asdict(row).items()} | {"met": row.met} for row in compared]
 
 
 def _best(figures: Sequence[Figures], key: str) -> Figures:
@@ -164,13 +140,3 @@ def _median(values: Sequence[float]) -> float | None:
 
 def _percentile(values: Sequence[float], percent: float) -> float | None:
     return float(np.percentile(values, percent)) if values else None
-
-
-def _text(value: float | None) -> str:
-    return "–" if value is None else f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-
-
-def _rounded(value: object, digits: int = 4) -> object:
-    if not isinstance(value, float):
-        return value
-    return None if not math.isfinite(value) else float(f"{value:.{digits}g}")

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.catalogue import Command, find_benchmarks
+from benchmarks.comparison import comparison_table
 from benchmarks.machine import hardware_line, versions_line
-from benchmarks.results.markdown import duration, number, table
 from benchmarks.results.pictures import captions
 from benchmarks.results.stored import FOLDER, Result, in_order, read_notes, read_results
 from benchmarks.results.views import view
+from benchmarks.tables import duration, number
 from common.paths import ROOT
 
 PAGE = ROOT / "benchmarks" / "RESULTS.md"
@@ -23,7 +24,6 @@ Drawn by `python -m benchmarks.results` from the JSON lines that the benchmarks 
 what people wrote of them stands there in Markdown. `make bench` lists every benchmark."""
 NONE_STORED = """No result is stored yet. `python -m benchmarks.results --store FILE` takes the output of a benchmark,
 kept up to its last line."""
-MET = {True: "met", False: "**missed**", None: "not measured"}
 
 
 @dataclass(frozen=True)
@@ -106,16 +106,6 @@ def _targets(result: Result, has_note: bool) -> list[str]:
     rows = result.get("comparisons", [])
     if not rows:
         return []
-    shown = [
-        {
-            "target": row["name"],
-            "found": row["value"],
-            "asked": f"{'at least' if row['at_least'] else 'at most'} {number(row['target'])}",
-            "": MET[row["met"]],
-            "against": row.get("against") or "",
-        }
-        for row in rows
-    ]
     is_unexplained = any(row["met"] is False for row in rows) and not has_note
     reminder = f"Where the time goes is not written down yet: `results/{result['benchmark']}.md` is not there."
-    return [table(shown), *([reminder] if is_unexplained else [])]
+    return [comparison_table(rows), *([reminder] if is_unexplained else [])]

@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 
 from benchmarks.growth import pictures as growth_pictures
 from benchmarks.growth.titles import batches_title, heads_title, rates_title, sizes_title
-from benchmarks.results.markdown import number
 from benchmarks.results.stored import Result
+from benchmarks.tables import number
 from common.charts import empty_figure, svg_of
 
 GROWTH_TITLES = {"heads": heads_title, "sizes": sizes_title, "rates": rates_title, "batches": batches_title}

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-from benchmarks.results.markdown import Row, heading, number, sentence, table, words
+from benchmarks.peers.figures import PEER_COLUMNS
 from benchmarks.results.pictures import GROWTH_TITLES
 from benchmarks.results.stored import Result
+from benchmarks.tables import Row, heading, number, sentence, table, words
 
 _TOLD_ELSEWHERE = {"benchmark", "command", "date", "took_s", "machine", "comparisons"}
 
@@ -66,27 +67,13 @@ def is_rows(value: object) -> TypeGuard[list[dict[str, Any]]]:
 
 # ---- peers ----
 
-_PEER_COLUMNS = {
-    "name": "",
-    "version": "version",
-    "images_per_s": "images/s",
-    "p50_ms": "p50, ms",
-    "p99_loaded_ms": "p99 at equal load, ms",
-    "cpu_ms": "CPU ms an image",
-    "resident_mib": "MiB",
-    "cold_start_s": "cold start, s",
-    "difference": "differs by",
-    "setting": "setting",
-}
-
 
 def peers(result: Result) -> View:
     rows = result["peers"]
-    shown = [{told: row.get(key) for key, told in _PEER_COLUMNS.items() if key in row} for row in rows]
     problems = [(row["name"], " ".join(row["problem"].split())) for row in rows if row.get("problem")]
     how = f"Medians of {result['rounds']} interleaved rounds of {number(result['seconds'])} s; {result['encoder']}."
     remarks = [f"{name} was not measured to the end: {problem}" for name, problem in problems]
-    return View(_peers_found(rows), [(how, table(shown))], remarks)
+    return View(_peers_found(rows), [(how, table(rows, PEER_COLUMNS))], remarks)
 
 
 def _peers_found(rows: list[dict[str, Any]]) -> list[str]:

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from benchmarks.machine import machine, print_result
+from benchmarks.tables import print_table
 from common.paths import repository_folder
 from recipes.schema import load_recipe
 from trials.faults import connections, processes, resources
@@ -26,16 +27,19 @@ from trials.faults.scene import Row, row_of
 FAULTS = [*processes.FAULTS, *resources.FAULTS, *connections.FAULTS]
 
 
-def line_of(row: Row) -> str:
-    if row.skipped:
-        return f"| {row.fault} | not run: {row.skipped} | | | | |"
-    cells = (row.fault, row.client_saw, row.server_did, row.gap_s, row.lost, row.wrong)
-    return f"| {' | '.join(str(cell) for cell in cells)} |"
+COLUMNS = {
+    "fault": "done",
+    "client_saw": "clients saw",
+    "server_did": "server did",
+    "gap_s": "longest gap, s",
+    "lost": "lost",
+    "wrong": "wrong",
+}
 
 
-def table(rows: list[Row]) -> str:
-    head = ["| done | clients saw | server did | longest gap, s | lost | wrong |", "|---|---|---|---|---|---|"]
-    return "\n".join([*head, *map(line_of, rows)])
+def shown(row: Row) -> dict[str, object]:
+    """The figures of a fault, or why it was not done."""
+    return {"fault": row.fault, "client_saw": f"not run: {row.skipped}"} if row.skipped else asdict(row)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,8 +53,7 @@ def main(argv: list[str] | None = None) -> int:
             print(f"{fault.name} …", file=sys.stderr, flush=True)
             with tempfile.TemporaryDirectory(prefix="clipsieve-faults-") as folder:
                 rows.append(row_of(fault, repository, Path(folder)))
-            print(line_of(rows[-1]), file=sys.stderr, flush=True)
-    print(table(rows))
+    print_table([shown(row) for row in rows], COLUMNS)
     print_result("trials.faults", told, rows=[asdict(row) for row in rows])
     return 1 if any(row.lost or row.wrong for row in rows) else 0
 

@@ -23,6 +23,7 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from benchmarks.machine import Machine, machine, print_result
+from benchmarks.tables import print_table
 from clipsieve import Client
 from common.paths import repository_folder
 from recipes.schema import load_recipe
@@ -113,21 +114,6 @@ def try_all(server: EmbeddedServer, examples: int, say: Callable[[str], None]) -
     return results
 
 
-def table(kinds: list[Kind]) -> str:
-    lines = [f"{'kind':<22}" + "".join(f"{name:>9}" for name in (*OUTCOMES, "problems")) + "  healthy after"]
-    for kind in kinds:
-        counts = "".join(f"{kind.outcomes[name]:>9}" for name in OUTCOMES)
-        lines.append(f"{kind.name:<22}{counts}{len(kind.problems):>9}  {'yes' if kind.healthy else 'NO'}")
-    return "\n".join(lines)
-
-
-def known_table(rows: list[dict[str, Any]]) -> str:
-    lines = [f"{'request':<33}{'bytes':>10}  {'as it comes':<34} with stacks of {GUARD_STACK_BYTES >> 20} MiB"]
-    return "\n".join(
-        lines + [f"{row['request']:<33}{row['bytes']:>10}  {row['plain']:<34} {row['guarded']}" for row in rows]
-    )
-
-
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trials.malformed")
     parser.add_argument("--examples", type=int, default=2000, help="requests of each kind (default %(default)s)")
@@ -147,10 +133,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def report(kinds: list[Kind], neighbour: Neighbour, known: list[dict[str, Any]], told: Machine) -> int:
-    print(table(kinds))
+    print_table(
+        [
+            {"kind": kind.name}
+            | {name: kind.outcomes[name] for name in OUTCOMES}
+            | {"problems": len(kind.problems), "healthy after": kind.healthy}
+            for kind in kinds
+        ]
+    )
     print(f"a client beside them: {neighbour.scored} pictures scored, {len(neighbour.wrong)} wrong or failed")
     if known:
-        print(known_table(known))
+        guarded = f"with stacks of {GUARD_STACK_BYTES >> 20} MiB"
+        print_table(known, {"request": "request", "bytes": "bytes", "plain": "as it comes", "guarded": guarded})
     problems = [f"{kind.name}: {line}" for kind in kinds for line in kind.problems] + neighbour.wrong
     for line in problems[:10]:
         print(f"problem: {line}", file=sys.stderr)

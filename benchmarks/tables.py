@@ -1,4 +1,4 @@
-"""Figures as people read them, and tables of them in Markdown."""
+"""Figures as people read them, and tables of them: in Markdown, on the page of results and on a terminal."""
 
 from __future__ import annotations
 
@@ -13,17 +13,36 @@ SECONDS = {"hour": 3600, "minute": 60, "second": 1}
 UNITS = {"_ms": "ms", "_s": "s", "_us": "µs", "_mib": "MiB", "_gib": "GiB"}
 
 
-def table(rows: Sequence[Row]) -> str:
-    """A row each, a column for every key that one of them has; columns of numbers are aligned at the right.
+def table(rows: Sequence[Row], columns: Mapping[str, str] | None = None, aligned: bool = False) -> str:
+    """A Markdown table with a line for each row; columns of numbers are aligned at the right.
 
-    Of more than MOST_ROWS rows only their number is told.
+    Args:
+        columns: headings by key; without them, a column for every key that one of the rows has.
+        aligned: pad the cells so that they stand under one another, for a terminal. Otherwise, of more than MOST_ROWS
+            rows only the number is shown.
     """
-    if len(rows) > MOST_ROWS:
+    if len(rows) > MOST_ROWS and not aligned:
         return f"({len(rows)} rows, in the JSON)"
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    numeric = [all(row.get(key) is None or isinstance(row[key], int | float) for row in rows) for key in keys]
-    lines = [_line([heading(key) for key in keys]), _line(["---:" if each else "---" for each in numeric])]
-    return "\n".join([*lines, *(_line([cell(row[key]) if key in row else "" for key in keys]) for row in rows)])
+    columns = columns or {key: heading(key) for row in rows for key in row}
+    numeric = [all(row.get(key) is None or isinstance(row[key], int | float) for row in rows) for key in columns]
+    lines = [[*columns.values()], ["---:" if each else "---" for each in numeric]]
+    lines += [[cell(row[key]) if key in row else "" for key in columns] for row in rows]
+    if aligned:
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        lines[1] = ["-" * (width - 1) + (":" if each else "-") for width, each in zip(widths, numeric, strict=True)]
+        lines = [
+            [
+                text.rjust(width) if each else text.ljust(width)
+                for text, width, each in zip(line, widths, numeric, strict=True)
+            ]
+            for line in lines
+        ]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def print_table(rows: Sequence[Row], columns: Mapping[str, str] | None = None) -> None:
+    """Print the rows to stdout, aligned."""
+    print(table(rows, columns, aligned=True), flush=True)
 
 
 def cell(value: object) -> str:
@@ -74,7 +93,3 @@ def heading(key: str) -> str:
 def sentence(text: str) -> str:
     """With a capital; `str.capitalize` would make the others small."""
     return text[:1].upper() + text[1:]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
