@@ -29,7 +29,7 @@ def empty_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout=ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.1), facecolor="white")
 
 
-def svg_of(draw: Callable[[], Figure], style: Mapping[str, Any] | None = None) -> bytes:
+def svg_of(draw: Callable[[], Figure], style: Mapping[Any, Any] | None = None) -> bytes:
     """The figure that `draw` makes, without the date and the version of matplotlib.
 
     Args:
@@ -37,7 +37,7 @@ def svg_of(draw: Callable[[], Figure], style: Mapping[str, Any] | None = None) -
     """
     from matplotlib import rc_context  # slow to import
 
-    file, settings = io.BytesIO(), STYLE | dict(style or {})
-    with rc_context(settings):
+    file = io.BytesIO()
+    with rc_context(STYLE), rc_context({**(style or {})}):
         draw().savefig(file, format="svg", metadata={"Date": None, "Creator": None})
     return b"\n".join(line.rstrip() for line in file.getvalue().splitlines()) + b"\n"

@@ -4,37 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
 from itertools import count, cycle
 
 from benchmarks.growth.rounds import Case, rotated
 from benchmarks.offered_load import Answer, Caller, closed_loop, connect, open_loop, service_pb2
-from benchmarks.peers.load import Ask, Throughput, checked, saturate
-from benchmarks.peers.material import Found
+from benchmarks.peers.load import REQUEST_TIMEOUT_S, Ask, Throughput, checked, our_client, saturate
 from build.repository_queues import BULK
-from clipsieve import AsyncClient
 from clipsieve.transport import image_tensor
 
-TIMEOUT_S = 60.0
 CONCURRENCIES = (4, 8, 16, 32)
 GOOD_ENOUGH = 0.97
 """Of the best rate: where more in flight brings no more than this, the fewer are taken."""
-
-
-@asynccontextmanager
-async def scorer(url: str, heads: Sequence[str]) -> AsyncIterator[Ask]:
-    """Asks for these heads' scores of one encoded picture; raises what went wrong. As bulk work, which may wait."""
-    async with AsyncClient(url, timeout_s=TIMEOUT_S, priority="bulk") as client:
-        await client.chosen_heads(heads)
-
-        async def ask(picture: bytes) -> Found:
-            (result,) = await client.score([picture], heads)
-            if result.error is not None:
-                raise result.error
-            return Found()
-
-        yield ask
 
 
 def saturated(
@@ -47,7 +29,7 @@ def saturated(
     """
 
     async def run() -> Throughput:
-        async with scorer(url, heads) as ask:
+        async with our_client(url, heads) as ask:
             return await saturate(ask, pictures, concurrency, seconds)
 
     return asyncio.run(run())
@@ -64,7 +46,7 @@ def one_by_one(
 
     async def run() -> dict[Case, list[float]]:
         async with AsyncExitStack() as stack:
-            asks = {case: await stack.enter_async_context(scorer(*target)) for case, target in targets.items()}
+            asks = {case: await stack.enter_async_context(our_client(*target)) for case, target in targets.items()}
             await _in_turns(asks, pictures[:1], 0)  # warms up
             return await _in_turns(asks, pictures, seconds)
 
@@ -140,7 +122,7 @@ def offered(url: str, requests: Sequence[bytes], rate_per_s: float, seconds: flo
 async def _through(
     url: str, requests: Sequence[bytes], loop: Callable[[Caller], Awaitable[list[Answer]]]
 ) -> list[Answer]:
-    async with connect(url, TIMEOUT_S) as caller:
+    async with connect(url, REQUEST_TIMEOUT_S) as caller:
         return await loop(RequestsInTurn(caller, requests))
 
 

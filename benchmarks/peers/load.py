@@ -3,16 +3,38 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import count
 
 from benchmarks.offered_load import Answer, Caller, closed_loop, open_loop
 from benchmarks.peers.environments import PeerError
 from benchmarks.peers.material import Found
+from clipsieve import AsyncClient
+
+REQUEST_TIMEOUT_S = 60.0
 
 Ask = Callable[[bytes], Awaitable[Found]]
 """One encoded picture → what the server says; any exception is a request that failed."""
+
+
+@asynccontextmanager
+async def our_client(url: str, heads: Sequence[str]) -> AsyncIterator[Ask]:
+    """clipsieve's own client, asking for these heads' scores of one picture; the first head's is what it finds.
+
+    Requests are bulk work, which may wait as long as the peers let theirs wait. What goes wrong is raised.
+    """
+    async with AsyncClient(url, timeout_s=REQUEST_TIMEOUT_S, priority="bulk") as client:
+        await client.chosen_heads(heads)  # what a client asks once
+
+        async def ask(picture: bytes) -> Found:
+            (result,) = await client.score([picture], heads)
+            if result.error is not None:
+                raise result.error
+            return Found(score=float(result.heads[heads[0]].scores[0]))
+
+        yield ask
 
 
 class InTurn(Caller):

@@ -17,7 +17,7 @@ import numpy as np
 
 from benchmarks.peers.environments import ENVIRONMENTS, PeerError
 from benchmarks.peers.hugging_face import write_folder
-from benchmarks.peers.load import Ask
+from benchmarks.peers.load import REQUEST_TIMEOUT_S, Ask, our_client
 from benchmarks.peers.material import Found, Material
 from benchmarks.peers.processes import Process
 from build.encoder import make_encoder
@@ -32,7 +32,6 @@ from serving.triton_wheel import ServingError
 
 CORES = os.cpu_count() or 1
 HOST = "127.0.0.1"
-REQUEST_TIMEOUT_S = 60.0
 SAVE_TIMEOUT_S = 300.0
 
 
@@ -117,19 +116,8 @@ class OurServer(Server):
         if (status := self.server.poll()) is not None:
             raise PeerError(f"tritonserver ended with status {status}: {self.server.log_tail(1)}")
 
-    @asynccontextmanager
-    async def connect(self) -> AsyncIterator[Ask]:
-        # Bulk requests may wait as long as the peers let theirs wait.
-        async with AsyncClient(self.server.grpc_url, timeout_s=REQUEST_TIMEOUT_S, priority="bulk") as client:
-            await client.chosen_heads(self.head)  # what a client asks once
-
-            async def ask(picture: bytes) -> Found:
-                (result,) = await client.score([picture], self.head)
-                if result.error is not None:
-                    raise result.error
-                return Found(score=float(result.heads[self.head].scores[0]))
-
-            yield ask
+    def connect(self) -> AbstractAsyncContextManager[Ask]:
+        return our_client(self.server.grpc_url, [self.head])
 
     async def examine(self, pictures: Sequence[bytes]) -> list[Found]:
         async with AsyncClient(self.server.grpc_url) as client:
