@@ -27,9 +27,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from benchmarks.comparison import Comparison, comparison_table, comparisons_json
+from benchmarks.comparison import Comparison, comparisons_json
 from benchmarks.machine import machine, print_result
-from benchmarks.tables import print_table
+from benchmarks.results.views import terminal_text
 from build.cosine import cosines
 from common.manifest import Preprocessing, read_encoder
 from common.photos import sample_photos
@@ -233,20 +233,14 @@ def main() -> None:
     arguments = parser.parse_args()
     told = machine()
     sizes = speeds_on_one_core(list(arguments.megapixels), arguments.rounds)
-    for result in sizes:
-        print(f"{result['megapixels']:g} MP, {result['mean_bytes']:,} bytes a file")
-        print_table([{"": name} | row for name, row in result["methods"].items()])
     cosine: dict[str, Any] = {}
     if not arguments.no_cosine:
         with tempfile.TemporaryDirectory() as folder:
             cosine = likenesses(arguments.encoder or random_encoder(Path(folder)))
-        print("cosine of embeddings, scaled to exact")
-        print_table([{"": name} | row for name, row in cosine.items()])
-    compared = comparisons_json(comparisons(sizes, cosine))
-    print(comparison_table(compared, aligned=True))
-    print_result(
-        "benchmarks.preprocessing", told, rounds=arguments.rounds, sizes=sizes, cosine=cosine, comparisons=compared
-    )
+    result = {"rounds": arguments.rounds, "sizes": sizes, "cosine": cosine}
+    result |= {"comparisons": comparisons_json(comparisons(sizes, cosine))}
+    print(terminal_text({"benchmark": "preprocessing"} | result))
+    print_result("benchmarks.preprocessing", told, **result)
 
 
 if __name__ == "__main__":

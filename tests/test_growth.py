@@ -20,9 +20,9 @@ from benchmarks.growth.pictures import svgs
 from benchmarks.growth.rounds import Samples, interleaved, rotated, rounded, slope
 from benchmarks.growth.scene import Scene, Settings
 from benchmarks.growth.spent import Counted, Spent, read_spent
-from benchmarks.growth.tables import tables
 from benchmarks.growth.titles import batches_title, heads_title, rates_title, sizes_title
 from benchmarks.offered_load import Answer, Caller, service_pb2
+from benchmarks.results.views import terminal_text
 from build.repository import install
 from build.repository_check import check
 from common.manifest import read_encoder, read_head
@@ -226,17 +226,17 @@ def test_all_repositories_share_the_encoders_file(demo, repository, tmp_path):
 # ---- what is told ----
 
 
-def test_tables_tell_every_part_and_why_one_is_missing(result):
+def test_the_terminal_shows_every_part_and_why_one_is_missing(result):
     del result["rates"]
-    text = tables(result | {"problems": {"rates": "ServingError: no"}})
-    assert "each head adds 0.50 ms, 250 µs of CPU an image, 60 MiB" in text
-    assert "rates: not measured: ServingError: no" in text
-    assert "images/s" in text.splitlines()[0]
+    text = terminal_text({"benchmark": "growth"} | result | {"problems": {"rates": "ServingError: no"}})
+    assert "Each head adds 0.50 ms" in text
+    assert "rates was not measured: ServingError: no" in text
+    assert "images/s" in text
 
 
 def test_a_figure_that_is_missing_is_a_dash(result):
     result["rates"]["rows"][-1] = rate_row(100, None, 1.0)
-    assert "–" in tables(result)
+    assert "–" in terminal_text({"benchmark": "growth"} | result)
 
 
 def test_titles_say_what_was_found(result):

@@ -20,7 +20,6 @@ from pictures import jpeg
 from PIL import Image
 from waiting import PATIENCE_S
 
-from benchmarks.comparison import comparison_table, comparisons_json
 from benchmarks.peers import environments
 from benchmarks.peers.__main__ import ENVIRONMENT_OF, SERVICES, WITHOUT_SERVER
 from benchmarks.peers.clip_retrieval import command, read_run
@@ -35,7 +34,6 @@ from benchmarks.peers.figures import (
     comparisons,
     figures_of,
     picture_latencies,
-    table_of,
 )
 from benchmarks.peers.hugging_face import image_config, model_config, renamed
 from benchmarks.peers.limit import Limit, until
@@ -44,6 +42,7 @@ from benchmarks.peers.material import CHECKED, Found, Material, difference
 from benchmarks.peers.pictures import MEGAPIXELS, jpeg_pictures, scaled_size
 from benchmarks.peers.processes import Process, cpu_s, resident_mib, wait_until
 from benchmarks.peers.servers import Server, Service, services
+from benchmarks.results.views import terminal_text
 from common.paths import ROOT
 from recipes.schema import load_recipe
 
@@ -415,13 +414,14 @@ def test_comparisons_of_nothing_are_not_measured():
     assert {each.met for each in comparisons({})} == {None}
 
 
-def test_the_tables_tell_everything():
+def test_the_terminal_shows_everything():
     rows = [Figures("quick", 12.34, 5.0, setting="4 at once"), Figures("missing", problem="no network")]
-    text = table_of(rows)
+    how = {"benchmark": "peers", "rounds": 1, "seconds": 1, "encoder": "an encoder"}
+    text = terminal_text(how | as_json(rows, comparisons({})))
     assert "12.3" in text
     assert "4 at once" in text
-    assert "not measured to the end: no network" in text
-    assert "not measured" in comparison_table(comparisons_json(comparisons({})))
+    assert "missing was not measured to the end: no network" in text
+    assert "not measured" in text.splitlines()[-1]
 
 
 def test_the_json_line_is_json():

@@ -23,8 +23,8 @@ from typing import Any
 from benchmarks.growth import batches, heads, rates, sizes
 from benchmarks.growth.rounds import rounded, say
 from benchmarks.growth.scene import Scene, Settings
-from benchmarks.growth.tables import tables
 from benchmarks.machine import hardware_line, machine, print_result
+from benchmarks.results.views import terminal_text
 from common.paths import ROOT
 from recipes.errors import run_step
 from recipes.schema import load_recipe
@@ -87,7 +87,7 @@ def measured(scene: Scene, parts: Sequence[str]) -> dict[str, Any]:
 def main(argv: list[str] | None = None) -> int:
     arguments, told = parse(argv), machine()
     figures = run(arguments)
-    print(f"{hardware_line(told)}; {figures['encoder']}", tables(figures), sep="\n\n")
+    print(f"{hardware_line(told)}; {figures['encoder']}", terminal_text({"benchmark": "growth"} | figures), sep="\n\n")
     print_result("benchmarks.growth", told, **figures)
     return 0 if any(part in figures for part in PARTS) else 1
 

@@ -72,11 +72,11 @@ def versions_of_peers() -> dict[str, str]:
 
 
 def contest(arguments: argparse.Namespace, folder: Path) -> int:
-    from benchmarks.comparison import comparison_table, comparisons_json
     from benchmarks.peers.contest import Contest, Settings
-    from benchmarks.peers.figures import as_json, comparisons, figures_of, table_of
+    from benchmarks.peers.figures import as_json, comparisons, figures_of
     from benchmarks.peers.material import prepare
     from benchmarks.peers.servers import services
+    from benchmarks.results.views import terminal_text
 
     wanted = arguments.only or [*WITHOUT_SERVER, *SERVICES]
     recipe, told = load_recipe(arguments.recipe), machine()
@@ -96,9 +96,10 @@ def contest(arguments: argparse.Namespace, folder: Path) -> int:
             running.rows[name].version = version
     figures, compared = [figures_of(row) for row in running.rows.values()], comparisons(running.rows)
     print(f"{hardware_line(told)}; {len(material.pictures)} pictures of mixed size")
-    print(table_of(figures), comparison_table(comparisons_json(compared), aligned=True), sep="\n\n")
     how = {"rounds": settings.rounds, "seconds": settings.seconds, "encoder": recipe.encoder.id}
-    print_result("benchmarks.peers", told, **how, **as_json(figures, compared))
+    result = how | as_json(figures, compared)
+    print(terminal_text({"benchmark": "peers"} | result))
+    print_result("benchmarks.peers", told, **result)
     return 0
 
 

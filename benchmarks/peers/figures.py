@@ -9,20 +9,6 @@ from statistics import median
 import numpy as np
 
 from benchmarks.comparison import Comparison, comparisons_json, rounded
-from benchmarks.tables import table
-
-PEER_COLUMNS = {
-    "name": "",
-    "version": "version",
-    "images_per_s": "images/s",
-    "p50_ms": "p50, ms",
-    "p99_loaded_ms": "p99 at equal load, ms",
-    "cpu_ms": "CPU ms an image",
-    "resident_mib": "MiB",
-    "cold_start_s": "cold start, s",
-    "difference": "differs by",
-    "setting": "setting",
-}
 
 
 @dataclass
@@ -107,12 +93,6 @@ def comparisons(rows: Mapping[str, Measured]) -> list[Comparison]:
         _ratio_to(_best(others, "p99_loaded_ms"), ours, "p99_loaded_ms", "p99 at equal load / best peer", 0.7),
         _ratio_to(_best(others, "cold_start_s"), ours, "cold_start_s", "cold start / fastest peer", 1.0),
     ]
-
-
-def table_of(rows: Sequence[Figures]) -> str:
-    """A line for each peer, and the reason where one was not measured to the end."""
-    problems = [f"{row.name} was not measured to the end: {row.problem}" for row in rows if row.problem is not None]
-    return "\n".join([table([asdict(row) for row in rows], PEER_COLUMNS, aligned=True), *problems])
 
 
 def as_json(figures: Sequence[Figures], compared: Sequence[Comparison]) -> dict[str, object]:

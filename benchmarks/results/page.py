@@ -13,7 +13,7 @@ from benchmarks.machine import hardware_line, versions_line
 from benchmarks.results.pictures import captions
 from benchmarks.results.stored import FOLDER, Result, in_order, read_notes, read_results
 from benchmarks.results.views import view
-from benchmarks.tables import duration, number
+from benchmarks.tables import duration, number, table
 from common.paths import ROOT
 
 PAGE = ROOT / "benchmarks" / "RESULTS.md"
@@ -64,8 +64,8 @@ def _section(benchmark: Command, result: Result, note: str | None, with_machine:
     parts += _machine(result["machine"], "Machine") if with_machine else []
     parts += [" ".join(seen.found)] if seen.found else []
     parts += [f"![{name}: {caption}](results/{file})" for file, caption in captions(result).items()]
-    for above, lines in seen.tables:
-        parts += [above, lines] if above else [lines]
+    for above, rows in seen.tables:
+        parts += [above, table(rows)]
     parts += seen.remarks
     parts += _targets(result, note is not None)
     return [*parts, *([note] if note else [])]

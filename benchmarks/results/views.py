@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeGuard
 
-from benchmarks.peers.figures import PEER_COLUMNS
+from benchmarks.comparison import comparison_table
 from benchmarks.results.pictures import GROWTH_TITLES
 from benchmarks.results.stored import Result
 from benchmarks.tables import Row, heading, number, sentence, table, words
@@ -16,17 +16,25 @@ _TOLD_ELSEWHERE = {"benchmark", "command", "date", "took_s", "machine", "compari
 
 @dataclass(frozen=True)
 class View:
-    """In Markdown.
+    """What is shown of one result.
 
     Attributes:
         found: sentences; none where the tables say it all.
-        tables: each with what stands above it, which may be empty.
+        tables: the rows of each, with what stands above it, which may be empty.
         remarks: below the tables.
     """
 
     found: list[str] = field(default_factory=list)
-    tables: list[tuple[str, str]] = field(default_factory=list)
+    tables: Sequence[tuple[str, Sequence[Row]]] = ()
     remarks: list[str] = field(default_factory=list)
+
+
+def terminal_text(result: Result) -> str:
+    """What the page shows of a result, its targets at the end, as a benchmark prints it."""
+    seen = view(result)
+    tables = [f"{above}\n{table(rows, aligned=True)}" for above, rows in seen.tables]
+    targets = [comparison_table(result["comparisons"], aligned=True)] if result.get("comparisons") else []
+    return "\n\n".join([*seen.found, *tables, *seen.remarks, *targets])
 
 
 def view(result: Result) -> View:
@@ -42,7 +50,7 @@ def anything(result: Result) -> View:
     tables = {key: rows_of(value) for key, value in figures.items()}
     rest = {key: value for key, value in figures.items() if not tables[key]}
     told = "; ".join(f"{heading(key)}: {words(value)}" for key, value in rest.items())
-    shown = [(f"{sentence(heading(key))}:", table(rows)) for key, rows in tables.items() if rows]
+    shown = [(f"{sentence(heading(key))}:", rows) for key, rows in tables.items() if rows]
     return View(tables=shown, remarks=[f"{sentence(told)}."] if told else [])
 
 
@@ -68,12 +76,27 @@ def is_rows(value: object) -> TypeGuard[list[dict[str, Any]]]:
 # ---- peers ----
 
 
+_PEER_COLUMNS = {
+    "name": "",
+    "version": "version",
+    "images_per_s": "images/s",
+    "p50_ms": "p50, ms",
+    "p99_loaded_ms": "p99 at equal load, ms",
+    "cpu_ms": "CPU ms an image",
+    "resident_mib": "MiB",
+    "cold_start_s": "cold start, s",
+    "difference": "differs by",
+    "setting": "setting",
+}
+
+
 def peers(result: Result) -> View:
     rows = result["peers"]
+    shown = [{told: row.get(key) for key, told in _PEER_COLUMNS.items() if key in row} for row in rows]
     problems = [(row["name"], " ".join(row["problem"].split())) for row in rows if row.get("problem")]
     how = f"Medians of {result['rounds']} interleaved rounds of {number(result['seconds'])} s; {result['encoder']}."
     remarks = [f"{name} was not measured to the end: {problem}" for name, problem in problems]
-    return View(_peers_found(rows), [(how, table(rows, PEER_COLUMNS))], remarks)
+    return View(_peers_found(rows), [(how, shown)], remarks)
 
 
 def _peers_found(rows: list[dict[str, Any]]) -> list[str]:
@@ -97,9 +120,9 @@ def preprocessing(result: Result) -> View:
     names = list(sizes[0]["methods"])
     rows = [{"": name} | {f"{size['megapixels']:g} MP": _speed(size, name) for size in sizes} for name in names]
     how = f"Images/s of one core, and relative to open_clip's transform; medians of {result['rounds']} rounds."
-    tables = [(how, table(rows))]
+    tables: list[tuple[str, Sequence[Row]]] = [(how, rows)]
     if cosine:
-        tables.append(("Cosine of embeddings, scaled to exact:", table(rows_of(cosine))))
+        tables.append(("Cosine of embeddings, scaled to exact:", rows_of(cosine)))
     largest = sizes[-1]
     found = [
         f"At {largest['megapixels']:g} megapixels {name} runs at {largest['methods'][name]['relative']:.2f} × "
@@ -122,7 +145,7 @@ def growth(result: Result) -> View:
     """The titles of the pictures, and every list of rows of each part."""
     parts = {part: result[part] for part in GROWTH_TITLES if part in result}
     tables = [
-        (f"{sentence(heading(part))}, {heading(key)}:", table(rows))
+        (f"{sentence(heading(part))}, {heading(key)}:", rows)
         for part, figures in parts.items()
         for key, value in figures.items()
         if (rows := rows_of(value))
@@ -142,7 +165,7 @@ def precision(result: Result) -> View:
         weights = "trained" if encoder["pretrained"] == "its own" else encoder["pretrained"]
         above = f"{encoder['model']} ({weights} weights; {encoder['head']}), int8 beside fp32 of the same processor:"
         rows = [{"instruction set": name} | _beside_fp32(methods) for name, methods in sets.items()]
-        tables.append((above, table(rows)))
+        tables.append((above, rows))
     return View(tables=tables)
 
 
