@@ -33,7 +33,7 @@ class Comparison:
 
 def comparisons_json(comparisons: Sequence[Comparison]) -> list[dict[str, Any]]:
     """Rounded to six digits, which a cosine near 1 needs, and without NaN."""
-    return [{key: rounded(value, 6) for key, value in asdict(row).items()} | {"met": row.met} for row in comparisons]
+    return [rounded(asdict(row), 6) | {"met": row.met} for row in comparisons]
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]], aligned: bool = False) -> str:
@@ -51,8 +51,12 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], aligned: bool = False) -
     return table(shown, aligned=aligned)
 
 
-def rounded(value: object, digits: int = 4) -> object:
-    """A float with so many significant digits, None for NaN and infinity; anything else as it is."""
+def rounded(value: Any, digits: int = 4) -> Any:
+    """Floats with so many significant digits, None for NaN and infinity, in dicts and lists of any depth."""
+    if isinstance(value, dict):
+        return {key: rounded(each, digits) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [rounded(each, digits) for each in value]
     if not isinstance(value, float):
         return value
-    return None if not math.isfinite(value) else float(f"{value:.{digits}g}")
+    return float(f"{value:.{digits}g}") if math.isfinite(value) else None

@@ -11,13 +11,14 @@ import pytest
 import yaml
 from pictures import jpeg
 
+from benchmarks.comparison import rounded
 from benchmarks.growth import __main__ as growth
 from benchmarks.growth import batches, heads, rates, sizes
 from benchmarks.growth.head_copies import with_head_copies
 from benchmarks.growth.load import RequestsInTurn, group_requests, kept_busy, one_by_one, per_second, smallest_good
 from benchmarks.growth.photographs import photographs
 from benchmarks.growth.pictures import svgs
-from benchmarks.growth.rounds import Samples, interleaved, rotated, rounded, slope
+from benchmarks.growth.rounds import Samples, interleaved, rotated, slope
 from benchmarks.growth.scene import Scene, Settings
 from benchmarks.growth.spent import Counted, Spent, read_spent
 from benchmarks.growth.titles import batches_title, heads_title, rates_title, sizes_title

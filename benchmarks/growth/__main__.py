@@ -20,8 +20,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.comparison import rounded
 from benchmarks.growth import batches, heads, rates, sizes
-from benchmarks.growth.rounds import rounded, say
+from benchmarks.growth.rounds import say
 from benchmarks.growth.scene import Scene, Settings
 from benchmarks.machine import hardware_line, machine, print_result
 from benchmarks.results.views import terminal_text

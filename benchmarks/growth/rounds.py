@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from collections.abc import Hashable, Iterator, Sequence
 from statistics import median
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 
@@ -43,17 +42,6 @@ class Samples(Generic[Case]):
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
     """What one more of x adds to y, by the least-squares line."""
     return float(np.polyfit(x, y, 1)[0])
-
-
-def rounded(value: Any) -> Any:
-    """For JSON: four significant digits, and None for what is not finite, in dicts and lists of any depth."""
-    if isinstance(value, dict):
-        return {key: rounded(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [rounded(each) for each in value]
-    if not isinstance(value, float):
-        return value
-    return float(f"{value:.4g}") if math.isfinite(value) else None
 
 
 def say(text: str) -> None:

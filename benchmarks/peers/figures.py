@@ -97,7 +97,7 @@ def comparisons(rows: Mapping[str, Measured]) -> list[Comparison]:
 
 def as_json(figures: Sequence[Figures], compared: Sequence[Comparison]) -> dict[str, object]:
     """Rounded, without NaN."""
-    peers = [{key: rounded(value) for key, value in asdict(row).items()} for row in figures]
+    peers = [rounded(asdict(row)) for row in figures]
     return {"peers": peers, "comparisons": comparisons_json(compared)}
 
 

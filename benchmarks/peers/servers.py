@@ -210,12 +210,7 @@ def start_infinity(material: Material, folder: Path) -> Iterator[Server]:
     (port,) = free_ports(0)
     command = [environment.bin / "infinity_emb", "v2", "--model-id", str(model), "--served-model-name", "clip"]
     options = ["--host", HOST, "--port", str(port), "--url-prefix", "", "--engine", "torch", "--device", "cpu"]
-    plain = [
-        "--no-bettertransformer",
-        "--no-model-warmup",
-        "--log-level",
-        "warning",
-    ]
+    plain = ["--no-bettertransformer", "--no-model-warmup", "--log-level", "warning"]
     with Process([*command, *options, *plain], environment.variables(CORES), folder / "infinity.log") as process:
         yield HttpServer(process, f"http://{HOST}:{port}/embeddings", _data_uri, _embedding)
 
