@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from recipes.errors import run_step
 from recipes.schema import RECIPES, Recipe, load_recipe, recipe_names, section_in
 
 PAGE = RECIPES / "README.md"
@@ -112,4 +113,4 @@ def main(argv: list[str], path: Path = PAGE) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run_step("recipes.reference", lambda: main(sys.argv[1:])))

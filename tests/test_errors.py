@@ -14,13 +14,13 @@ from clipsieve import exceptions
 from common.paths import ROOT
 from recipes.errors import ExpectedError, run_step
 
-TOOLCHAIN = [ROOT / name for name in ("recipes", "common", "training", "build", "serving", "benchmarks")]
+TOOLCHAIN = [ROOT / name for name in ("recipes", "common", "training", "build", "serving", "benchmarks", "trials")]
 NOT_OF_THE_TOOLCHAINS_TREE = {
     "ProofUnreadable": "its file is also clients/clipsieve/proof_format.py, byte for byte, which knows no toolchain",
     "Unhealthy": "container/health.py is one file of the standard library, and answers a probe with it",
     "Busy": "as Unhealthy",
     "_Stop": "a signal that ends serving.embedded as it should end",
-    "Skipped": "a fault that this machine does not allow: a row of benchmarks.faults",
+    "Skipped": "a fault that this machine does not allow: a row of trials.faults",
 }
 NO_STEPS = {
     "serving/container/health.py": "runs in the container without the rest",

@@ -168,4 +168,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_step("benchmarks.rollouts", main))
+    sys.exit(run_step("trials.rollouts", main))
