@@ -20,8 +20,12 @@ def commands(page: str) -> list[str]:
     return [line.split("  #")[0].strip() for block in blocks for line in block.splitlines() if line.strip()]
 
 
-MAKE = [command for command in commands("README.md") if command.startswith("make ")]
-OTHERS = [line for page in ("README.md", "clients/README.md") for line in commands(page) if line not in MAKE]
+MAKE = [line for page in ("README.md", "build/README.md") for line in commands(page) if line.startswith("make ")]
+PAGES = ("README.md", "build/README.md", "clients/README.md")
+OTHERS = [
+    *(line for page in PAGES for line in commands(page) if line not in MAKE),
+    *(line for line in commands("serving/README.md") if line.startswith("curl ")),
+]
 
 
 def test_there_are_commands_of_both_kinds():
