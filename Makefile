@@ -123,13 +123,21 @@ mlflow: $(READY)  ## Install the full MLflow into .mlflow, to look at runs and s
 	$(PYTHON) -m venv --without-pip .mlflow
 	$(UV) pip install --quiet --python .mlflow/bin/python --requirements requirements/mlflow.txt
 
+# Test files that run side by side; a file's tests share its server, so they stay together.
+JOBS := 2
+PYTEST := $(RUN) pytest -n $(JOBS) --dist loadfile
 .PHONY: test
 test: $(READY) $(TRITON_READY) $(PERF_READY) $(TRAINED_READY)  ## Run every test
-	$(RUN) pytest
+	$(PYTEST)
 
 .PHONY: quick
 quick: $(READY)  ## Run the tests that need no server, no export and no other process
-	$(RUN) pytest -q -m "not server and not export and not process and not browser"
+	$(PYTEST) -q -m "not server and not export and not process and not browser"
+
+.PHONY: pages
+pages: $(READY)  ## Write the pages that code says: recipes/README.md, and clients/commands/ with every option
+	$(RUN) recipes.reference
+	$(BIN)/python clients/command_pages.py
 
 .PHONY: check
 check: $(READY)  ## Lint, format, types, layout and the model repository's texts

@@ -1,9 +1,10 @@
-"""recipes/README.md is what the schema says, and says something of every key."""
+"""Pages that code writes are what it says: recipes/README.md of the schema, clients/commands/ of the commands."""
 
 from __future__ import annotations
 
 import pytest
 
+from clients import command_pages
 from recipes.reference import PAGE, main, page, sections, type_of
 from recipes.schema import Encoder, Fit, Head, Recipe
 
@@ -11,7 +12,7 @@ SECTIONS = dict(sections(Recipe, ""))
 
 
 def test_the_page_is_up_to_date():
-    assert PAGE.read_text(encoding="utf-8") == page(), "write it again with: python -m recipes.reference"
+    assert PAGE.read_text(encoding="utf-8") == page(), "write it again with: make pages"
 
 
 @pytest.mark.parametrize("path", SECTIONS)
@@ -35,3 +36,8 @@ def test_a_page_that_is_out_of_date_is_found(tmp_path, capsys):
     (tmp_path / "README.md").write_text("old")
     assert main(["--check"], tmp_path / "README.md") == 1
     assert "python -m recipes.reference" in capsys.readouterr().err
+
+
+def test_the_pages_of_the_commands_are_their_help():
+    for path, text in command_pages.pages().items():
+        assert path.read_text(encoding="utf-8") == text, "write it again with: make pages"
