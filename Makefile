@@ -105,7 +105,7 @@ $(TRAINED_READY): $(READY)
 
 .PHONY: tune
 tune: $(READY) $(PERF_READY) $(TRITON_READY)  ## Find the fastest serving numbers on this machine; writes a copy of the recipe
-	$(RUN) build.tune --recipe $(RECIPE)
+	$(RUN) tuning --recipe $(RECIPE)
 
 # Empty unless the command line names them; the environment may have a NAME of its own.
 NAME :=

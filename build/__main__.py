@@ -9,7 +9,7 @@ print(
   head         artifacts/heads/<name>/head.safetensors → model.onnx, activation and thresholds inside
   verify       torch → ONNX → fp16 or int8 → plan: cosines, and the scores and decisions that change
   repository   install both into the model repository, stamp the recipe's numbers, check everything
-`make engines RECIPE=<name>` runs them all. Then, on a machine like the one that will serve:
-  tune         the fastest serving numbers by measurement, in a copy of the recipe""",
+`make engines RECIPE=<name>` runs them all. Then, on a machine like the one that will serve, python -m tuning finds the
+fastest serving numbers.""",
     file=sys.stderr,
 )

@@ -14,7 +14,8 @@ from clipsieve import exceptions
 from common.paths import ROOT
 from recipes.errors import ExpectedError, run_step
 
-TOOLCHAIN = [ROOT / name for name in ("recipes", "common", "training", "build", "serving", "benchmarks", "trials")]
+FOLDERS = ("recipes", "common", "training", "build", "serving", "tuning", "benchmarks", "trials")
+TOOLCHAIN = [ROOT / name for name in FOLDERS]
 NOT_OF_THE_TOOLCHAINS_TREE = {
     "ProofUnreadable": "its file is also clients/clipsieve/proof_format.py, byte for byte, which knows no toolchain",
     "Unhealthy": "container/health.py is one file of the standard library, and answers a probe with it",
@@ -89,7 +90,8 @@ def module_name(path: Path) -> str:
 
 
 def test_every_step_ends_through_run_step():
-    steps = {path for folder in ("recipes", "training", "build", "serving") for path in (ROOT / folder).rglob("*.py")}
+    folders = ("recipes", "training", "build", "serving", "tuning")
+    steps = {path for folder in folders for path in (ROOT / folder).rglob("*.py")}
     commands = {path: guarded(path) for path in steps if guarded(path)}
     assert len(commands) > 20
     for path, statements in commands.items():

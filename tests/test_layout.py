@@ -12,13 +12,14 @@ import pytest
 import build
 from common.paths import ROOT
 
-OURS = {"benchmarks", "build", "clipsieve", "common", "recipes", "serving", "tests", "training", "trials"}
+OURS = {"benchmarks", "build", "clipsieve", "common", "recipes", "serving", "tests", "training", "trials", "tuning"}
 MAY_IMPORT = {
     "recipes": {"recipes"},
     "common": {"common", "recipes"},
     "training": {"clipsieve", "common", "recipes", "training"},
     "build": {"common", "recipes", "build"},
     "serving": {"common", "recipes", "serving"},
+    "tuning": {"build", "common", "recipes", "serving", "tuning"},
     "clients": {"clipsieve"},
     "benchmarks": {"benchmarks", "build", "clipsieve", "common", "recipes", "serving", "training"},
     "trials": {"benchmarks", "build", "clipsieve", "common", "recipes", "serving", "training", "trials"},

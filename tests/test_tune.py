@@ -1,4 +1,4 @@
-"""`build.tune`: what it tries, what it chooses, what it keeps; and a small sweep with the real server and load."""
+"""`tuning`: what it tries, what it chooses, what it keeps; and a small sweep with the real server and load."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ import pytest
 import yaml
 
 from build.errors import BuildError
-from build.tune import concurrencies, main, parser, summary, tune
-from build.tune_candidates import (
+from common.manifest import ManifestError
+from common.paths import ROOT
+from recipes.errors import run_step
+from recipes.schema import RECIPES, Recipe, load_recipe, parse_recipe
+from tuning.__main__ import concurrencies, main, parser, summary, tune
+from tuning.candidates import (
     STAGES,
     Room,
     Setting,
@@ -23,17 +27,13 @@ from build.tune_candidates import (
     encoder_layouts,
     preprocess_counts,
 )
-from build.tune_choice import Point, choose, curve, curves
-from build.tune_conditions import most_copies
-from build.tune_curve import curves_svg
-from build.tune_recipe import MARK, edited_text, tuned_text
-from build.tune_rows import Figures, Row, open_measurements
-from build.tune_server import CandidateError, Load, check_load
-from build.tune_sweep import CONFIRMATION, Choice, Plan, Sweep
-from common.manifest import ManifestError
-from common.paths import ROOT
-from recipes.errors import run_step
-from recipes.schema import RECIPES, Recipe, load_recipe, parse_recipe
+from tuning.choice import Point, choose, curve, curves
+from tuning.conditions import most_copies
+from tuning.curve import curves_svg
+from tuning.recipe import MARK, edited_text, tuned_text
+from tuning.rows import Figures, Row, open_measurements
+from tuning.server import CandidateError, Load, check_load
+from tuning.sweep import CONFIRMATION, Choice, Plan, Sweep
 
 SETTING = Setting(
     encoder_instances=1, intra_op_threads=2, preprocess_instances=2, max_batch_size=32, max_queue_delay_us=0
@@ -339,7 +339,7 @@ def test_the_summary_tells_machine_versions_and_figures():
     )
     told = "\n".join(lines)
     for part in (
-        "`python -m build.tune --recipe r.yaml --p99-ms 250`",
+        "`python -m tuning --recipe r.yaml --p99-ms 250`",
         "A CPU, 2 cores; onnxruntime 1.31.1",
         "9 pictures, one a request; medians of 3 rounds of 3 s",
         "changed: encoder_instances 2 → 1",
@@ -371,7 +371,7 @@ def test_files_that_are_there_are_not_replaced(tmp_path):
 def test_a_recipe_that_is_not_built_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("signal.signal", lambda *_: None)  # this process keeps its own handlers
     arguments = ["--recipe", "taste-vit-b-32", "--output", str(tmp_path / "tuned.yaml")]
-    assert run_step("build.tune", lambda: main(arguments)) == 1
+    assert run_step("tuning", lambda: main(arguments)) == 1
     assert "make it with: python -m build.encoder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
@@ -395,7 +395,7 @@ def test_a_real_sweep_of_two_candidates(repository, tmp_path):
     options = ["--output", "tuned.yaml", "--stages", "preprocess", "--cores", "1", "--rounds", "1"]
     options += ["--concurrency", "1", "4", "--seconds", "0.3"]
     finished = subprocess.run(
-        [sys.executable, "-m", "build.tune", "--recipe", "demo", *options],
+        [sys.executable, "-m", "tuning", "--recipe", "demo", *options],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
         capture_output=True,

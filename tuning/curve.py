@@ -8,9 +8,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter, ScalarFormatter
 
-from build.tune_candidates import Setting
-from build.tune_choice import Curve
 from common.charts import empty_figure, svg_of
+from tuning.candidates import Setting
+from tuning.choice import Curve
 
 WINNER, OWN = "#c2410c", "#1d4ed8"
 OTHERS = ("#6b7280", "#0f766e", "#a16207", "#7c3aed", "#be185d", "#4d7c0f", "#0369a1", "#92400e")

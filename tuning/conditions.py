@@ -6,13 +6,13 @@ import os
 import platform
 
 from build.repository import read_artefacts
-from build.tune_rows import Conditions
-from build.tune_server import Load, check_load
 from common.cpu import core_count, find_cpu
 from common.gpu import find_machine
 from common.manifest import ManifestError, onnx_files
 from common.paths import encoder_folder
 from recipes.schema import Recipe
+from tuning.rows import Conditions
+from tuning.server import Load, check_load
 
 COPY_BYTES_PER_FILE_BYTE = 2
 """onnxruntime holds the weights, and again as its kernels want them."""

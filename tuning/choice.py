@@ -6,8 +6,8 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from build.tune_candidates import Setting
-from build.tune_rows import Figures, Row
+from tuning.candidates import Setting
+from tuning.rows import Figures, Row
 
 NOISE = 0.03
 """Throughputs that differ by less, relative to the higher, are equal."""

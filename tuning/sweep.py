@@ -6,11 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from build.errors import BuildError
-from build.tune_candidates import Room, Setting, Stage, candidates
-from build.tune_choice import Curve, Point, best_point, choose, curves
-from build.tune_rows import Figures, Measurements, Row
-from build.tune_server import CandidateError
 from recipes.schema import Recipe
+from tuning.candidates import Room, Setting, Stage, candidates
+from tuning.choice import Curve, Point, best_point, choose, curves
+from tuning.rows import Figures, Measurements, Row
+from tuning.server import CandidateError
 
 CONFIRMATION = "confirmation"
 

@@ -1,7 +1,7 @@
 """Finds the serving numbers that are fastest on this machine, and writes a copy of the recipe with them.
 
-    python -m build.tune --recipe demo
-    python -m build.tune --recipe demo --output tuned.yaml --images photos/ --p99-ms 200 --resume
+    python -m tuning --recipe demo
+    python -m tuning --recipe demo --output tuned.yaml --images photos/ --p99-ms 200 --resume
 
 The recipe must be built (`make engines`) and perf_analyzer installed (`make perf`). Serves the ONNX file with the
 embedded server under one setting after another and loads it: encoder instances and their threads, then preprocessing
@@ -23,9 +23,14 @@ from datetime import date
 from pathlib import Path
 
 from build.errors import BuildError
-from build.tune_candidates import STAGES, Room, Setting, Stage
-from build.tune_choice import curves
-from build.tune_conditions import (
+from common.cpu import core_count
+from common.manifest import write_atomically
+from common.paths import ARTIFACTS, DEFAULT_RECIPE
+from recipes.errors import run_step
+from recipes.schema import Recipe, load_recipe
+from tuning.candidates import STAGES, Room, Setting, Stage
+from tuning.choice import curves
+from tuning.conditions import (
     conditions,
     encoder_bytes,
     load_average,
@@ -33,16 +38,11 @@ from build.tune_conditions import (
     memory_bytes,
     most_copies,
 )
-from build.tune_curve import curves_svg
-from build.tune_recipe import recipe_file, tuned_text
-from build.tune_rows import Conditions, Measurements, open_measurements
-from build.tune_server import Bench, Load
-from build.tune_sweep import Choice, Plan, Sweep
-from common.cpu import core_count
-from common.manifest import write_atomically
-from common.paths import ARTIFACTS, DEFAULT_RECIPE
-from recipes.errors import run_step
-from recipes.schema import Recipe, load_recipe
+from tuning.curve import curves_svg
+from tuning.recipe import recipe_file, tuned_text
+from tuning.rows import Conditions, Measurements, open_measurements
+from tuning.server import Bench, Load
+from tuning.sweep import Choice, Plan, Sweep
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m build.tune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="python -m tuning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", required=True, help="built; a name in recipes/ or the path of a YAML file")
     parser.add_argument("--output", type=Path, help="a .yaml file (default: artifacts/<recipe>/tuned.yaml)")
@@ -132,7 +132,7 @@ def summary(choice: Choice, plan: Plan, known: Conditions, recipe_reference: str
     """What the copy's first lines and the last ones of the command tell; no folder of this machine."""
     reference = Path(recipe_reference).name if Path(recipe_reference).is_absolute() else recipe_reference
     budget = [] if plan.p99_budget_ms is None else ["--p99-ms", f"{plan.p99_budget_ms:g}"]
-    command = shlex.join(["python", "-m", "build.tune", "--recipe", reference, *budget])
+    command = shlex.join(["python", "-m", "tuning", "--recipe", reference, *budget])
     versions = ", ".join(f"{name} {version}" for name, version in known["versions"].items())
     rounds = "1 round" if plan.rounds == 1 else f"medians of {plan.rounds} rounds"
     changed = ", ".join(f"{key} {old} → {new}" for key, old, new in changes(choice))
@@ -187,4 +187,4 @@ def _tell(line: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_step("build.tune", main, "stopped; what was measured is kept, go on with --resume"))
+    sys.exit(run_step("tuning", main, "stopped; what was measured is kept, go on with --resume"))

@@ -1,4 +1,4 @@
-"""What `build.tune` tries: settings of a recipe's `serving`, stage by stage."""
+"""What `tuning` tries: settings of a recipe's `serving`, stage by stage."""
 
 from __future__ import annotations
 

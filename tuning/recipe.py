@@ -8,8 +8,8 @@ from pathlib import Path
 
 import yaml
 
-from build.tune_candidates import Setting
 from recipes.schema import RECIPES, Recipe, RecipeError, parse_recipe
+from tuning.candidates import Setting
 
 MARK = "# tuned: "
 """Begins every line that tells of a sweep; those of an earlier one are replaced."""

@@ -18,11 +18,11 @@ from typing import Any
 from build import repository_configs
 from build.errors import BuildError
 from build.repository import install, read_artefacts, stamped_configs
-from build.tune_candidates import Setting
-from build.tune_rows import Figures
 from common.manifest import write_atomically
 from common.paths import ROOT
 from recipes.schema import Recipe
+from tuning.candidates import Setting
+from tuning.rows import Figures
 
 STOP_S = 60
 TOLD_LINES, LONGEST_LINE = 12, 300

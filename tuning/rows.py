@@ -12,8 +12,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from build.errors import BuildError
-from build.tune_candidates import Setting
 from common.manifest import write_atomically
+from tuning.candidates import Setting
 
 Conditions = dict[str, Any]
 """What figures depend on besides the tuned keys, as JSON has it: encoder, machine, pictures, versions, …"""
