@@ -10,10 +10,11 @@ from sklearn.metrics import roc_auc_score
 
 from common.manifest import Calibration, Prevalence
 from recipes.schema import Fit, Head
-from training import fit
 from training.calibrate import brier, calibrated_logits, calibration_report, ece, fit_calibration, platt
 from training.errors import StepError
 from training.head import head_from_layers, logits_of
+from training.head_fit import Fitted, fit_head, plan_of
+from training.labelled import Labelled, strata_of
 from training.split import split_rows
 
 RNG = np.random.default_rng(0)
@@ -100,9 +101,9 @@ def test_a_head_is_near_the_bayes_optimum_calibrated_and_keeps_its_recall() -> N
         operating_points=["recall>=0.99", "precision>=0.95"],
         fit=Fit(max_epochs=8, batch_size=1024, learning_rate=0.02, schedule="cosine", seed=3),
     )
-    data = fit.Labelled(embedding[:rows], label[:rows], contents)
+    data = Labelled(embedding[:rows], label[:rows], contents)
     split = split_rows(data.label, contents, head.class_names, 0.2, 0.15, 0)
-    fitted = fit.fit_head(data, head, "cpu", split)
+    fitted = fit_head(data, head, "cpu", split)
     fresh = logits_of(head_from_layers(fitted.layers, fitted.tensors), embedding[rows:])
     scores, targets = expit(calibrated_logits(fresh, fitted.calibration))[:, 0], label[rows:]
     assert roc_auc_score(targets, scores) == pytest.approx(norm.cdf(separation / np.sqrt(2)), abs=0.003)
@@ -120,17 +121,17 @@ def test_a_head_is_near_the_bayes_optimum_calibrated_and_keeps_its_recall() -> N
     json.dumps(fitted.report, allow_nan=False)
 
 
-def _data(label: np.ndarray, seed: int = 0) -> fit.Labelled:
+def _data(label: np.ndarray, seed: int = 0) -> Labelled:
     rng = np.random.default_rng(seed)
     columns = label[:, None] if label.ndim == 1 else label
     embedding = rng.normal(size=(len(label), 6)).astype(np.float32)
     embedding[:, : columns.shape[1]] += 2 * columns
-    return fit.Labelled(embedding, label, [f"{row:064x}" for row in range(len(label))])
+    return Labelled(embedding, label, [f"{row:064x}" for row in range(len(label))])
 
 
-def _fitted(data: fit.Labelled, head: Head) -> fit.Fitted:
-    strata = fit.strata_of(data, head.task)
-    return fit.fit_head(data, head, "cpu", split_rows(strata, data.sha256, head.class_names, 0.2, 0.2, 0))
+def _fitted(data: Labelled, head: Head) -> Fitted:
+    strata = strata_of(data, head.task)
+    return fit_head(data, head, "cpu", split_rows(strata, data.sha256, head.class_names, 0.2, 0.2, 0))
 
 
 FAST = {"max_epochs": 15, "learning_rate": 0.05}
@@ -194,5 +195,5 @@ def test_prevalence_is_corrected_from_what_the_logits_take_for_it(calibration, t
 def test_settings_that_do_not_go_together_are_refused_before_training(changes: dict, words: str) -> None:
     head = Head.model_validate({"name": "x", "class_names": ["a", "b"]} | changes)
     with pytest.raises(StepError) as error:
-        fit.plan_of(head)
+        plan_of(head)
     assert words in str(error.value)

@@ -13,7 +13,8 @@ from common import paths
 from common.manifest import EncoderFingerprint, Linear, Relu, Standardize, read_head, sha256_of
 from recipes.errors import run_step
 from recipes.schema import load_recipe
-from training import fit
+from training import fit, head_files
+from training.labelled import Labelled, labelled_rows
 from training.leakage import group_rows
 from training.split import Split, saved_split
 from training.store import Row, Store, read_embeddings
@@ -61,7 +62,7 @@ def _head_folder() -> Path:
     return paths.ARTIFACTS / "heads" / "demo"
 
 
-def _split(store: Store, data: fit.Labelled) -> Split:
+def _split(store: Store, data: Labelled) -> Split:
     """As the fit drew it."""
     settings = load_recipe("demo").heads[0].fit
     groups = group_rows(data.sha256, data.embedding, settings.near_duplicate_cosine)
@@ -117,7 +118,7 @@ def test_manifest_says_what_was_trained(store: Store, encoder: EncoderFingerprin
 def test_the_written_head_has_the_metrics_it_claims(store: Store, encoder: EncoderFingerprint) -> None:
     store.append(_rows(200, separation=4))
     assert _fit() == 0
-    data = fit.labelled_rows(read_embeddings(store.folder, encoder), CLASSES)
+    data = labelled_rows(read_embeddings(store.folder, encoder), CLASSES)
     split = _split(store, data)
     scores, labels = _scores_by_hand(_head_folder(), data.embedding[split.test]), data.label[split.test]
     metrics = read_head(_head_folder()).metrics
@@ -132,7 +133,7 @@ def test_the_written_head_has_the_metrics_it_claims(store: Store, encoder: Encod
 def test_the_score_distribution_is_that_of_the_held_out_rows(store: Store, encoder: EncoderFingerprint) -> None:
     store.append(_rows(200))
     assert _fit() == 0
-    data = fit.labelled_rows(read_embeddings(store.folder, encoder), CLASSES)
+    data = labelled_rows(read_embeddings(store.folder, encoder), CLASSES)
     split, found = _split(store, data), read_head(_head_folder()).score_distribution
     assert found is not None
     scores = _scores_by_hand(_head_folder(), data.embedding[np.concatenate([split.validation, split.test])])
@@ -179,7 +180,7 @@ def test_if_changed_leaves_a_head_of_the_same_data_and_no_other(store: Store) ->
 
 def test_data_fingerprint_follows_content_and_label() -> None:
     def fingerprint(contents: list[str], labels: list[int]) -> str:
-        return fit.Labelled(np.zeros((2, 1), np.float32), np.array(labels), contents).fingerprint
+        return Labelled(np.zeros((2, 1), np.float32), np.array(labels), contents).fingerprint
 
     assert fingerprint(["a", "b"], [0, 1]) == fingerprint(["b", "a"], [1, 0])
     assert fingerprint(["a", "b"], [0, 1]) != fingerprint(["a", "b"], [1, 0])
@@ -190,7 +191,7 @@ def test_copies_stay_on_one_side(store: Store, encoder: EncoderFingerprint) -> N
     rows = _rows(60)
     copies = [_row(100 + n, row.label, row.embedding, row.sha256) for n, row in enumerate(rows)]
     store.append(rows + copies)
-    data = fit.labelled_rows(read_embeddings(store.folder, encoder), CLASSES)
+    data = labelled_rows(read_embeddings(store.folder, encoder), CLASSES)
     split = _split(store, data)
     held = [{data.sha256[row] for row in rows} for rows in split.parts().values()]
     assert sum(map(len, held)) == 60
@@ -242,7 +243,7 @@ def test_a_failing_plot_overwrites_nothing(store: Store, monkeypatch: pytest.Mon
         raise RuntimeError("no plot")
 
     store.append(_rows(60))
-    monkeypatch.setattr(fit, "fit_pngs", fail)
+    monkeypatch.setattr(head_files, "fit_pngs", fail)
     with pytest.raises(RuntimeError):
         _fit()
     assert not _head_folder().exists()

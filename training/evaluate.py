@@ -38,7 +38,7 @@ from recipes.errors import run_step
 from recipes.schema import Head, load_recipe
 from training.calibrate import activated, brier, calibrated_logits, ece, scores_from_logits
 from training.errors import INTERRUPTED, StepError
-from training.fit import Labelled, labelled_rows, strata_of, targets_of
+from training.labelled import Labelled, labelled_rows, strata_of, targets_of
 from training.leakage import group_rows
 from training.losses import Curve
 from training.metrics import task_metrics

@@ -1,0 +1,136 @@
+"""The files of a fitted head: head.json, its weights, report and pictures, and whether those that are there will do."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+
+from common.manifest import (
+    EncoderFingerprint,
+    HeadManifest,
+    ManifestError,
+    head_weights,
+    read_head,
+    tool_versions,
+    write_atomically,
+    write_manifest,
+)
+from common.paths import head_folder
+from recipes.schema import Head, Recipe
+from training.head_fit import Fitted
+from training.labelled import Labelled
+from training.leakage import Groups
+from training.plots import Column, fit_pngs
+from training.progress import console
+from training.split import Split
+from training.tracking import git_commit, started_run
+
+_TOOLS = ("torch", "numpy", "scikit-learn", "safetensors")
+
+
+def head_manifest(
+    fitted: Fitted,
+    data: Labelled,
+    recipe: Recipe,
+    head: Head,
+    encoder: EncoderFingerprint,
+    weights: bytes,
+    groups: Groups,
+) -> HeadManifest:
+    """head.json for the weights, which are the bytes of head.safetensors."""
+    return HeadManifest(
+        name=head.name,
+        recipe=head.model_dump(mode="json"),
+        notice=recipe.notice,
+        task=head.task,
+        encoder=encoder,
+        labels=head.labels,
+        class_names=head.class_names,
+        layers=fitted.layers,
+        activation=fitted.plan.activation,
+        calibrated=fitted.calibration is not None,
+        calibration=fitted.calibration,
+        prevalence=fitted.prevalence,
+        thresholds=fitted.thresholds,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        metrics=fitted.metrics,
+        score_distribution=fitted.score_distribution,
+        training={
+            "data_sha256": data.fingerprint,
+            "counts": _counts(fitted.split, data.label, head),
+            "duplicates": groups.counts(),
+            "left_out": len(fitted.split.left_out),
+            "seed": head.fit.seed,
+            "loss": fitted.plan.loss,
+            "best_epoch": fitted.curve.best_epoch,
+            "device": fitted.device,
+        },
+        versions=tool_versions(*_TOOLS),
+    )
+
+
+def is_fitted(
+    folder: Path, head: Head, recipe: Recipe, encoder: EncoderFingerprint, data: Labelled, split: Split
+) -> bool:
+    """Whether the folder holds a head that was fitted to this data, in these parts, by the same recipe and versions."""
+    try:
+        manifest = read_head(folder)
+        head_weights(manifest, folder)
+    except ManifestError:
+        return False
+    return (
+        (manifest.recipe, manifest.notice) == (head.model_dump(mode="json"), recipe.notice)
+        and manifest.encoder == encoder
+        and manifest.training.get("data_sha256") == data.fingerprint
+        and manifest.training.get("counts") == _counts(split, data.label, head)
+        and manifest.versions == tool_versions(*_TOOLS)
+    )
+
+
+def write_head(folder: Path, fitted: Fitted, manifest: HeadManifest, weights: bytes) -> Path:
+    """Write all files of the head, everything computed first, and head.json last; returns its path."""
+    report = {"metrics": fitted.metrics, **fitted.report, "training": manifest.training, "loss": asdict(fitted.curve)}
+    columns = [
+        Column(name, fitted.test_targets[:, at], fitted.test_scores[:, at], [t.value for t in fitted.thresholds[at]])
+        for at, name in enumerate(manifest.labels)
+    ]
+    files = {
+        "report.json": (json.dumps(report, indent=2, allow_nan=False) + "\n").encode(),
+        **fit_pngs(manifest, columns, fitted.curve),
+        "head.safetensors": weights,
+    }
+    for name, content in files.items():
+        write_atomically(folder / name, content)
+    write_manifest(manifest, folder / "head.json")
+    return folder / "head.json"
+
+
+def write_tracked_head(uri: str, head: Head, fitted: Fitted, manifest: HeadManifest, weights: bytes) -> Path:
+    """`write_head` within an MLflow run, whose id goes into head.json; nothing is written when MLflow refuses it."""
+    with started_run(uri, head.name) as run:
+        tags = {"data_sha256": manifest.training["data_sha256"], "git_commit": git_commit() or "unknown"}
+        run.log_fit(head, fitted.metrics, fitted.curve, tags | {"weights_sha256": manifest.weights_sha256})
+        # Where the run is: the URI of a server, but not of a file on this machine.
+        where = {"mlflow_run_id": run.id, "mlflow_tracking_uri": uri if uri.startswith("http") else "local"}
+        tracked = manifest.model_copy(update={"training": manifest.training | where})
+        path = write_head(head_folder(head), fitted, tracked, weights)
+        version = run.log_head(path.parent, head.name)
+        console.print(f"tracked as MLflow run {run.id}, model {head.name} version {version}")
+    return path
+
+
+def _counts(split: Split, labels: np.ndarray, head: Head) -> dict[str, dict[str, int]]:
+    """Rows of each class in each part; of a regression all of them."""
+    if head.task == "regression":
+        return {part: {head.class_names[0]: len(rows)} for part, rows in split.parts().items()}
+    if head.task == "multilabel":
+        sums = {part: labels[rows].sum(axis=0) for part, rows in split.parts().items()}
+    else:
+        sums = {
+            part: np.bincount(labels[rows], minlength=len(head.class_names)) for part, rows in split.parts().items()
+        }
+    return {part: dict(zip(head.class_names, map(int, row), strict=True)) for part, row in sums.items()}
