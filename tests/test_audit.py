@@ -15,7 +15,8 @@ from recipes.errors import run_step
 from recipes.schema import RECIPES, load_recipe
 from training import audit, relabel
 from training.audit import Finding, Labelled, audit_rows
-from training.store import Row, Store, read_embeddings
+from training.store import Row, Store
+from training.store_view import read_embeddings
 
 CLASSES = ["angular", "round"]
 

@@ -22,7 +22,8 @@ from training import embed
 from training.datasets import samples_in_class_folders
 from training.encoder import OnnxEncoder
 from training.errors import INTERRUPTED, StepError
-from training.store import Store, append_corrections, part_files, read_embeddings
+from training.store import Store, part_files
+from training.store_view import append_corrections, read_embeddings
 
 CLASSES = ["angular", "round"]
 

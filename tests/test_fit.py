@@ -17,7 +17,8 @@ from training import fit, head_files
 from training.labelled import Labelled, labelled_rows
 from training.leakage import group_rows
 from training.split import Split, saved_split
-from training.store import Row, Store, read_embeddings
+from training.store import Row, Store
+from training.store_view import read_embeddings
 
 CLASSES = ["angular", "round"]
 FILES = {

@@ -33,7 +33,8 @@ from common.manifest import (
     write_manifest,
 )
 from recipes.schema import load_recipe
-from training.store import Row, Store, append_corrections
+from training.store import Row, Store
+from training.store_view import append_corrections
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -14,7 +14,7 @@ from common.manifest import EncoderFingerprint, write_manifest
 from recipes.errors import run_step
 from recipes.schema import RECIPES, Recipe, load_recipe
 from training import ingest
-from training.store import Embeddings, read_embeddings
+from training.store_view import Embeddings, read_embeddings
 
 CLASSES = ["angular", "round"]
 

@@ -8,7 +8,8 @@ import pytest
 from common.manifest import EncoderFingerprint
 from recipes.errors import run_step
 from training import relabel
-from training.store import Row, Store, read_embeddings
+from training.store import Row, Store
+from training.store_view import read_embeddings
 
 ENCODER = EncoderFingerprint(id="tiny", weights_sha256="aa", preprocessing="exact", normalize=True, embed_dim=4)
 

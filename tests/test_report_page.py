@@ -18,7 +18,8 @@ from recipes.errors import run_step
 from tests.chromium import Browser, Page, browser
 from tests.pictures import jpeg
 from training import relabel
-from training.store import Row, Store, read_embeddings
+from training.store import Row, Store
+from training.store_view import read_embeddings
 
 HOSTILE = [
     "<img src=x onerror=window.hacked=1>",

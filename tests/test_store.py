@@ -9,15 +9,8 @@ import pytest
 
 from common.manifest import EncoderFingerprint
 from training.errors import StepError
-from training.store import (
-    Row,
-    Store,
-    append_corrections,
-    fingerprint_of,
-    part_files,
-    read_embeddings,
-    scan_embeddings,
-)
+from training.store import Row, Store, fingerprint_of, part_files, scan_embeddings
+from training.store_view import append_corrections, read_embeddings
 
 ENCODER = EncoderFingerprint(id="tiny", weights_sha256="aa", preprocessing="exact", normalize=True, embed_dim=4)
 

@@ -30,7 +30,8 @@ from training.errors import INTERRUPTED, StepError
 from training.leakage import group_rows
 from training.neighbours import Neighbours, unit_vectors
 from training.progress import console
-from training.store import Embeddings, read_embeddings, store_folder
+from training.store import store_folder
+from training.store_view import Embeddings, read_embeddings
 
 FOLDS = 5
 COLUMNS = ("path", "key", "given_label", "suggested_label", "confidence", "reason", "accept", "label")

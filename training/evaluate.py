@@ -47,7 +47,8 @@ from training.operating_points import realised
 from training.plots import Column, evaluation_pngs, loss_curve_png
 from training.progress import console
 from training.split import saved_split
-from training.store import Embeddings, part_files, read_embeddings, store_folder
+from training.store import part_files, store_folder
+from training.store_view import Embeddings, read_embeddings
 
 _MOST_SLICES = 50
 _MANY_NUMBERS = 12  # distinct values of a number, above which it is cut into ranges

@@ -37,7 +37,8 @@ from training.labelled import labelled_rows, strata_of
 from training.leakage import group_rows
 from training.progress import console
 from training.split import saved_split
-from training.store import read_embeddings, store_folder
+from training.store import store_folder
+from training.store_view import read_embeddings
 from training.tracking import tracking_uri
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from training.errors import StepError
 from training.labels import LabelError, label_matrix
 from training.losses import Task
-from training.store import Embeddings
+from training.store_view import Embeddings
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,8 @@ from recipes.schema import Head, Recipe, load_recipe
 from training.errors import INTERRUPTED, StepError
 from training.labels import LabelError, label_from
 from training.progress import console
-from training.store import append_corrections, read_names, store_folder
+from training.store import store_folder
+from training.store_view import append_corrections, read_names
 from training.tables import Table, read_table
 
 _NAMES = ("sha256", "path", "key")
@@ -52,7 +53,7 @@ def changes_in(table: Table, names: pa.Table, label_of: Callable[[Any], str | No
 
     Args:
         table: the corrections.
-        names: the store's rows, as `training.store.read_names` gives them.
+        names: the store's rows, as `training.store_view.read_names` gives them.
         label_of: a label as it is written → as the store keeps it; raises LabelError.
 
     Raises:

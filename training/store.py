@@ -10,8 +10,8 @@ second run goes on where the first stopped. Each part carries the encoder's fing
 metadata; rows of two encoders never meet in one store.
 
 `path` is the image file, or `<file>#<key or row>` for what lies inside a file. Embeddings are float32 or
-float16, the same in all parts. A row without an image has width and height 0. A correction says what the
-label `was` and what it is; it holds until the data set itself gives that content another label.
+float16, the same in all parts. A row without an image has width and height 0. What the rows say together is
+`training.store_view`'s.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from __future__ import annotations
 import functools
 import secrets
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypeVar
 
@@ -36,7 +36,6 @@ from training.errors import StepError
 Dtype = Literal["float32", "float16"]
 
 _FINGERPRINT_KEY = b"clipsieve.encoder"
-_CORRECTIONS = "labels"
 _TYPES: dict[Dtype, pa.DataType] = {"float32": pa.float32(), "float16": pa.float16()}
 _Read = TypeVar("_Read")
 
@@ -54,26 +53,6 @@ class Row:
     split: str | None
     embedding: np.ndarray
     """(embed_dim,) float; the store keeps it in its own dtype."""
-
-
-@dataclass(frozen=True)
-class Embeddings:
-    """The rows of a store as columns of equal length, sorted by content so that their order means nothing."""
-
-    embedding: np.ndarray  # (n, embed_dim) float32
-    key: list[str]
-    path: list[str]
-    sha256: list[str]
-    label: list[str | None]
-    """What counts: the last label of each content, corrected."""
-    split: list[str | None] = field(default_factory=list)
-    """The side that the data set itself prescribes."""
-    own_label: list[str | None] = field(default_factory=list)
-    """What the data set last said of each path; differs from `label` where copies disagree or were corrected."""
-    corrected: list[bool] = field(default_factory=list)
-
-    def __len__(self) -> int:
-        return len(self.key)
 
 
 @dataclass(frozen=True)
@@ -106,9 +85,9 @@ class Store:
         self._known: dict[bytes, tuple[str | None, int, int]] = {}  # content → (label, part, row)
         self._files: list[Path] = []
         for part in part_files(folder):
-            _check_part(part, encoder)
-            self._index(part, _read_part(part, ["path", "sha256", "label"]))
-        self._read_embeddings = functools.lru_cache(maxsize=4)(_read_embeddings)
+            check_part(part, encoder)
+            self._index(part, read_part(part, ["path", "sha256", "label"]))
+        self._read_matrix = functools.lru_cache(maxsize=4)(read_matrix)
 
     def holds(self, path: str, sha256: str, label: str | None) -> bool:
         """Whether the row is there already, and nothing written later contradicts it; corrections do not count."""
@@ -122,7 +101,7 @@ class Store:
     def embedding_of(self, sha256: str) -> np.ndarray:
         """(embed_dim,) float32."""
         _, part, row = self._known[_packed(sha256)]
-        return self._read_embeddings(self._files[part])[row].astype(np.float32)
+        return self._read_matrix(self._files[part])[row].astype(np.float32)
 
     def append(self, rows: list[Row]) -> None:
         """Add the rows as one new part: all of them, or, when the process dies, none."""
@@ -162,52 +141,6 @@ def fingerprint_of(part: Path) -> EncoderFingerprint:
     return EncoderFingerprint.model_validate_json(metadata[_FINGERPRINT_KEY])
 
 
-def read_embeddings(folder: Path, encoder: EncoderFingerprint) -> Embeddings:
-    """What the store says now: the last row of each path, and of each content its last label, corrected.
-
-    So a file that was replaced, or moved to the folder of another class, counts as it was last embedded.
-
-    Raises:
-        StepError: the store is missing, empty, another encoder's, or a part cannot be read.
-    """
-    parts = _parts_of(folder)
-    for part in parts:
-        _check_part(part, encoder)
-    names = read_names(folder)
-    return Embeddings(
-        embedding=_gathered(parts, names["row"].to_numpy(), encoder.embed_dim),
-        **{
-            name: names[name].to_pylist()
-            for name in ("key", "path", "sha256", "label", "split", "own_label", "corrected")
-        },
-    )
-
-
-def read_names(folder: Path) -> pa.Table:
-    """What the store says now, without the embeddings.
-
-    Returns:
-        key, path, sha256, label, split, own_label, corrected as in `Embeddings`; `data_label`, the label without
-        corrections; and `row`, its number among all rows of all parts. Sorted by content, then path.
-
-    Raises:
-        StepError: the store is missing or empty, or a part cannot be read.
-    """
-    columns = ["key", "path", "sha256", "label", "split"]
-    table = pa.concat_tables(_read_part(part, columns) for part in _parts_of(folder)).combine_chunks()
-    labels, label_of = _codes(table["label"])
-    contents, content_of = _codes(table["sha256"])
-    last_label = np.full(len(contents), -1)
-    last_label[content_of] = label_of  # the last row's word remains
-    _, path_of = _codes(table["path"])
-    last_row = np.zeros(path_of.max(initial=-1) + 1, np.int64)
-    last_row[path_of] = np.arange(len(table))
-    table = table.append_column("own_label", table["label"]).append_column("row", pa.array(np.arange(len(table))))
-    table = table.set_column(table.schema.get_field_index("label"), "label", _taken(labels, last_label[content_of]))
-    table = table.take(last_row).sort_by([("sha256", "ascending"), ("path", "ascending")])
-    return _with_corrections(folder, table)
-
-
 def scan_embeddings(folder: Path, columns: Sequence[str] = ("key",), batch_rows: int = 8192) -> Iterator[Batch]:
     """Every row ever written, in order, a batch at a time: memory holds one part at most.
 
@@ -221,17 +154,11 @@ def scan_embeddings(folder: Path, columns: Sequence[str] = ("key",), batch_rows:
     Raises:
         StepError: the store is missing or empty, or a part cannot be read.
     """
-    for part in _parts_of(folder):
+    for part in written_parts(folder):
         file = _readable(part, lambda part=part: pq.ParquetFile(part))
         batches = file.iter_batches(batch_rows, columns=[*columns, "embedding"])
         while (batch := _readable(part, lambda batches=batches: next(batches, None))) is not None:
             yield Batch({name: batch[name] for name in columns}, _matrix(batch["embedding"]))
-
-
-def append_corrections(folder: Path, sha256: list[str], was: list[str | None], label: list[str]) -> Path:
-    """Give contents other labels; `was` is the label in the parts, without earlier corrections."""
-    columns = (pa.array(values, pa.string()) for values in (sha256, was, label))
-    return append_beside(folder, _CORRECTIONS, pa.table(list(columns), names=["sha256", "was", "label"]))
 
 
 def append_beside(folder: Path, name: str, table: pa.Table) -> Path:
@@ -241,12 +168,56 @@ def append_beside(folder: Path, name: str, table: pa.Table) -> Path:
 
 def read_beside(folder: Path, name: str, columns: list[str]) -> list[pa.Table]:
     """The tables that `append_beside` added under this name, in that order."""
-    return [_read_part(file, columns) for file in _files_beside(folder, name)]
+    return [read_part(file, columns) for file in _files_beside(folder, name)]
 
 
 def index_in(values: pa.Array, among: pa.Array) -> pa.Array:
     """(n,) int32 place of each value among the others, null where it is not."""
     return pc.call_function("index_in", [values], pc.SetLookupOptions(value_set=among))
+
+
+def written_parts(folder: Path) -> list[Path]:
+    """`part_files` of a store that must have some.
+
+    Raises:
+        StepError: it is missing or empty.
+    """
+    parts = part_files(folder)
+    if not parts:
+        state = "has no rows" if folder.is_dir() else "no such embedding store"
+        raise StepError(f"{folder}: {state}; make it with: python -m training.embed --recipe RECIPE --data FOLDER")
+    return parts
+
+
+def read_part(part: Path, columns: list[str]) -> pa.Table:
+    """Some columns of one file of a store.
+
+    Raises:
+        StepError: it cannot be read.
+    """
+    return _readable(part, lambda: pq.ParquetFile(part).read(columns=columns))
+
+
+def read_matrix(part: Path) -> np.ndarray:
+    """(n, embed_dim) float32 or float16: the embeddings of one part."""
+    return _matrix(read_part(part, ["embedding"])["embedding"].combine_chunks())
+
+
+def check_part(part: Path, encoder: EncoderFingerprint) -> None:
+    """Refuse a part of another encoder, or one whose columns are not a store's."""
+    _compare_encoders(part.parent, fingerprint_of(part), encoder)
+    found = _readable(part, lambda: pq.read_schema(part))
+    types = {field.name: _type_name(field.type) for field in found}
+    fitting = [{field.name: _type_name(field.type) for field in _schema(encoder, dtype)} for dtype in _TYPES]
+    wrong = [
+        f"{name}: {types.get(name, 'missing')}, expected {expected}"
+        for name, expected in fitting[0].items()
+        if types.get(name) not in {schema[name] for schema in fitting}
+    ]
+    if wrong:
+        raise StepError(
+            f"{part}: not a part of an embedding store; delete it and embed again:\n  " + "\n  ".join(wrong)
+        )
 
 
 def _files_beside(folder: Path, name: str) -> list[Path]:
@@ -260,59 +231,6 @@ def _write_table(folder: Path, stem: str, table: pa.Table) -> Path:
     path = folder / f"{stem}-{secrets.token_hex(4)}.parquet"
     write_atomically(path, buffer.getvalue().to_pybytes())
     return path
-
-
-def _parts_of(folder: Path) -> list[Path]:
-    parts = part_files(folder)
-    if not parts:
-        state = "has no rows" if folder.is_dir() else "no such embedding store"
-        raise StepError(f"{folder}: {state}; make it with: python -m training.embed --recipe RECIPE --data FOLDER")
-    return parts
-
-
-def _with_corrections(folder: Path, table: pa.Table) -> pa.Table:
-    """The table with each correction applied whose `was` is still what the data set says."""
-    label = table["label"].combine_chunks()
-    corrected = np.zeros(len(table), bool)
-    corrections = read_beside(folder, _CORRECTIONS, ["sha256", "was", "label"])
-    if corrections:
-        said = pa.concat_tables(corrections)
-        columns = (said[name].to_pylist() for name in ("sha256", "was", "label"))
-        last = {(sha256, was): to for sha256, was, to in zip(*columns, strict=True)}
-        about = index_in(table["sha256"].combine_chunks(), said["sha256"].combine_chunks())
-        values = label.to_pylist()
-        for row in np.flatnonzero(about.is_valid()).tolist():
-            rule = (table["sha256"][row].as_py(), values[row])
-            corrected[row] = rule in last
-            values[row] = last.get(rule, values[row])
-        label = pa.array(values, pa.string())
-    table = table.rename_columns(["data_label" if name == "label" else name for name in table.column_names])
-    return table.append_column("label", label).append_column("corrected", pa.array(corrected))
-
-
-def _codes(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
-    """(different values, (n,) index of each row's value, -1 for null)."""
-    encoded = column.combine_chunks().dictionary_encode()
-    return encoded.dictionary, np.asarray(encoded.indices.fill_null(-1))
-
-
-def _taken(values: pa.Array, codes: np.ndarray) -> pa.Array:
-    """The values of the codes, null for -1."""
-    return values.take(pa.array(codes, mask=codes < 0))
-
-
-def _gathered(parts: list[Path], rows: np.ndarray, embed_dim: int) -> np.ndarray:
-    """(len(rows), embed_dim) float32: those rows of all parts' rows; one part is in memory at a time."""
-    found = np.empty((len(rows), embed_dim), np.float32)
-    order = np.argsort(rows, kind="stable")
-    ascending = rows[order]
-    start = 0
-    for part in parts:
-        matrix = _read_embeddings(part)
-        low, high = np.searchsorted(ascending, (start, start + len(matrix)))
-        found[order[low:high]] = matrix[ascending[low:high] - start]
-        start += len(matrix)
-    return found
 
 
 def _schema(encoder: EncoderFingerprint, dtype: Dtype = "float32") -> pa.Schema:
@@ -356,14 +274,6 @@ def _packed(sha256: str) -> bytes:
     return bytes.fromhex(sha256) if len(sha256) == 64 else sha256.encode()
 
 
-def _read_part(part: Path, columns: list[str]) -> pa.Table:
-    return _readable(part, lambda: pq.ParquetFile(part).read(columns=columns))
-
-
-def _read_embeddings(part: Path) -> np.ndarray:
-    return _matrix(_read_part(part, ["embedding"])["embedding"].combine_chunks())
-
-
 def _matrix(column: pa.FixedSizeListArray) -> np.ndarray:
     """(n, embed_dim) float32 or float16, a view of the column's buffer."""
     return column.flatten().to_numpy().reshape(-1, column.type.list_size)
@@ -374,23 +284,6 @@ def _readable(part: Path, read: Callable[[], _Read]) -> _Read:
         return read()
     except (pa.ArrowException, OSError) as error:
         raise StepError(f"{part}: not a readable Parquet file ({error}); delete it and embed again") from error
-
-
-def _check_part(part: Path, encoder: EncoderFingerprint) -> None:
-    """Refuse a part of another encoder, or one whose columns are not a store's."""
-    _compare_encoders(part.parent, fingerprint_of(part), encoder)
-    found = _readable(part, lambda: pq.read_schema(part))
-    types = {field.name: _type_name(field.type) for field in found}
-    fitting = [{field.name: _type_name(field.type) for field in _schema(encoder, dtype)} for dtype in _TYPES]
-    wrong = [
-        f"{name}: {types.get(name, 'missing')}, expected {expected}"
-        for name, expected in fitting[0].items()
-        if types.get(name) not in {schema[name] for schema in fitting}
-    ]
-    if wrong:
-        raise StepError(
-            f"{part}: not a part of an embedding store; delete it and embed again:\n  " + "\n  ".join(wrong)
-        )
 
 
 def _type_name(data_type: pa.DataType) -> str:
