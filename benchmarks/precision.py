@@ -36,8 +36,8 @@ from benchmarks.onnx_runs import Encoder, Runs, run_on
 from benchmarks.tables import print_table
 from benchmarks.trained_weights import dinov2_small
 from build.cosine import cosines
+from build.float16 import to_float16, write_as_gpu
 from build.head import build_head
-from build.precision import to_float16, write_as_gpu
 from build.quantize import to_int8
 from common.photos import Picture, calibration_pictures, verification_pictures
 from common.pixels import served_pixels

@@ -126,8 +126,8 @@ def _decode_parity(manifest: EncoderManifest) -> dict[str, float]:
 
 def _to_float16(source: Path, path: Path, pixels: np.ndarray) -> np.ndarray:
     """Write the fp16 file; its embeddings as a GPU computes them. That the file itself runs is tried as well."""
+    from build.float16 import to_float16, write_as_gpu
     from build.parity import onnx_embeddings
-    from build.precision import to_float16, write_as_gpu
 
     to_float16(source, path)
     onnx_embeddings(path, pixels[:4])

@@ -15,7 +15,7 @@ import onnx
 import torch
 
 from build.errors import GraphError
-from build.precision import MAX_FILE_BYTES
+from build.onnx_model import MAX_FILE_BYTES
 from build.tower import Tower, pixel_dims, views_of
 from recipes.schema import MAX_IR_VERSION
 

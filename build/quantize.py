@@ -37,7 +37,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 
 from build.errors import PrecisionError
-from build.precision import MATRIX_OPS, MAX_FILE_BYTES, read_model, with_nodes, write_model
+from build.onnx_model import MATRIX_OPS, MAX_FILE_BYTES, read_model, with_nodes, write_model
 
 _BATCH = 8
 _ZERO_POINT = 128  # uint8 values 1 to 255 stand for -127 to 127; onnxruntime's uint8 × int8 product is the fast one

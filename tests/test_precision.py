@@ -17,14 +17,8 @@ from pictures import noise
 from build.cosine import cosines
 from build.errors import PrecisionError
 from build.export import EncoderGraph, export_onnx
-from build.precision import (
-    MATRIX_OPS,
-    downstream_of,
-    element_types,
-    float16_array,
-    read_model,
-    to_float16,
-)
+from build.float16 import float16_array, to_float16
+from build.onnx_model import MATRIX_OPS, downstream_of, element_types, read_model
 from build.quantize import quantize_columns, smoothing, to_int8
 from build.tensorrt_plan import PlanSpec, check_uint8_input
 from build.tower import load_tower
