@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
+import typer
+
 from clipsieve.cli.grouped import grouped, option
-from clipsieve.cli.options import InputOptions, Paths, RunOptions, ServerOptions, exits
-from clipsieve.cli.run import Work, identity_of, run_over_inputs, started
+from clipsieve.cli.options import SOME_FAILED, InputOptions, Paths, RunOptions, ServerOptions, exits
+from clipsieve.cli.run import Rows, Work, identity_of, image_summary, run_over_inputs, started
 from clipsieve.client import AsyncClient
 from clipsieve.inputs import Inputs
 from clipsieve.outputs import EMBEDDING_SUFFIXES, check_place
 from clipsieve.partial import PartialRun, check_free
 from clipsieve.progress import Reporter
-from clipsieve.scoring import Item, Row, embedding_schema, stream_embeddings
+from clipsieve.scoring import Item, embedding_schema, stream_embeddings
 
 _COMMIT_ROWS = 1024
 
@@ -43,17 +45,20 @@ def embed(paths: Paths, output: EmbeddingOutput, inputs: InputOptions, server: S
         client = server.client(**run.asking())
         check_place(output.out, EMBEDDING_SUFFIXES)
         check_free(output.out, run.overwrite)
-        asyncio.run(_embed(client, inputs.inputs(paths), output.out, run.overwrite, reporter))
+        failed = asyncio.run(_embed(client, inputs.inputs(paths), output.out, run.overwrite, reporter))
+    if failed:
+        raise typer.Exit(SOME_FAILED)
 
 
-async def _embed(client: AsyncClient, inputs: Inputs, out: Path, overwrite: bool, reporter: Reporter) -> None:
+async def _embed(client: AsyncClient, inputs: Inputs, out: Path, overwrite: bool, reporter: Reporter) -> int:
+    """How many images have no embedding."""
     paths = started(inputs)
 
-    def rows(items: Iterator[Item], run: PartialRun) -> AsyncGenerator[Row, None]:
+    def rows(items: Iterator[Item], run: PartialRun) -> Rows:
         return stream_embeddings(client, items)
 
-    work = Work("embedded", rows, limit=_COMMIT_ROWS)
+    work = Work(image_summary("embedded"), rows, limit=_COMMIT_ROWS)
     async with client:
         identity = identity_of(inputs, embed_dim=await client.embed_dim())
         with PartialRun(out, identity, embedding_schema(), overwrite) as run:
-            await run_over_inputs(run, paths, work, reporter)
+            return await run_over_inputs(run, paths, work, reporter)

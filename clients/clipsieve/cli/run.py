@@ -1,18 +1,19 @@
-"""What `score` and `embed` have in common: rows go into a file that a killed run can go on with."""
+"""One run over inputs, of `score`, `embed` and `video`: into a file that a killed run goes on with, or onto stdout.
+
+A run gives back how many of its rows have an error; the command makes an exit status of it.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from hashlib import sha256
 from itertools import chain
 from typing import Any, BinaryIO
 
-import typer
-
 from clipsieve.bulk import commit_rows, failed_rows, names_in
-from clipsieve.cli.options import SOME_FAILED
 from clipsieve.exceptions import InputRefused, ShardError
 from clipsieve.inputs import Inputs
 from clipsieve.outputs import write_table
@@ -24,21 +25,29 @@ from clipsieve.scoring import Item, Row
 _LONGEST_SHOWN = 200
 
 Arrange = Callable[[Iterator[Any]], Iterator[Any]]
+Rows = AsyncGenerator[Row, None]
+Summary = Callable[[Tally], tuple[str, dict[str, Any]]]
+"""The last line of a run, and its figures for machines."""
+
+
+def image_summary(verb: str) -> Summary:
+    """Of a run over images; `verb` is what happened to each: `scored`."""
+    return lambda tally: (tally.summary(verb), tally.figures())
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is done to each image of a run.
+    """What is done to each input of a run.
 
     Args:
-        verb: what then happened to it: `scored`.
+        summary: of what was done.
         rows: from items to rows; told the run, which knows what the rows before came from.
         arrange: puts the finished tables in order.
         limit: the most rows in memory, where they are large.
     """
 
-    verb: str
-    rows: Callable[[Iterator[Item], PartialRun], AsyncGenerator[Row, None]]
+    summary: Summary
+    rows: Callable[[Iterator[Item], PartialRun], Rows]
     arrange: Arrange = iter
     limit: int | None = None
 
@@ -74,29 +83,54 @@ def finish(run: PartialRun, work: Work) -> int:
     return failed
 
 
-async def run_over_inputs(run: PartialRun, inputs: Iterator[str], work: Work, reporter: Reporter) -> None:
-    """A run whose rows are called by the paths of the images."""
+async def run_over_inputs(run: PartialRun, inputs: Iterator[str], work: Work, reporter: Reporter) -> int:
+    """A run whose rows are called by the paths of its inputs; how many of them have an error."""
     if run.finished is not None:
-        publish_finished(run, reporter)
-        return
+        return _publish_finished(run, run.finished, reporter)
     done = Done(names_in(run))
     items = ((path, path) for path in done.without(inputs))
     tally = await run_to_file(run, items, work, reporter)
     if done.left_over:
         reporter.say(f"rows kept from before of files that are no longer among the inputs: {done.left_over}")
     failed = finish(run, work)
-    reporter.tell(tally.summary(work.verb), "end", **tally.figures())
-    if failed:
-        raise typer.Exit(SOME_FAILED)
+    _tell_end(work.summary, tally, reporter)
+    return failed
 
 
-def publish_finished(run: PartialRun, reporter: Reporter) -> None:
+async def run_to_stdout(
+    rows: Rows, names: Sequence[str], show: Callable[[Rows], Awaitable[None]], summary: Summary, reporter: Reporter
+) -> int:
+    """A run that keeps nothing; how many rows have an error.
+
+    Args:
+        names: of the rows' columns.
+        show: prints the rows.
+    """
+    tally = Tally()
+    with reporter.watching(tally) as advance:
+        await show(_counted(rows, tally, advance, names.index("error")))
+    _tell_end(summary, tally, reporter)
+    return tally.failed
+
+
+def _publish_finished(run: PartialRun, finished: Mapping[str, Any], reporter: Reporter) -> int:
     """Of a process that was killed when all that was left was to move the output to its place."""
-    told: Mapping[str, int] = run.finished or {}
     run.publish()
-    reporter.say(f"{run.out}: all {told.get('rows')} rows were there already")
-    if told.get("failed"):
-        raise typer.Exit(SOME_FAILED)
+    reporter.say(f"{run.out}: all {finished.get('rows')} rows were there already")
+    return int(finished.get("failed") or 0)
+
+
+def _tell_end(summary: Summary, tally: Tally, reporter: Reporter) -> None:
+    message, figures = summary(tally)
+    reporter.tell(message, "end", **figures)
+
+
+async def _counted(rows: Rows, tally: Tally, advance: Callable[[], None], error_place: int) -> Rows:
+    async with aclosing(rows):
+        async for row in rows:
+            tally.count(row[error_place])
+            yield row
+            advance()
 
 
 def identity_of(inputs: Inputs, **options: object) -> dict[str, object]:

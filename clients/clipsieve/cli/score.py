@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -24,7 +24,7 @@ from clipsieve.cli.options import (
     exits,
     finite,
 )
-from clipsieve.cli.run import Work, identity_of, run_over_inputs, started
+from clipsieve.cli.run import Rows, Work, identity_of, image_summary, run_over_inputs, run_to_stdout, started
 from clipsieve.cli.shards import ShardJob, are_shards, score_shards, shards_in
 from clipsieve.client import AsyncClient
 from clipsieve.exceptions import OutputRefused
@@ -32,8 +32,8 @@ from clipsieve.inputs import Inputs
 from clipsieve.outputs import TABLE_SUFFIXES, check_place, rows_from_table, table_from_rows
 from clipsieve.partial import PartialRun, check_free
 from clipsieve.printing import printer
-from clipsieve.progress import Reporter, Tally
-from clipsieve.scoring import Columns, Item, Row, Versions, stream_rows
+from clipsieve.progress import Reporter
+from clipsieve.scoring import Columns, Item, Versions, stream_rows
 from clipsieve.sorting import arranged, sort_column
 
 _HEADS, _OUTPUT = "Heads and decisions", "Output"
@@ -142,16 +142,18 @@ def score(
         job.check_arrange()
         client = server.client(**run.asking())
         if are_shards(job.inputs):
-            asyncio.run(job.score_shards(client))
+            failed = asyncio.run(job.score_shards(client))
         elif output.out is None:
-            asyncio.run(job.score_to_stdout(client))
+            failed = asyncio.run(job.score_to_stdout(client))
         else:
-            asyncio.run(job.score_to_file(client, output.out))
+            failed = asyncio.run(job.score_to_file(client, output.out))
+    if failed:
+        raise typer.Exit(SOME_FAILED)
 
 
 @dataclass(frozen=True)
 class _Job:
-    """One call of the command."""
+    """One call of the command; each way of scoring gives back how many rows, files or shards failed."""
 
     inputs: Inputs
     heads: HeadOptions
@@ -171,7 +173,7 @@ class _Job:
             raise typer.BadParameter("needs a table: give --out", param_hint=flag)
         self.arrange.check_outside(self.inputs.paths)
 
-    async def score_to_file(self, client: AsyncClient, out: Path) -> None:
+    async def score_to_file(self, client: AsyncClient, out: Path) -> int:
         check_place(out, TABLE_SUFFIXES)
         self._check_free(out)
         paths = started(self.inputs)
@@ -180,11 +182,9 @@ class _Job:
             work = self._work(client, columns, self._versions())
             source = source_of(columns.names)
             self.arrange.check(source)
-            with PartialRun(out, self._identity(), columns.schema(), self.run.overwrite) as run, _complete() as ended:
-                await run_over_inputs(run, paths, work, self.reporter)
-        failed = arrange_files(out, source, self.arrange, self.reporter)
-        if ended or failed:
-            raise typer.Exit(SOME_FAILED)
+            with PartialRun(out, self._identity(), columns.schema(), self.run.overwrite) as run:
+                failed = await run_over_inputs(run, paths, work, self.reporter)
+        return failed + arrange_files(out, source, self.arrange, self.reporter)
 
     def _check_free(self, out: Path) -> None:
         try:
@@ -194,19 +194,18 @@ class _Job:
                 raise
             raise OutputRefused(f"{error}; to arrange the files of this table: clipsieve arrange {out}") from None
 
-    async def score_to_stdout(self, client: AsyncClient) -> None:
+    async def score_to_stdout(self, client: AsyncClient) -> int:
         paths = started(self.inputs)
-        tally = Tally()
         async with client:
             columns = await self._columns(client)
             rows = stream_rows(client, ((path, path) for path in paths), columns, self._versions())
-            with self.reporter.watching(tally) as advance:
-                await self._print(self._counted(rows, tally, advance, columns.names.index("error")), columns)
-        self.reporter.tell(tally.summary("scored"), "end", **tally.figures())
-        if tally.failed:
-            raise typer.Exit(SOME_FAILED)
 
-    async def score_shards(self, client: AsyncClient) -> None:
+            async def show(rows: Rows) -> None:
+                await self._print(rows, columns)
+
+            return await run_to_stdout(rows, columns.names, show, image_summary("scored"), self.reporter)
+
+    async def score_shards(self, client: AsyncClient) -> int:
         shards = shards_in(self.inputs)
         async with client:
             columns = await self._columns(client, key="key")
@@ -215,7 +214,7 @@ class _Job:
                 columns, asdict(self.heads), versions, self._work(client, columns, versions), self.run.overwrite,
                 self.reporter,
             )  # fmt: skip
-            await score_shards(shards, self.output.out, job)
+            return await score_shards(shards, self.output.out, job)
 
     async def _columns(self, client: AsyncClient, key: str = "image_path") -> Columns:
         heads = await client.chosen_heads(self.heads.head or None)
@@ -233,22 +232,13 @@ class _Job:
     def _work(self, client: AsyncClient, columns: Columns, versions: Versions) -> Work:
         order = self.output.order(columns)
 
-        def rows(items: Iterator[Item], run: PartialRun) -> AsyncGenerator[Row, None]:
+        def rows(items: Iterator[Item], run: PartialRun) -> Rows:
             versions.check(run.last("model_version") or "")
             return stream_rows(client, items, columns, versions)
 
-        return Work("scored", rows, (lambda tables: arranged(tables, *order)) if order else iter)
+        return Work(image_summary("scored"), rows, (lambda tables: arranged(tables, *order)) if order else iter)
 
-    async def _counted(
-        self, rows: AsyncGenerator[Row, None], tally: Tally, advance: Any, error_place: int
-    ) -> AsyncGenerator[Row, None]:
-        async with aclosing(rows):
-            async for row in rows:
-                tally.count(row[error_place])
-                yield row
-                advance()
-
-    async def _print(self, rows: AsyncGenerator[Row, None], columns: Columns) -> None:
+    async def _print(self, rows: Rows, columns: Columns) -> None:
         """Rows as they come; those that have an order, or are a table to look at, when all are there."""
         order = self.output.order(columns)
         if order is None and self.output.format is not Format.table:
@@ -263,19 +253,7 @@ class _Job:
                 write(rows_from_table(table))
 
 
-@contextmanager
-def _complete() -> Iterator[list[typer.Exit]]:
-    """Holds back the exit of a run whose table is complete and has errors in it; the list then has it."""
-    held: list[typer.Exit] = []
-    try:
-        yield held
-    except typer.Exit as ended:
-        held.append(ended)
-
-
-async def _tables(
-    rows: AsyncGenerator[Row, None], columns: Columns, order: tuple[str, int | None] | None
-) -> AsyncGenerator[Any, None]:
+async def _tables(rows: Rows, columns: Columns, order: tuple[str, int | None] | None) -> AsyncGenerator[Any, None]:
     """Rows in Arrow tables; when only the first of an order are wanted, no more of them than that."""
     schema, waiting = columns.schema(), []
     best: list[Any] = []

@@ -6,10 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import typer
-
 from clipsieve.bulk import failed_rows
-from clipsieve.cli.options import SOME_FAILED
 from clipsieve.cli.run import Work, finish, run_to_file
 from clipsieve.exceptions import InputRefused, OutputRefused, ShardError
 from clipsieve.inputs import Inputs
@@ -56,10 +53,10 @@ class ShardJob:
     reporter: Reporter
 
 
-async def score_shards(shards: list[Path], folder: Path | None, job: ShardJob) -> None:
+async def score_shards(shards: list[Path], folder: Path | None, job: ShardJob) -> int:
     """Write `<shard>.parquet` for each, beside it or into a folder; shards that have one are passed over.
 
-    A shard that is cut off or damaged has no table, and the others go on.
+    A shard that is cut off or damaged has no table, and the others go on. Returns how many samples, or shards, failed.
     """
     if folder is not None:
         if folder.exists() and not folder.is_dir():
@@ -75,8 +72,7 @@ async def score_shards(shards: list[Path], folder: Path | None, job: ShardJob) -
             failed += await _score_shard(shard, run, job.work, job.reporter)
     if there:
         job.reporter.tell(f"{there} of {len(shards)} shards had their table already", "kept", shards=there)
-    if failed:
-        raise typer.Exit(SOME_FAILED)
+    return failed
 
 
 async def _score_shard(shard: Path, run: PartialRun, work: Work, reporter: Reporter) -> int:
@@ -93,7 +89,8 @@ async def _score_shard(shard: Path, run: PartialRun, work: Work, reporter: Repor
         return 1
     failed = failed_rows(run)
     finish(run, work)
-    reporter.tell(f"{shard}: {tally.summary(work.verb)}", "shard", shard=str(shard), **tally.figures())
+    message, figures = work.summary(tally)
+    reporter.tell(f"{shard}: {message}", "shard", shard=str(shard), **figures)
     return failed
 
 

@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import re
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from enum import Enum
 from itertools import chain
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from clipsieve.bulk import names_in
 from clipsieve.cli.grouped import grouped, option
 from clipsieve.cli.options import SOME_FAILED, Format, RunOptions, ServerOptions, exits, finite
-from clipsieve.cli.run import Work, finish, identity_of, publish_finished, run_to_file
+from clipsieve.cli.run import Rows, Work, identity_of, run_over_inputs, run_to_stdout
 from clipsieve.cli.score import HeadOptions
 from clipsieve.client import AsyncClient
 from clipsieve.exceptions import InputRefused
@@ -28,7 +27,6 @@ from clipsieve.outputs import TABLE_SUFFIXES, check_place
 from clipsieve.partial import PartialRun, check_free
 from clipsieve.printing import printer
 from clipsieve.progress import Reporter, Tally
-from clipsieve.resume import Done
 from clipsieve.scoring import Columns, Item, Row, Versions
 from clipsieve.video import VIDEO_SUFFIXES, check_installed, is_video
 from clipsieve.video_rows import Sampling, VideoColumns, stream_videos
@@ -156,9 +154,11 @@ def video(
         client = server.client(**run.asking())
         job = _Job(paths, sampling, heads, run, reporter)
         if output.out is None:
-            asyncio.run(job.to_stdout(client, output.format))
+            failed = asyncio.run(job.to_stdout(client, output.format))
         else:
-            asyncio.run(job.to_file(client, output.out))
+            failed = asyncio.run(job.to_file(client, output.out))
+    if failed:
+        raise typer.Exit(SOME_FAILED)
 
 
 def videos_in(paths: list[str]) -> Iterator[str]:
@@ -186,7 +186,7 @@ def _started(paths: list[str]) -> Iterator[str]:
 
 @dataclass
 class _Job:
-    """One call of the command."""
+    """One call of the command; either way of scoring gives back how many videos have an error."""
 
     paths: list[str]
     sampling: Sampling
@@ -196,36 +196,25 @@ class _Job:
     frames: int = 0
     """Looked at so far."""
 
-    async def to_file(self, client: AsyncClient, out: Path) -> None:
+    async def to_file(self, client: AsyncClient, out: Path) -> int:
         check_place(out, TABLE_SUFFIXES)
         check_free(out, self.run.overwrite)
         videos = _started(self.paths)
         async with client:
             columns = await self._columns(client)
             with PartialRun(out, self._identity(), columns.schema(), self.run.overwrite) as run:
-                if run.finished is not None:
-                    publish_finished(run, self.reporter)
-                    return
-                work = self._work(client, columns)
-                done = Done(names_in(run))
-                items = ((path, path) for path in done.without(videos))
-                tally = await run_to_file(run, items, work, self.reporter)
-                failed = finish(run, work)
-        self._tell(tally)
-        if failed:
-            raise typer.Exit(SOME_FAILED)
+                return await run_over_inputs(run, videos, self._work(client, columns), self.reporter)
 
-    async def to_stdout(self, client: AsyncClient, form: Format) -> None:
+    async def to_stdout(self, client: AsyncClient, form: Format) -> int:
         videos = _started(self.paths)
-        tally = Tally()
         async with client:
             columns = await self._columns(client)
             rows = self._rows(client, videos, columns, Versions(None, False))
-            with self.reporter.watching(tally) as advance:
-                await _print(_counted(rows, tally, advance, columns.names.index("error")), columns.names, form)
-        self._tell(tally)
-        if tally.failed:
-            raise typer.Exit(SOME_FAILED)
+
+            async def show(rows: Rows) -> None:
+                await _print(rows, columns.names, form)
+
+            return await run_to_stdout(rows, columns.names, show, self._summary, self.reporter)
 
     async def _columns(self, client: AsyncClient) -> VideoColumns:
         heads = await client.chosen_heads(self.heads.head or None)
@@ -244,45 +233,33 @@ class _Job:
     def _work(self, client: AsyncClient, columns: VideoColumns) -> Work:
         versions = Versions(None, False)
 
-        def rows(items: Iterator[Item], run: PartialRun) -> AsyncGenerator[Row, None]:
+        def rows(items: Iterator[Item], run: PartialRun) -> Rows:
             versions.check(run.last("model_version") or "")
             return self._rows(client, (path for path, _ in items), columns, versions)
 
-        return Work("scored", rows)
+        return Work(self._summary, rows)
 
     async def _rows(
         self, client: AsyncClient, videos: Iterator[str], columns: VideoColumns, versions: Versions
-    ) -> AsyncGenerator[Row, None]:
+    ) -> Rows:
         place = columns.names.index("frames")
         async with aclosing(stream_videos(client, videos, columns, self.sampling, versions)) as rows:
             async for row in rows:
                 self.frames += row[place]
                 yield row
 
-    def _tell(self, tally: Tally) -> None:
+    def _summary(self, tally: Tally) -> tuple[str, dict[str, Any]]:
         seconds = tally.seconds
         codes = ", ".join(f"{code} {count}" for code, count in tally.failures.most_common())
         failed = f"{tally.failed} failed ({codes})" if tally.failed else "0 failed"
         kept = f"; {tally.kept} rows were there before" if tally.kept else ""
         rate = f"{self.frames} frames in {seconds:.1f} s: {self.frames / seconds:.1f} frames/s"
         figures = {"done": tally.done, "failed": tally.failed, "failures": dict(tally.failures), "kept": tally.kept}
-        self.reporter.tell(
-            f"{tally.done - tally.failed} videos scored, {failed}; {rate}{kept}",
-            "end", **figures, frames=self.frames, seconds=round(seconds, 3),
-        )  # fmt: skip
+        message = f"{tally.done - tally.failed} videos scored, {failed}; {rate}{kept}"
+        return message, figures | {"frames": self.frames, "seconds": round(seconds, 3)}
 
 
-async def _counted(
-    rows: AsyncGenerator[Row, None], tally: Tally, advance: Callable[[], None], error_place: int
-) -> AsyncGenerator[Row, None]:
-    async with aclosing(rows):
-        async for row in rows:
-            tally.count(row[error_place])
-            yield row
-            advance()
-
-
-async def _print(rows: AsyncGenerator[Row, None], names: Sequence[str], form: Format) -> None:
+async def _print(rows: Rows, names: Sequence[str], form: Format) -> None:
     """Rows as they come; those of a table to look at, when all are there."""
     waiting: list[Row] = []
     with printer(names, form.value) as write:
