@@ -51,10 +51,10 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
 
 def check_sha256(path: Path, sha256: str | None, what: str) -> str:
     """The file's sum, which must be `sha256` unless that is None; `what` starts the error."""
-    found = sha256_of(path)
-    if sha256 is not None and found != sha256:
-        raise DownloadError(f"{what}: sha256 is {found}, expected {sha256}; it is not the file that was published")
-    return found
+    actual = sha256_of(path)
+    if sha256 is not None and actual != sha256:
+        raise DownloadError(f"{what}: sha256 is {actual}, expected {sha256}; it is not the file that was published")
+    return actual
 
 
 def _fetch(url: str, partial: Path) -> None:

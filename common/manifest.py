@@ -324,10 +324,10 @@ def head_weights(manifest: HeadManifest, folder: Path) -> Path:
     path = folder / "head.safetensors"
     if not path.is_file():
         raise ManifestError(f"{path}: not found, though head.json is there; train or import the head again")
-    found = sha256_of(path)
-    if found != manifest.weights_sha256:
+    actual = sha256_of(path)
+    if actual != manifest.weights_sha256:
         raise ManifestError(
-            f"{path}: sha256 is {found}, head.json says {manifest.weights_sha256}; train or import the head again"
+            f"{path}: sha256 is {actual}, head.json says {manifest.weights_sha256}; train or import the head again"
         )
     return path
 

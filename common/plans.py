@@ -79,13 +79,13 @@ def unserved(machine: Machine, capabilities: set[str]) -> list[Gpu]:
 
 
 def _mismatches(plan: Path, engine: EngineManifest, encoder: EncoderManifest, machine: Machine) -> list[str]:
-    found = [*_stale(engine, encoder), *_wrong_tensorrt(engine, machine)]
+    mismatches = [*_stale(engine, encoder), *_wrong_tensorrt(engine, machine)]
     named_for = cc_model_filenames([plan.name])
     if named_for and engine.compute_capability not in named_for:
-        found.append(f"its manifest is for compute capability {engine.compute_capability}")
+        mismatches.append(f"its manifest is for compute capability {engine.compute_capability}")
     if (sha256 := sha256_of(plan)) != engine.plan_sha256:
-        found.append(f"sha256 is {sha256}, {manifest_path(plan).name} says {engine.plan_sha256}")
-    return found
+        mismatches.append(f"sha256 is {sha256}, {manifest_path(plan).name} says {engine.plan_sha256}")
+    return mismatches
 
 
 def _stale(engine: EngineManifest, encoder: EncoderManifest) -> list[str]:

@@ -42,10 +42,10 @@ def main(argv: list[str]) -> int:
     if len(argv) != 1:
         print("usage: python -m common.preflight MODEL_REPOSITORY", file=sys.stderr)
         return 2
-    found = problems(Path(argv[0]))
-    for problem in found:
+    lines = problems(Path(argv[0]))
+    for problem in lines:
         print(f"common.preflight: {problem}", file=sys.stderr)
-    return 1 if found else 0
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":

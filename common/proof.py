@@ -190,8 +190,9 @@ def _spoken(proof: Proof, name: str, where: str, answer: HeadAnswer | None) -> t
     answered = {int(revision) for revision in answer.revisions} if answer is not None else set()
     if len(answered) == 1 and answered <= known.keys():
         return known[min(answered)], ""
-    found = ", ".join(f"{revision:016x}" for revision in sorted(answered)) or "none"
-    return None, f"{where}: revision {found} of {name} answers, known are {', '.join(f'{each:016x}' for each in known)}"
+    answering = ", ".join(f"{revision:016x}" for revision in sorted(answered)) or "none"
+    proved = ", ".join(f"{revision:016x}" for revision in known)
+    return None, f"{where}: revision {answering} of {name} answers, known are {proved}"
 
 
 def _score_misses(proof: Proof, where: str, expected: Rows, scores: Rows, allowed: Rows) -> list[str]:
@@ -199,10 +200,10 @@ def _score_misses(proof: Proof, where: str, expected: Rows, scores: Rows, allowe
     if [len(row) for row in scores] != [len(row) for row in expected]:
         return [f"{where}: {[len(row) for row in scores]} scores, expected {[len(row) for row in expected]}"]
     lines = []
-    for picture, wanted, given, limits in zip(proof.pictures, expected, scores, allowed, strict=True):
+    for picture, verified, served, limits in zip(proof.pictures, expected, scores, allowed, strict=True):
         differing = [
             (value, known, limit)
-            for value, known, limit in zip(given, wanted, limits, strict=True)
+            for value, known, limit in zip(served, verified, limits, strict=True)
             if not abs(value - known) <= limit  # NaN fails as well
         ]
         if differing:

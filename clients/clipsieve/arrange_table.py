@@ -75,8 +75,8 @@ def read_scored(table: Path, source: Source) -> Iterator[Scored]:
         TableError: the table is damaged, or a value is not what its column holds.
         UnknownHead: the rows are of another head.
     """
-    wanted = (source.name, source.score, source.band, "error", "model_version")
-    present = [name for name in column_names(table) if name in wanted]
+    needed = (source.name, source.score, source.band, "error", "model_version")
+    present = [name for name in column_names(table) if name in needed]
     number = 0
     for batch in batches(table, present):
         for place in range(len(batch[source.name])):
@@ -90,8 +90,8 @@ def read_scored(table: Path, source: Source) -> Iterator[Scored]:
 
 def _scored(batch: Batch, place: int, source: Source) -> Scored:
     def value(column: str | None) -> Any:
-        found = batch[column][place] if column in batch else None
-        return None if found == "" else found
+        cell = batch[column][place] if column in batch else None
+        return None if cell == "" else cell
 
     path = value(source.name)
     if not isinstance(path, str):
@@ -108,9 +108,9 @@ def _scored(batch: Batch, place: int, source: Source) -> Scored:
 
 
 def _score_of(head: str, scores: Sequence[str]) -> str:
-    for wanted in (head, f"{head}_score"):
-        if wanted in scores:
-            return wanted
+    for column in (head, f"{head}_score"):
+        if column in scores:
+            return column
     labels = [name for name in scores if name.startswith(f"{head}_")]
     if not labels:
         raise UnknownHead(f"there is no score of head {head!r}; there are: {', '.join(scores)}")

@@ -106,12 +106,12 @@ class AsyncClient(Settings):
             UnknownHead: there is none of a name, or none at all.
         """
         known = {head.name: head for head in self._known_heads or await self.heads()}
-        wanted = list(known) if names is None else dict.fromkeys([names] if isinstance(names, str) else names)
-        unknown = [name for name in wanted if name not in known]
-        if unknown or not wanted:
+        chosen = list(known) if names is None else dict.fromkeys([names] if isinstance(names, str) else names)
+        unknown = [name for name in chosen if name not in known]
+        if unknown or not chosen:
             problem = f"no head {unknown[0]!r}" if unknown else "no head to score with"
             raise UnknownHead(f"{problem}; this server has: {', '.join(known) or 'none'}")
-        return [known[name] for name in wanted]
+        return [known[name] for name in chosen]
 
     async def embed_dim(self) -> int:
         """Length of an embedding."""

@@ -149,12 +149,12 @@ def kept_rows(table: Path, columns: Columns, wanted: Wanted, tally: Tally) -> It
 
 def columns_of_all(tables: Sequence[Path], wanted: Wanted, head: str | None, column: str | None) -> list[Columns]:
     """`columns_of` each table; their names and scores must have the same columns, to go to one list."""
-    found = [columns_of(table, wanted, head, column) for table in tables]
-    for table, columns in zip(tables, found, strict=True):
-        if (columns.name, columns.score) != (found[0].name, found[0].score):
-            theirs = f"{columns.name}, {columns.score} but {tables[0]} {found[0].name}, {found[0].score}"
+    per_table = [columns_of(table, wanted, head, column) for table in tables]
+    for table, columns in zip(tables, per_table, strict=True):
+        if (columns.name, columns.score) != (per_table[0].name, per_table[0].score):
+            theirs = f"{columns.name}, {columns.score} but {tables[0]} {per_table[0].name}, {per_table[0].score}"
             raise FilterError(f"{table} has the columns {theirs}: filter them one by one")
-    return found
+    return per_table
 
 
 def _score_column(table: Path, names: list[str], head: str | None, column: str | None, needed: bool) -> str | None:
@@ -165,25 +165,25 @@ def _score_column(table: Path, names: list[str], head: str | None, column: str |
         if needed or column is not None:
             raise FilterError(f"{table}: no column {name}; there are: {', '.join(names)}")
         return None
-    found = [name for name in names if name == "probability" or name.endswith("_score")]
-    if len(found) != 1:
-        what = f"several columns of scores, {', '.join(found)}" if found else "no column of scores"
+    candidates = [name for name in names if name == "probability" or name.endswith("_score")]
+    if len(candidates) != 1:
+        what = f"several columns of scores, {', '.join(candidates)}" if candidates else "no column of scores"
         raise FilterError(f"{table}: {what}; choose with --head or --column. There are: {', '.join(names)}")
-    return found[0]
+    return candidates[0]
 
 
-def _check_bands(table: Path, wanted: Sequence[str], decision: str | None, bands: tuple[str, ...]) -> None:
-    if wanted and decision is None and not bands:
-        raise FilterError(f"{table}: no column of decisions, bands or classes for --band {wanted[0]}")
-    unknown = [band for band in wanted if band not in _BANDS and not band.isdecimal()]
+def _check_bands(table: Path, chosen: Sequence[str], decision: str | None, bands: tuple[str, ...]) -> None:
+    if chosen and decision is None and not bands:
+        raise FilterError(f"{table}: no column of decisions, bands or classes for --band {chosen[0]}")
+    unknown = [band for band in chosen if band not in _BANDS and not band.isdecimal()]
     if unknown and not bands:
         raise FilterError(f"{table}: unknown band {unknown[0]!r}: {decision} has allow, review, block or numbers")
 
 
 def _row(batch: Batch, place: int, columns: Columns, wanted: Wanted) -> ScoreRow:
     def value(column: str | None) -> Any:
-        found = batch[column][place] if column is not None else None
-        return None if found == "" else found
+        cell = batch[column][place] if column is not None else None
+        return None if cell == "" else cell
 
     name = value(columns.name)
     if not isinstance(name, str):
@@ -212,16 +212,16 @@ def _bands(decision: Any, names: list[Any]) -> frozenset[str]:
 
 def _check_named(bands: frozenset[str], wanted: Wanted, columns: Columns) -> None:
     """Refuse to guess what a number above 0 means."""
-    asked = next((band for band in wanted.bands if band in ("review", "block")), None)
-    if asked is not None and bands.isdisjoint(_BANDS) and any(band.isdecimal() for band in bands):
+    word = next((band for band in wanted.bands if band in ("review", "block")), None)
+    if word is not None and bands.isdisjoint(_BANDS) and any(band.isdecimal() for band in bands):
         raise ValueError(
             f"{columns.decision} has numbers only, and 1 is block for a head with one threshold but review for one "
-            f"with two: give --band 1 or --band 2 instead of --band {asked}"
+            f"with two: give --band 1 or --band 2 instead of --band {word}"
         )
 
 
-def _first(names: list[str], *wanted: str) -> str | None:
-    return next((name for name in wanted if name in names), None)
+def _first(names: list[str], *candidates: str) -> str | None:
+    return next((name for name in candidates if name in names), None)
 
 
 def _float32(value: float) -> float:

@@ -22,7 +22,7 @@ LIST_SUFFIXES = (".txt", ".csv", ".parquet")
 def write_list(tables: list[Path], columns: list[Columns], wanted: Wanted, out: Path | None, separator: bytes) -> Tally:
     tally = Tally()
     pairs = zip(tables, columns, strict=True)
-    rows = ((table, row) for table, found in pairs for row in kept_rows(table, found, wanted, tally))
+    rows = ((table, row) for table, table_columns in pairs for row in kept_rows(table, table_columns, wanted, tally))
     with _output(out) as file:
         if out is None or out.suffix.lower() == ".txt":
             _write_names((row for _, row in rows), file, separator)

@@ -31,11 +31,11 @@ _RECORD_BYTES = 10_240
 def find_shard(table: Path, folder: Path | None = None) -> Path:
     """The shard whose scores a table holds: of the same stem, beside the table or in `folder`."""
     within = table.parent if folder is None else folder
-    found = [path for suffix in SHARD_SUFFIXES if (path := within / f"{table.stem}{suffix}").exists()]
-    if len(found) != 1:
-        what = f"both {found[0].name} and {found[1].name}" if found else f"no {table.stem}.tar"
+    shards = [path for suffix in SHARD_SUFFIXES if (path := within / f"{table.stem}{suffix}").exists()]
+    if len(shards) != 1:
+        what = f"both {shards[0].name} and {shards[1].name}" if shards else f"no {table.stem}.tar"
         raise FilterError(f"{table}: there is {what} in {within}; name the folder of its shard with --shards")
-    return found[0]
+    return shards[0]
 
 
 def filter_shards(
@@ -66,12 +66,12 @@ def filter_shards(
     columns = columns_of_all(tables, wanted, head, column)
     _check_condition(out, {"wanted": asdict(wanted), "columns": asdict(columns[0])}, overwrite)
     tally = Tally()
-    for (table, shard), found in zip(pairs, columns, strict=True):
+    for (table, shard), table_columns in zip(pairs, columns, strict=True):
         target = out / shard.name
         if not overwrite and _is_finished(target, table, shard):
             tally.finished += 1
         else:
-            filter_shard(table, found, wanted, shard, target, tally)
+            filter_shard(table, table_columns, wanted, shard, target, tally)
         tell(target, tally)
     return tally
 
@@ -116,7 +116,7 @@ def _match(table: Path, rows: list[ScoreRow], shard: Path, layout: Layout) -> li
     for span in layout.spans:
         spans.setdefault(text_from_path(span.key), deque()).append(span)
     counts = Counter(row.name for row in rows)
-    missing = [key for key, found in spans.items() if counts[key] < len(found)]
+    missing = [key for key, samples in spans.items() if counts[key] < len(samples)]
     extra = [key for key, count in counts.items() if count > len(spans.get(key, ()))]
     if missing or extra:
         parts = [f"no row for {_some(missing)}"] if missing else []

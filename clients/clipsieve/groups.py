@@ -61,8 +61,8 @@ async def _each_alone(images: Sequence[bytes], infer: Infer) -> list[list[Answer
 def _split(tensors: Tensors, count: int) -> list[Answer]:
     short = [name for name, tensor in tensors.items() if len(tensor) != count]
     if short:
-        found = f"{len(tensors[short[0]])} rows of {short[0]} for {count} images"
-        raise InferenceFailed("BAD_RESPONSE", f"the server answered {found}")
+        problem = f"{len(tensors[short[0]])} rows of {short[0]} for {count} images"
+        raise InferenceFailed("BAD_RESPONSE", f"the server answered {problem}")
     if count == 1:
         return [tensors]
     return [{name: tensor[row : row + 1] for name, tensor in tensors.items()} for row in range(count)]

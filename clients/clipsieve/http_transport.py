@@ -143,10 +143,10 @@ def _header(request: Request) -> bytes:
         "shape": tensor.shape,
         "parameters": {"binary_data_size": len(tensor.data)},
     }
-    wanted = [{"name": name, "parameters": {"binary_data": True}} for name in request.outputs]
+    outputs = [{"name": name, "parameters": {"binary_data": True}} for name in request.outputs]
     parameters = {"priority": PRIORITIES[request.priority]}
     named = {"id": request.id} if request.id else {}
-    return json.dumps({**named, "inputs": [sent], "outputs": wanted, "parameters": parameters}).encode()
+    return json.dumps({**named, "inputs": [sent], "outputs": outputs, "parameters": parameters}).encode()
 
 
 def _arrays_from_body(headers: Mapping[str, str], content: bytes) -> dict[str, np.ndarray]:

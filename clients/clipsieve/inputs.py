@@ -63,11 +63,11 @@ class Inputs:
 
     def _matching(self, pattern: str) -> Iterator[str]:
         parts = pattern.split("/")
-        found = None
-        for found in _glob("", parts):
-            if "**" not in parts or not os.path.isdir(found):  # folders within ** are reached anyway
-                yield from self._expanded(found)
-        if found is None:
+        path = None
+        for path in _glob("", parts):
+            if "**" not in parts or not os.path.isdir(path):  # folders within ** are reached anyway
+                yield from self._expanded(path)
+        if path is None:
             raise InputRefused(f"no file matches {pattern!r}")
 
 

@@ -110,15 +110,15 @@ class PartialRun:
             path.unlink()
         self._parts = []
 
-    def finish(self, write: Callable[[BinaryIO], Any], told: Mapping[str, Any]) -> None:
+    def finish(self, write: Callable[[BinaryIO], Any], summary: Mapping[str, Any]) -> None:
         """Write the output and put it in its place; the committed rows are dropped then.
 
         Args:
             write: writes the whole output into a file.
-            told: what `finished` says when the process is killed before the output is in its place.
+            summary: what `finished` says when the process is killed before the output is in its place.
         """
         _write_whole(self.folder / "output", write)
-        _write_whole(self.folder / "finished.json", lambda file: file.write(json.dumps(told).encode()))
+        _write_whole(self.folder / "finished.json", lambda file: file.write(json.dumps(summary).encode()))
         self.publish()
 
     def publish(self) -> None:
@@ -148,12 +148,12 @@ class PartialRun:
             _write_whole(run_file, lambda file: file.write(json.dumps(self._identity, indent=1).encode()))
         self._parts = sorted(self.folder.glob("rows-*.parquet"), key=_number_of)
 
-    def _check_identity(self, found: Mapping[str, Any]) -> None:
-        asked = json.loads(json.dumps(self._identity))
+    def _check_identity(self, stored: Mapping[str, Any]) -> None:
+        identity = json.loads(json.dumps(self._identity))
         differing = [
-            f"{key}: {_shown(found.get(key))}, now {_shown(asked.get(key))}"
-            for key in {**found, **asked}
-            if found.get(key) != asked.get(key)
+            f"{key}: {_shown(stored.get(key))}, now {_shown(identity.get(key))}"
+            for key in {**stored, **identity}
+            if stored.get(key) != identity.get(key)
         ]
         if differing:
             raise OutputRefused(f"{self.folder} is an unfinished run with other {'; '.join(differing)}. {_REMEDY}")

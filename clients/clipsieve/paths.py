@@ -24,12 +24,12 @@ def path_from_text(text: str) -> str:
     return _ESCAPED.sub(_unescape, text)
 
 
-def _escape(found: re.Match[str]) -> str:
-    matched = found[0]
+def _escape(match: re.Match[str]) -> str:
+    matched = match[0]
     return matched * 2 if matched.startswith("\\") else f"\\u{ord(matched):04x}"
 
 
-def _unescape(found: re.Match[str]) -> str:
-    backslashes, digits = found.groups()
+def _unescape(match: re.Match[str]) -> str:
+    backslashes, digits = match.groups()
     kept = "\\" * (len(backslashes) // 2)
     return kept + (chr(int(f"d{digits}", 16)) if len(backslashes) % 2 else f"ud{digits}")

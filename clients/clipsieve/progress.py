@@ -77,7 +77,7 @@ class Reporter:
         self._as_json = as_json
         self._has_bar = bar and not quiet and not as_json
         self._bar: Progress | None = None
-        self._told_at = time.monotonic()
+        self._reported_at = time.monotonic()
 
     def say(self, message: str, event: str = "notice", **figures: Any) -> None:
         """Something that anyone should know."""
@@ -103,8 +103,8 @@ class Reporter:
             def advance() -> None:
                 if bar and task is not None:
                     bar.update(task, completed=tally.done, failed=tally.failed)
-                elif self._as_json and not self._quiet and time.monotonic() - self._told_at > _EVENT_EVERY_S:
-                    self._told_at = time.monotonic()
+                elif self._as_json and not self._quiet and time.monotonic() - self._reported_at > _EVENT_EVERY_S:
+                    self._reported_at = time.monotonic()
                     self.say(f"{tally.done} done", "progress", **tally.figures())
 
             try:

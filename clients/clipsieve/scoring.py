@@ -244,8 +244,8 @@ def _check_threshold(columns: Columns) -> None:
     if columns.operating_point is not None:
         raise UnknownThreshold("a threshold and an operating point cannot both decide; give one of them")
     if len(columns.heads) != 1 or columns.heads[0].task != "binary":
-        found = ", ".join(f"{head.name} ({head.task})" for head in columns.heads)
-        raise UnknownThreshold(f"a threshold is for one binary head, these are {found}; name one with --head")
+        heads = ", ".join(f"{head.name} ({head.task})" for head in columns.heads)
+        raise UnknownThreshold(f"a threshold is for one binary head, these are {heads}; name one with --head")
 
 
 def _chosen_threshold(head: Head, operating_point: str) -> list[int]:

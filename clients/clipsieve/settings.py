@@ -44,8 +44,8 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.timeout_s > 0 or self.concurrency < 1 or not self.wait_s >= 0:
-            found = f"{self.timeout_s}, {self.concurrency} and {self.wait_s}"
-            raise ValueError(f"timeout_s must be > 0, concurrency >= 1 and wait_s >= 0, found {found}")
+            values = f"{self.timeout_s}, {self.concurrency} and {self.wait_s}"
+            raise ValueError(f"timeout_s must be > 0, concurrency >= 1 and wait_s >= 0, found {values}")
         if self.images_per_request < 1:
             raise ValueError(f"images_per_request must be >= 1, found {self.images_per_request}")
         if self.priority not in (None, *PRIORITIES):

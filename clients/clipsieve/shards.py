@@ -160,8 +160,8 @@ def iter_samples(
     """
 
     def image_from(member: Member, index: int) -> bytes:
-        wanted = index >= start and member.is_image and not member.kind and member.size <= max_image_bytes
-        return tar.read(member) if wanted else b""
+        is_read = index >= start and member.is_image and not member.kind and member.size <= max_image_bytes
+        return tar.read(member) if is_read else b""
 
     seen: dict[str, int] = {}
     with _open_tar(shard, file) as tar:

@@ -132,12 +132,14 @@ def parse_url(url: str | None, protocol: ProtocolName | None = None) -> tuple[Pr
     scheme, separator, address = (url or DEFAULT_ADDRESSES[protocol or "grpc"]).rpartition("://")
     if separator and scheme not in _SCHEMES:
         raise ValueError(f"url {url!r}: unknown scheme; use {', '.join(f'{name}://' for name in _SCHEMES)}")
-    meant, tls = _SCHEMES[scheme] if separator else (protocol or "grpc", False)
-    if protocol not in (None, meant):
-        raise ValueError(f"url {url!r} is for {meant}, but the protocol asked for is {protocol}: leave one of them out")
+    scheme_protocol, tls = _SCHEMES[scheme] if separator else (protocol or "grpc", False)
+    if protocol not in (None, scheme_protocol):
+        raise ValueError(
+            f"url {url!r} is for {scheme_protocol}, but the protocol asked for is {protocol}: leave one of them out"
+        )
     if not address.strip("/"):
         raise ValueError(f"url {url!r} names no server: give host:port")
-    return meant, address.rstrip("/"), tls
+    return scheme_protocol, address.rstrip("/"), tls
 
 
 def image_tensor(*images: bytes) -> Tensor:

@@ -330,8 +330,8 @@ class _Video:
 
     def _check_size(self, sized: Any) -> None:
         if sized.width * sized.height > self._limits.max_pixels:
-            found = f"{sized.width}×{sized.height}"
-            raise VideoError("TOO_MANY_PIXELS", f"{found} pixels; at most {self._limits.max_pixels} are decoded")
+            size = f"{sized.width}×{sized.height}"
+            raise VideoError("TOO_MANY_PIXELS", f"{size} pixels; at most {self._limits.max_pixels} are decoded")
 
 
 @contextmanager
@@ -368,8 +368,8 @@ def _duration_s(container: Any, stream: Any) -> float | None:
     """How long the video stream is, where the file says."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
-    if found := _DURATION.match(stream.metadata.get("DURATION", "")):
-        end_s = int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3])
+    if match := _DURATION.match(stream.metadata.get("DURATION", "")):
+        end_s = int(match[1]) * 3600 + int(match[2]) * 60 + float(match[3])
     elif container.duration and len(container.streams) == 1:  # with others it may be the sound's
         end_s = container.duration / 1e6
     else:

@@ -156,14 +156,14 @@ class Watched:
         return [self._times[place] for place in scores.argmax(axis=0)]
 
     def _head(self, head: Head, how: How) -> HeadScore:
-        found = [score.heads[head.name] for score in self._scored]
-        columns = np.stack([each.scores for each in found]).T  # (L, frames)
+        head_scores = [score.heads[head.name] for score in self._scored]
+        columns = np.stack([each.scores for each in head_scores]).T  # (L, frames)
         scores = np.array([aggregate(column.tolist(), how) for column in columns], np.float32)
         if how == "max":
-            decisions = np.stack([each.decisions for each in found]).max(axis=0)
+            decisions = np.stack([each.decisions for each in head_scores]).max(axis=0)
         else:
             decisions = _decisions(head, scores)
-        return HeadScore(scores, decisions, None, found[-1].version)
+        return HeadScore(scores, decisions, None, head_scores[-1].version)
 
 
 async def stream_videos(

@@ -42,13 +42,13 @@ class BenchOptions:
 
     def concurrencies(self) -> list[int]:
         try:
-            found = [int(each) for each in self.concurrency.split(",")]
+            numbers = [int(each) for each in self.concurrency.split(",")]
         except ValueError:
-            found = []
-        if not found or min(found) < 1 or max(found) > 4096:
+            numbers = []
+        if not numbers or min(numbers) < 1 or max(numbers) > 4096:
             problem = f"{self.concurrency!r} is not a list of numbers from 1 to 4096, such as 1,4,16"
             raise typer.BadParameter(problem, param_hint="--concurrency")
-        return found
+        return numbers
 
 
 @grouped
@@ -57,8 +57,8 @@ def bench(paths: Paths, inputs: InputOptions, options: BenchOptions, server: Ser
     concurrencies = options.concurrencies()
     reporter = Reporter()
     with exits(reporter):
-        found = started(inputs.inputs(paths))
-        figures = asyncio.run(_bench(server.client(concurrency=max(concurrencies)), found, options, concurrencies))
+        images = started(inputs.inputs(paths))
+        figures = asyncio.run(_bench(server.client(concurrency=max(concurrencies)), images, options, concurrencies))
     _print(figures, options.as_json)
     if any(each.failed for each in figures):
         reporter.say("some images failed: `clipsieve score` tells which and why")

@@ -150,5 +150,5 @@ def started(inputs: Inputs) -> Iterator[str]:
     paths = iter(inputs)
     for path in paths:
         return chain([path], paths)
-    wanted = f"no file matches {inputs.pattern!r}" if inputs.pattern else "no image files; see --pattern"
-    raise InputRefused(f"nothing to do: {wanted}")
+    problem = f"no file matches {inputs.pattern!r}" if inputs.pattern else "no image files; see --pattern"
+    raise InputRefused(f"nothing to do: {problem}")

@@ -51,12 +51,12 @@ def heads(server: ServerOptions, output: HeadsOptions) -> None:
             return await client.heads()
 
     with exits(Reporter()):
-        found = asyncio.run(run())
+        served = asyncio.run(run())
     if output.as_json:
-        print(json.dumps([asdict(head) for head in found], indent=2))
+        print(json.dumps([asdict(head) for head in served], indent=2))
     else:
         names = ("head", "task", "labels", "classes", "thresholds", "notice")
-        print_table(names, [_row(head) for head in found])
+        print_table(names, [_row(head) for head in served])
 
 
 @grouped
@@ -75,10 +75,10 @@ def health(server: HealthServerOptions, check: HealthOptions) -> None:
 
     reporter = Reporter()
     with exits(reporter):
-        found = asyncio.run(run())
-    if not found.ok:
-        fail(reporter, f"{found.status}: {found.message}", UNAVAILABLE if found.status == "unavailable" else FAILURE)
-    print(f"{found.status}: {found.message}")
+        answer = asyncio.run(run())
+    if not answer.ok:
+        fail(reporter, f"{answer.status}: {answer.message}", UNAVAILABLE if answer.status == "unavailable" else FAILURE)
+    print(f"{answer.status}: {answer.message}")
 
 
 def _row(head: Head) -> tuple[str, ...]:

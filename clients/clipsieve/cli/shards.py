@@ -113,5 +113,5 @@ def _check_finished(out: Path, job: ShardJob) -> None:
     except pa.ArrowException as error:
         raise OutputRefused(f"{out} is damaged ({error}); give --overwrite, or another --out") from None
     if names != job.columns.names:
-        found = f"{', '.join(names)}, this run would write {', '.join(job.columns.names)}"
-        raise OutputRefused(f"{out} already exists with the columns {found}; give --overwrite, or another --out")
+        columns = f"{', '.join(names)}, this run would write {', '.join(job.columns.names)}"
+        raise OutputRefused(f"{out} already exists with the columns {columns}; give --overwrite, or another --out")

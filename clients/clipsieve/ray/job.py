@@ -127,8 +127,8 @@ _scorers: dict[str, UnitScorer] = {}
 def _score(batch: dict[str, Any], job: Job) -> dict[str, Any]:
     if job.plan.run_id not in _scorers:
         _scorers[job.plan.run_id] = UnitScorer(job)
-    told = [asdict(_scorers[job.plan.run_id].score(int(unit))) for unit in batch["unit"]]
-    return {"outcome": [json.dumps({**each, "node": _node()}) for each in told]}
+    results = [asdict(_scorers[job.plan.run_id].score(int(unit))) for unit in batch["unit"]]
+    return {"outcome": [json.dumps({**each, "node": _node()}) for each in results]}
 
 
 def _ask(servers: Servers, names: list[str] | None, allow_version_change: bool) -> Served | ClipsieveError:
@@ -145,9 +145,9 @@ def _node() -> str:
 
 
 def _outcome_from_json(text: str) -> Outcome:
-    told = json.loads(text)
-    part = Part(**told["part"]) if told["part"] else None
-    return Outcome(**{**told, "part": part})
+    fields = json.loads(text)
+    part = Part(**fields["part"]) if fields["part"] else None
+    return Outcome(**{**fields, "part": part})
 
 
 def _imported(is_quiet: bool) -> Any:

@@ -236,11 +236,11 @@ def _identity(inputs: Inputs, rows_per_file: int, options: Mapping[str, Any]) ->
 
 
 def _plan_of(out: str, run: Mapping[str, Any], identity: Mapping[str, Any]) -> Plan:
-    found = run["identity"]
+    stored = run["identity"]
     differing = [
-        f"{key}: {_shown(found.get(key))}, now {_shown(identity.get(key))}"
-        for key in {**found, **identity}
-        if found.get(key) != identity.get(key)
+        f"{key}: {_shown(stored.get(key))}, now {_shown(identity.get(key))}"
+        for key in {**stored, **identity}
+        if stored.get(key) != identity.get(key)
     ]
     if differing:
         raise OutputRefused(f"{out} is a job with other {'; '.join(differing)}. {_REMEDY}")

@@ -34,8 +34,8 @@ TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.tmp")
 
 
 def is_remote(name: str) -> bool:
-    found = _SCHEME.match(name)
-    return found is not None and found[1] != "file"
+    scheme = _SCHEME.match(name)
+    return scheme is not None and scheme[1] != "file"
 
 
 def local_path(name: str) -> str:
@@ -98,8 +98,8 @@ def files_below(name: str, pattern: str | None) -> Iterator[str]:
     filesystem, top = locate(base + options)
     paths = _listed(filesystem, top, name)
     if wild is not None:
-        wanted = re.compile(_glob_expression(body[len(base) + 1 :]))
-        paths = [path for path in paths if wanted.fullmatch(os.path.relpath(path, top))]
+        expression = re.compile(_glob_expression(body[len(base) + 1 :]))
+        paths = [path for path in paths if expression.fullmatch(os.path.relpath(path, top))]
         if not paths:
             raise InputRefused(f"no file matches {name!r}")
     elif paths != [top]:
@@ -184,8 +184,8 @@ def whole_file(name: str) -> Iterator[Any]:
 
 def _without_options(name: str) -> tuple[str, str]:
     """The name, and the options of a bucket with their question mark."""
-    found = _OPTIONS.search(name) if name.startswith(_BUCKETS) and is_remote(name) else None
-    return (name, "") if found is None else (name[: found.start()], name[found.start() :])
+    options = _OPTIONS.search(name) if name.startswith(_BUCKETS) and is_remote(name) else None
+    return (name, "") if options is None else (name[: options.start()], name[options.start() :])
 
 
 @lru_cache(maxsize=64)
@@ -216,9 +216,10 @@ def _is_wanted(inside: str, pattern: str | None) -> bool:
 def _glob_expression(pattern: str) -> str:
     """`*` stays within a folder, `**/` is any number of folders."""
     pieces = re.split(r"(\*\*/|\*\*|\*|\?|\[[^\]]+\])", pattern)
-    meant = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
+    expressions = {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}
     return "".join(
-        meant.get(piece) or (f"[{piece[1:-1].replace('!', '^', 1)}]" if piece.startswith("[") else re.escape(piece))
+        expressions.get(piece)
+        or (f"[{piece[1:-1].replace('!', '^', 1)}]" if piece.startswith("[") else re.escape(piece))
         for piece in pieces
     )
 

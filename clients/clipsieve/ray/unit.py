@@ -182,12 +182,12 @@ def served(servers: Servers, names: list[str] | None, allow_version_change: bool
 
 
 async def _served(servers: Servers, names: list[str] | None, allow_version_change: bool) -> Served:
-    found, silent = await _answers(servers, names)
-    differing = [(url, version) for url, _, version in found if version != found[0][2]]
+    answers, silent = await _answers(servers, names)
+    differing = [(url, version) for url, _, version in answers if version != answers[0][2]]
     if differing and not allow_version_change:
-        problem = f"{found[0][0]} has {found[0][2]} and {differing[0][0]} has {differing[0][1]}"
+        problem = f"{answers[0][0]} has {answers[0][2]} and {differing[0][0]} has {differing[0][1]}"
         raise VersionChanged(f"the servers have different heads: {problem}")
-    return Served(found[0][1], found[0][2], [str(failure) for failure in silent])
+    return Served(answers[0][1], answers[0][2], [str(failure) for failure in silent])
 
 
 async def _answers(
@@ -201,8 +201,8 @@ async def _answers(
         for answer in answers:
             if isinstance(answer, BaseException) and not isinstance(answer, ServerUnavailable):
                 raise answer
-        if found := [answer for answer in answers if not isinstance(answer, BaseException)]:
-            return found, silent
+        if answered := [answer for answer in answers if not isinstance(answer, BaseException)]:
+            return answered, silent
         if time.monotonic() >= give_up_at:
             raise silent[0]
 

@@ -105,8 +105,8 @@ def write_report(table: Path, out: Path, options: ReportOptions, show_progress: 
         pictures = _Counted(_pictures(scores.name_column, names, out, options), advance)
         with replacing(out, Path.unlink) as file:
             _write_page(file, facts, pictures, options.link_images)
-    found = int(scores.scored().sum())
-    return ReportSummary(scores.rows, found, len(names), pictures.missing, out.stat().st_size)
+    scored = int(scores.scored().sum())
+    return ReportSummary(scores.rows, scored, len(names), pictures.missing, out.stat().st_size)
 
 
 class _Counted:
@@ -258,9 +258,9 @@ def _template(linked: bool) -> tuple[bytes, bytes]:
 
 
 def _element_hash(page: str, name: str) -> str:
-    found = re.search(f"<{name}>(.*?)</{name}>", page, re.DOTALL)
-    assert found, f"page.html has no {name} element"
-    return f"'sha256-{base64.b64encode(hashlib.sha256(found[1].encode()).digest()).decode()}'"
+    element = re.search(f"<{name}>(.*?)</{name}>", page, re.DOTALL)
+    assert element, f"page.html has no {name} element"
+    return f"'sha256-{base64.b64encode(hashlib.sha256(element[1].encode()).digest()).decode()}'"
 
 
 def _sha256(file: Path) -> str:

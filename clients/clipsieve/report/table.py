@@ -69,10 +69,10 @@ class Column:
 
     def axis(self) -> tuple[float, float]:
         """0 and 1, or whole numbers around the scores of a regression."""
-        found = self.scores[np.isfinite(self.scores)]
-        if not len(found) or (found.min() >= 0 and found.max() <= 1):
+        scores = self.scores[np.isfinite(self.scores)]
+        if not len(scores) or (scores.min() >= 0 and scores.max() <= 1):
             return 0.0, 1.0
-        low, high = math.floor(found.min()), math.ceil(found.max())
+        low, high = math.floor(scores.min()), math.ceil(scores.max())
         return float(low), float(max(high, low + 1))
 
     def limits(self) -> list[float]:
@@ -124,8 +124,8 @@ def read_scores(file: Path, most_errors: int) -> ScoreTable:
     """
     names = column_names(file)
     scan = _Scan(file, _name_column(file, names), _score_columns(file, names), most_errors)
-    wanted = [name for name in names if name in scan.wanted()]
-    for batch in batches(file, wanted):
+    needed = [name for name in names if name in scan.needed_columns()]
+    for batch in batches(file, needed):
         scan.add(batch)
     if not scan.rows:
         raise TableError(f"{file}: has no rows")
@@ -138,16 +138,16 @@ def read_names(table: ScoreTable, rows: np.ndarray) -> list[str]:
     Raises:
         TableError: the table has fewer rows now.
     """
-    wanted = set(rows.tolist())
-    found: dict[int, str] = {}
+    numbers = set(rows.tolist())
+    names: dict[int, str] = {}
     start = 0
     for batch in batches(table.file, [table.name_column]):
         values = batch[table.name_column]
-        found.update((row, _text(values[row - start])) for row in range(start, start + len(values)) if row in wanted)
+        names.update((row, _text(values[row - start])) for row in range(start, start + len(values)) if row in numbers)
         start += len(values)
-    if len(found) < len(wanted):
+    if len(names) < len(numbers):
         raise TableError(f"{table.file}: changed while it was read; try again")
-    return [found[row] for row in rows.tolist()]
+    return [names[row] for row in rows.tolist()]
 
 
 def choose_rows(column: Column, among: np.ndarray, order: Order, limit: int, threshold: float) -> np.ndarray:
@@ -179,7 +179,7 @@ class _Scan:
         self._codes: Counter[str] = Counter()
         self._versions: Counter[str] = Counter()
 
-    def wanted(self) -> set[str | None]:
+    def needed_columns(self) -> set[str | None]:
         sources = [column.source for column in self._columns]
         theirs = {name for source in sources for name in (source.name, source.decision, source.class_name)}
         return theirs | {self._name, "error", "model_version"}
@@ -200,8 +200,8 @@ class _Scan:
         self.rows += count
 
     def _add_error(self, name: str, text: str) -> None:
-        found = _CODE.match(text)
-        code, message = (found[1], text[found.end() :]) if found else ("ERROR" if text else "NO_SCORE", text)
+        match = _CODE.match(text)
+        code, message = (match[1], text[match.end() :]) if match else ("ERROR" if text else "NO_SCORE", text)
         self._codes[code] += 1
         if len(self._errors) < self._most_errors:
             self._errors.append(RowError(name, code, message))
@@ -310,13 +310,13 @@ def _name_column(file: Path, names: list[str]) -> str:
 
 
 def _score_columns(file: Path, names: list[str]) -> list[ScoreColumn]:
-    found = score_columns(names)
-    if not found:
+    scores = score_columns(names)
+    if not scores:
         raise TableError(
             f"{file}: no column of scores (probability, or a name that ends in _score); "
             f"found: {', '.join(names) or 'none'}. Write the table with `clipsieve score`"
         )
-    return [_score_column(name, names) for name in found]
+    return [_score_column(name, names) for name in scores]
 
 
 def _score_column(name: str, names: list[str]) -> ScoreColumn:
