@@ -103,16 +103,16 @@ def main() -> int:
     chosen = [name for name in ENCODERS if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
     if not chosen:
         parser.error(f"no encoder matches {' '.join(patterns)}; there are {', '.join(ENCODERS)}")
-    told = machine()
+    hardware = machine()
     console = Console(stderr=True)
-    console.print(f"{hardware_line(told)}; {versions_line(told)}; random weights")
+    console.print(f"{hardware_line(hardware)}; {versions_line(hardware)}; random weights")
     rows = []
     for name in chosen:
         console.print(name)
         with tempfile.TemporaryDirectory() as folder:
             rows.append(asdict(build(name, ENCODERS[name], Path(folder))))
     print_table(rows)
-    print_result("benchmarks.encoders", told, rows=rows)
+    print_result("benchmarks.encoders", hardware, rows=rows)
     return 0
 
 

@@ -44,27 +44,27 @@ def machine() -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """Of Python, of the TOOLS that are installed and of the wheel that carries tritonserver."""
-    found = {"python": platform.python_version()}
+    result = {"python": platform.python_version()}
     for name in TOOLS:
         try:
-            found[name] = importlib.metadata.version(name)
+            result[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found | _triton_version()
+    return result | _triton_version()
 
 
-def hardware_line(told: Machine) -> str:
+def hardware_line(hardware: Machine) -> str:
     """`AMD EPYC (avx2), 2 cores, 15.6 GiB, Linux 6.1.0 x86_64`."""
-    instructions = f" ({', '.join(told['instructions'])})" if told.get("instructions") else ""
-    parts = [f"{told['cpu']}{instructions}", f"{told['cores']} cores"]
-    parts += [f"{told['memory_gib']:g} GiB"] if "memory_gib" in told else []
-    parts += [*told.get("gpus", []), *([told["kernel"]] if "kernel" in told else [])]
+    instructions = f" ({', '.join(hardware['instructions'])})" if hardware.get("instructions") else ""
+    parts = [f"{hardware['cpu']}{instructions}", f"{hardware['cores']} cores"]
+    parts += [f"{hardware['memory_gib']:g} GiB"] if "memory_gib" in hardware else []
+    parts += [*hardware.get("gpus", []), *([hardware["kernel"]] if "kernel" in hardware else [])]
     return ", ".join(parts)
 
 
-def versions_line(told: Machine) -> str:
+def versions_line(hardware: Machine) -> str:
     """`python 3.11.2, torch 2.9.0`."""
-    return ", ".join(f"{name} {version}" for name, version in told.get("versions", {}).items())
+    return ", ".join(f"{name} {version}" for name, version in hardware.get("versions", {}).items())
 
 
 def print_result(module: str, machine: Machine, /, **figures: Any) -> None:
@@ -99,5 +99,5 @@ def _triton_version() -> dict[str, str]:
         folder = str(find_wheel().site_packages)
     except ServingError:
         return {}
-    found = importlib.metadata.distributions(name="nvidia-pytriton", path=[folder])
-    return {each.name: each.version for each in found}
+    distributions = importlib.metadata.distributions(name="nvidia-pytriton", path=[folder])
+    return {each.name: each.version for each in distributions}

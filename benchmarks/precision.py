@@ -52,9 +52,9 @@ _HEAD_FILES = {512: "clip_autokeras_nsfw_b32.zip", 768: "clip_autokeras_binary_n
 
 TRAINED = "dinov2-vit-s-14"
 
-SPEED_ASKED = {"avx2": 1.3, "avx-vnni": 2.5, "avx512-vnni": 2.5}
+TARGET_SPEEDS = {"avx2": 1.3, "avx-vnni": 2.5, "avx512-vnni": 2.5}
 """int8 ÷ fp32 images/s, by instruction set."""
-COSINE_ASKED = 0.999
+TARGET_COSINE = 0.999
 """The least of int8 beside fp32, for trained weights."""
 
 Embed = Callable[[np.ndarray], np.ndarray]
@@ -168,9 +168,9 @@ def scorer(embed_dim: int, heads: Path | None, folder: Path) -> tuple[str, Embed
     return _HEADS[embed_dim], lambda embedding: np.asarray(session.run(["score"], {"embedding": embedding})[0])
 
 
-def compare(expected: np.ndarray, found: np.ndarray, score: Embed) -> dict[str, float]:
+def compare(expected: np.ndarray, actual: np.ndarray, score: Embed) -> dict[str, float]:
     """Cosines, and what a head says of the two; `decisions_changed` at 0.5."""
-    cosine, before, after = cosines(expected, found), score(expected), score(found)
+    cosine, before, after = cosines(expected, actual), score(expected), score(actual)
     return {
         "cosine_min": round(float(cosine.min()), 7),
         "cosine_mean": round(float(cosine.mean()), 7),
@@ -224,11 +224,11 @@ def comparisons(encoders: list[dict[str, Any]]) -> list[Comparison]:
     for encoder in encoders:
         for instruction_set, methods in encoder["instruction_sets"].items():
             what, int8 = f"int8, {encoder['model']}, {instruction_set}", methods["int8"]
-            speed = next((least for flag, least in SPEED_ASKED.items() if instruction_set.startswith(flag)), None)
+            speed = next((least for flag, least in TARGET_SPEEDS.items() if instruction_set.startswith(flag)), None)
             if speed is not None:
                 rows.append(Comparison(f"{what}: images/s ÷ fp32", int8["relative"], speed, True))
             if encoder["model"] == TRAINED:
-                rows.append(Comparison(f"{what}: minimum cosine", int8["cosine_min"], COSINE_ASKED, True))
+                rows.append(Comparison(f"{what}: minimum cosine", int8["cosine_min"], TARGET_COSINE, True))
                 rows.append(Comparison(f"{what}: decisions changed", int8["decisions_changed"], 0, False))
     return rows
 

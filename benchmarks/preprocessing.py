@@ -37,9 +37,9 @@ from common.pixels import served_transform
 from recipes.schema import Serving
 
 MEGAPIXELS = (0.3, 2.0, 12.0)
-ASKED = {("exact", None): 1.0, ("scaled", 12.0): 3.0}
+TARGET_SPEEDS = {("exact", None): 1.0, ("scaled", 12.0): 3.0}
 """Images/s relative to open_clip: (method, megapixels or any) → at least."""
-ASKED_COSINE = 0.995
+TARGET_COSINE = 0.995
 VIEW = Preprocessing(
     image_size=224,
     resize_mode="shortest",
@@ -148,12 +148,12 @@ def likeness(files: list[bytes], embed: Callable[[np.ndarray], np.ndarray]) -> d
     """Cosine of embeddings, scaled to exact, over all files; `decoded_smaller` of them have other pixels at all."""
     exact, scaled = (np.stack([transform_of(decode)(data) for data in files]) for decode in ("exact", "scaled"))
     expected = embed(exact)
-    found = cosines(expected, embed(scaled))
+    cosine = cosines(expected, embed(scaled))
     return {
         "pictures": len(files),
         "decoded_smaller": int((exact != scaled).any(axis=(1, 2, 3)).sum()),
-        "cosine_mean": round(float(found.mean()), 6),
-        "cosine_min": round(float(found.min()), 6),
+        "cosine_mean": round(float(cosine.mean()), 6),
+        "cosine_min": round(float(cosine.min()), 6),
         "cosine_to_next_picture": round(float(cosines(expected, np.roll(expected, 1, axis=0)).mean()), 6),
     }
 
@@ -196,16 +196,19 @@ def comparisons(sizes: list[dict[str, Any]], cosine: dict[str, dict[str, Any]]) 
         Comparison(
             f"{name} / open_clip, {size['megapixels']:g} MP",
             size["methods"][name]["relative"],
-            asked,
+            target,
             True,
             "open_clip",
         )
-        for (name, megapixels), asked in ASKED.items()
+        for (name, megapixels), target in TARGET_SPEEDS.items()
         for size in sizes
         if megapixels in (None, size["megapixels"])
     ]
-    found = cosine.get("as they are", {}).get("cosine_mean")
-    return [*speeds, Comparison("cosine of photographs, scaled to exact, mean", found, ASKED_COSINE, True, "exact")]
+    mean_cosine = cosine.get("as they are", {}).get("cosine_mean")
+    return [
+        *speeds,
+        Comparison("cosine of photographs, scaled to exact, mean", mean_cosine, TARGET_COSINE, True, "exact"),
+    ]
 
 
 def speeds_on_one_core(sizes: list[float], rounds: int) -> list[dict[str, Any]]:
@@ -231,7 +234,7 @@ def main() -> None:
     parser.add_argument("--encoder", type=Path, help="folder of a built ViT-B/32; by default one is built")
     parser.add_argument("--no-cosine", action="store_true", help="speed only")
     arguments = parser.parse_args()
-    told = machine()
+    hardware = machine()
     sizes = speeds_on_one_core(list(arguments.megapixels), arguments.rounds)
     cosine: dict[str, Any] = {}
     if not arguments.no_cosine:
@@ -240,7 +243,7 @@ def main() -> None:
     result = {"rounds": arguments.rounds, "sizes": sizes, "cosine": cosine}
     result |= {"comparisons": comparisons_json(comparisons(sizes, cosine))}
     print(terminal_text({"benchmark": "preprocessing"} | result))
-    print_result("benchmarks.preprocessing", told, **result)
+    print_result("benchmarks.preprocessing", hardware, **result)
 
 
 if __name__ == "__main__":

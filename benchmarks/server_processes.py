@@ -9,12 +9,12 @@ from serving.processes import STUB, children
 
 def stubs(server_pid: int) -> dict[str, list[int]]:
     """Process ids of the Python processes by model, such as `preprocess`."""
-    found: dict[str, list[int]] = {}
+    by_model: dict[str, list[int]] = {}
     for child in children(server_pid):
         if child.name == STUB and child.state != "Z":  # a dead one has no command line
             model_file = Path(f"/proc/{child.pid}/cmdline").read_bytes().decode().split("\0")[1]
-            found.setdefault(Path(model_file).parent.parent.name, []).append(child.pid)
-    return found
+            by_model.setdefault(Path(model_file).parent.parent.name, []).append(child.pid)
+    return by_model
 
 
 def resident_mib(server_pid: int) -> dict[str, float]:

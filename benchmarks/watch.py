@@ -98,7 +98,7 @@ def main() -> int:
     parser.add_argument("--recipe", default="demo", help="a recipe whose artefacts are built (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--images", type=int, default=400, help="of each round (default %(default)s)")
-    arguments, told = parser.parse_args(), machine()
+    arguments, hardware = parser.parse_args(), machine()
     recipe = load_recipe(arguments.recipe)
     photos = [path.read_bytes() for path in sample_photos()]
     pictures = [photos[index % len(photos)] for index in range(arguments.images)]
@@ -110,7 +110,7 @@ def main() -> int:
         ):
             rounds = interleaved({"off": off, "on": on}, pictures, arguments.rounds)
             steps = steps_of(on)
-    report(arguments.recipe, rounds, steps, told)
+    report(arguments.recipe, rounds, steps, hardware)
     return 0
 
 
@@ -139,28 +139,28 @@ def interleaved(servers: dict[str, EmbeddedServer], pictures: list[bytes], count
     rounds: dict[str, list[Round]] = {name: [] for name in servers}
     for number in range(-1, count):  # the first one warms up
         for name in sorted(servers, reverse=number % 2 == 1):
-            found = measure(servers[name], pictures)
+            figures = measure(servers[name], pictures)
             if number >= 0:
-                rounds[name].append(found)
+                rounds[name].append(figures)
         print(f"round {number + 1} of {count}", file=sys.stderr, flush=True)
     return rounds
 
 
-def report(recipe: str, rounds: dict[str, list[Round]], steps: dict[str, Step], told: Machine) -> None:
+def report(recipe: str, rounds: dict[str, list[Round]], steps: dict[str, Step], hardware: Machine) -> None:
     """Medians of either, and the median of the rounds' ratios, which a noisy machine spoils least."""
     print(f"{recipe}: {len(rounds['on'])} rounds, {CONCURRENCY} images at once for the rate, one for the latency")
     ratios, medians = {}, []
     for name in ("images_per_s", "cpu_ms", "latency_ms"):
-        off, on = ([getattr(found, name) for found in rounds[side]] for side in ("off", "on"))
+        off, on = ([getattr(each, name) for each in rounds[side]] for side in ("off", "on"))
         low, middle, high = statistics.quantiles([b / a for a, b in zip(off, on, strict=True)], n=4)
         ratios[name] = middle
         pair = {"without": statistics.median(off), "with watch": statistics.median(on)}
         medians.append({"": name} | pair | {"ratio": f"{middle:.3f}", "quartiles": f"{low:.3f} to {high:.3f}"})
     print_table(medians)
     print_table([{"": name} | asdict(step) for name, step in steps.items()])
-    rows = {side: [asdict(found) for found in found_rounds] for side, found_rounds in rounds.items()}
-    told_steps = {name: asdict(step) for name, step in steps.items()}
-    print_result("benchmarks.watch", told, recipe=recipe, ratios=ratios, steps=told_steps, rounds=rows)
+    rows = {side: [asdict(each) for each in measured] for side, measured in rounds.items()}
+    step_rows = {name: asdict(step) for name, step in steps.items()}
+    print_result("benchmarks.watch", hardware, recipe=recipe, ratios=ratios, steps=step_rows, rounds=rows)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ from benchmarks.peers.figures import (
 from benchmarks.peers.hugging_face import image_config, model_config, renamed
 from benchmarks.peers.limit import Limit, until
 from benchmarks.peers.load import Ask, Throughput, offer, one_by_one, saturate
-from benchmarks.peers.material import CHECKED, Found, Material, difference
+from benchmarks.peers.material import CHECKED, Material, PictureAnswer, difference
 from benchmarks.peers.pictures import MEGAPIXELS, jpeg_pictures, scaled_size
 from benchmarks.peers.processes import Process, cpu_s, resident_mib, wait_until
 from benchmarks.peers.servers import Server, Service, services
@@ -56,12 +56,12 @@ def material(tmp_path: Path, demo) -> Material:
     return Material(demo, tmp_path, [bytes([number]) for number in range(8)], np.arange(CHECKED) / 10, embeddings)
 
 
-async def tenth(picture: bytes) -> Found:
+async def tenth(picture: bytes) -> PictureAnswer:
     await asyncio.sleep(0.001)
-    return Found(score=picture[0] / 10)
+    return PictureAnswer(score=picture[0] / 10)
 
 
-async def failing(picture: bytes) -> Found:
+async def failing(picture: bytes) -> PictureAnswer:
     raise ValueError("no")
 
 
@@ -189,19 +189,19 @@ def test_scaled_size_keeps_the_shape():
 
 
 def test_right_scores_and_embeddings_pass(material):
-    assert difference(material, [Found(score=score) for score in material.scores], 0.999) == 0
-    longer = [Found(embedding=3 * row) for row in material.embeddings]
+    assert difference(material, [PictureAnswer(score=score) for score in material.scores], 0.999) == 0
+    longer = [PictureAnswer(embedding=3 * row) for row in material.embeddings]
     assert difference(material, longer, 0.999) == pytest.approx(0)
 
 
 @pytest.mark.parametrize(
     ("found", "said"),
     [
-        ([Found(score=0.0)], "1 of 6"),
-        ([Found(score=0.3)] * CHECKED, "scores differ from ours by 0.3"),
-        ([Found(score=float("nan"))] * CHECKED, "scores differ"),
-        ([Found(embedding=np.ones(8))] * CHECKED, "cosine"),
-        ([Found(embedding=np.zeros(8))] * CHECKED, "cosine"),
+        ([PictureAnswer(score=0.0)], "1 of 6"),
+        ([PictureAnswer(score=0.3)] * CHECKED, "scores differ from ours by 0.3"),
+        ([PictureAnswer(score=float("nan"))] * CHECKED, "scores differ"),
+        ([PictureAnswer(embedding=np.ones(8))] * CHECKED, "cosine"),
+        ([PictureAnswer(embedding=np.zeros(8))] * CHECKED, "cosine"),
     ],
 )
 def test_wrong_answers_are_refused(material, found, said):
@@ -222,9 +222,9 @@ def test_a_closed_loop_counts_what_it_was_given():
 def test_every_picture_is_sent_once_alone():
     sent = []
 
-    async def ask(picture: bytes) -> Found:
+    async def ask(picture: bytes) -> PictureAnswer:
         sent.append(picture)
-        return Found()
+        return PictureAnswer()
 
     assert len(asyncio.run(one_by_one(ask, [b"a", b"b", b"c"]))) == 3
     assert sent == [b"a", b"b", b"c"]
@@ -325,8 +325,8 @@ def test_all_peers_are_measured_in_every_round(material):
 
 
 def test_a_peer_that_fails_is_told_and_the_others_go_on(material, peers, capsys):
-    async def wrong(picture: bytes) -> Found:
-        return Found(score=0.9)
+    async def wrong(picture: bytes) -> PictureAnswer:
+        return PictureAnswer(score=0.9)
 
     @contextmanager
     def missing(workers: int, folder: Path) -> Iterator[Server]:
@@ -349,7 +349,7 @@ def test_a_peer_that_fails_is_told_and_the_others_go_on(material, peers, capsys)
 def test_a_peer_that_breaks_in_a_round_keeps_what_was_measured(material):
     broken = False
 
-    async def ask(picture: bytes) -> Found:
+    async def ask(picture: bytes) -> PictureAnswer:
         if broken:
             raise OSError("gone")
         return await tenth(picture)
@@ -444,7 +444,7 @@ def written_run(folder: Path, counted: int, rows: int) -> Path:
 
 def test_a_run_of_clip_retrieval_is_read(tmp_path):
     run = read_run(written_run(tmp_path / "run", 8, 8), took_s=20, pictures=8)
-    assert (run.images, run.seconds, run.start_s, len(run.found)) == (8, 4, 16, CHECKED)
+    assert (run.images, run.seconds, run.start_s, len(run.answers)) == (8, 4, 16, CHECKED)
 
 
 @pytest.mark.parametrize(("counted", "rows"), [(8, 7), (7, 8)])

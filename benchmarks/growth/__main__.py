@@ -74,22 +74,24 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
 
 def measured(scene: Scene, parts: Sequence[str]) -> dict[str, Any]:
     """The parts by name, and under `problems` why any was not measured."""
-    found: dict[str, Any] = {}
+    figures: dict[str, Any] = {}
     problems: dict[str, str] = {}
     for part in parts:
         try:
-            found[part] = PARTS[part](scene)
+            figures[part] = PARTS[part](scene)
         except Exception as error:  # of the server, the client or the machine; the other parts go on
             problems[part] = f"{type(error).__name__}: {error}"
             say(f"{part}: {problems[part]}")
-    return found | {"problems": problems}
+    return figures | {"problems": problems}
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments, told = parse(argv), machine()
+    arguments, hardware = parse(argv), machine()
     figures = run(arguments)
-    print(f"{hardware_line(told)}; {figures['encoder']}", terminal_text({"benchmark": "growth"} | figures), sep="\n\n")
-    print_result("benchmarks.growth", told, **figures)
+    print(
+        f"{hardware_line(hardware)}; {figures['encoder']}", terminal_text({"benchmark": "growth"} | figures), sep="\n\n"
+    )
+    print_result("benchmarks.growth", hardware, **figures)
     return 0 if any(part in figures for part in PARTS) else 1
 
 

@@ -21,7 +21,7 @@ BEFORE_HEADS = ("preprocess", "clip_encoder")
 
 class Case(NamedTuple):
     installed: int
-    asked: int
+    requested: int
 
 
 CASES = (*(Case(count, count) for count in COUNTS), Case(COUNTS[-1], 1))
@@ -41,7 +41,7 @@ def measure(scene: Scene) -> dict[str, Any]:
     rows = [
         {
             "installed": case.installed,
-            "asked": case.asked,
+            "asked": case.requested,
             **loaded.medians(case),
             "p50_ms": median(alone[case]),
             "resident_mib": memory[case.installed],
@@ -83,16 +83,16 @@ def _loaded(scene: Scene, servers: dict[int, EmbeddedServer]) -> Samples[Case]:
     for case in interleaved("heads", CASES, settings.rounds):
         server = servers[case.installed]
         before = read_spent(server)
-        found = saturated(server.grpc_url, scene.heads(case.asked), pictures, concurrency, settings.seconds)
+        rate = saturated(server.grpc_url, scene.heads(case.requested), pictures, concurrency, settings.seconds)
         spent = read_spent(server).since(before)
         rest_s = spent.cpu_s - sum(spent.model_cpu_s[model] for model in BEFORE_HEADS)
-        per_image = {"cpu_ms": 1000 * spent.cpu_s / found.images, "rest_cpu_ms": 1000 * rest_s / found.images}
-        samples.add(case, images_per_s=found.images_per_s, **per_image)
+        per_image = {"cpu_ms": 1000 * spent.cpu_s / rate.images, "rest_cpu_ms": 1000 * rest_s / rate.images}
+        samples.add(case, images_per_s=rate.images_per_s, **per_image)
     return samples
 
 
 def _alone(scene: Scene, servers: dict[int, EmbeddedServer]) -> dict[Case, list[float]]:
     """Milliseconds."""
-    targets = {case: (servers[case.installed].grpc_url, scene.heads(case.asked)) for case in CASES}
+    targets = {case: (servers[case.installed].grpc_url, scene.heads(case.requested)) for case in CASES}
     seconds = scene.settings.rounds * scene.settings.seconds * len(CASES) / 2
     return one_by_one(targets, photographs(MEGAPIXELS), seconds)

@@ -36,17 +36,17 @@ def svgs(result: Mapping[str, Any]) -> dict[str, bytes]:
 
 def draw_heads(part: Mapping[str, Any]) -> Figure:
     figure, panels = _figure(heads_title(part), 1)
-    all_asked = [row for row in part["rows"] if row["asked"] == row["installed"]]
-    one_asked = [row for row in part["rows"] if row["asked"] < row["installed"]]
-    counts = _values(all_asked, "installed")
+    all_heads = [row for row in part["rows"] if row["asked"] == row["installed"]]
+    one_head = [row for row in part["rows"] if row["asked"] < row["installed"]]
+    counts = _values(all_heads, "installed")
     for axes, key, label in (
         (panels[0], "p50_ms", "median latency alone, ms"),
         (panels[1], "rest_cpu_ms", "CPU of heads and server, ms an image"),
     ):
-        axes.plot(counts, _values(all_asked, key), color=COLOURS["first"], label="all are asked for")
-        if one_asked:
+        axes.plot(counts, _values(all_heads, key), color=COLOURS["first"], label="all are asked for")
+        if one_head:
             style = {"linestyle": "", "marker": "D", "markersize": 6, "color": COLOURS["second"]}
-            axes.plot(_values(one_asked, "installed"), _values(one_asked, key), **style, label="one is asked for")
+            axes.plot(_values(one_head, "installed"), _values(one_head, key), **style, label="one is asked for")
         axes.set_xticks(counts)
         axes.set_ylim(bottom=0)
         _label(axes, "heads installed", label)

@@ -56,9 +56,9 @@ class Scene:
     def concurrency(self) -> int:
         """Pictures in flight at which that server does about all it can."""
         seconds = self.settings.seconds / 2
-        found = best_concurrency(self.server.grpc_url, self.heads(1), photographs(MEGAPIXELS), seconds)
-        say(f"{found} pictures at once are the fewest with the best throughput")
-        return found
+        concurrency = best_concurrency(self.server.grpc_url, self.heads(1), photographs(MEGAPIXELS), seconds)
+        say(f"{concurrency} pictures at once are the fewest with the best throughput")
+        return concurrency
 
     @property
     def decode(self) -> str:

@@ -42,10 +42,10 @@ def _under_load(scene: Scene, pictures: list[bytes]) -> dict[str, float]:
     """images_per_s; milliseconds of processor time for an image, the server's and those of two models in it."""
     server, settings = scene.server, scene.settings
     before = read_spent(server)
-    found = saturated(server.grpc_url, scene.heads(1), pictures, scene.concurrency, settings.seconds)
+    rate = saturated(server.grpc_url, scene.heads(1), pictures, scene.concurrency, settings.seconds)
     spent = read_spent(server).since(before)
-    each = {f"{step}_cpu_ms": 1000 * spent.model_cpu_s[model] / found.images for step, model in STEPS.items()}
-    return {"images_per_s": found.images_per_s, "cpu_ms": 1000 * spent.cpu_s / found.images, **each}
+    each = {f"{step}_cpu_ms": 1000 * spent.model_cpu_s[model] / rate.images for step, model in STEPS.items()}
+    return {"images_per_s": rate.images_per_s, "cpu_ms": 1000 * spent.cpu_s / rate.images, **each}
 
 
 def _alone(scene: Scene, pictures: list[bytes]) -> tuple[list[float], dict[str, float]]:

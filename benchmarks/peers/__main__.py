@@ -50,9 +50,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 def install_all(names: list[str] | None) -> int:
     """The environments of the named peers, or of all; what failed is told."""
-    wanted = {ENVIRONMENT_OF[name] for name in names or ENVIRONMENT_OF if name in ENVIRONMENT_OF}
+    chosen = {ENVIRONMENT_OF[name] for name in names or ENVIRONMENT_OF if name in ENVIRONMENT_OF}
     for environment in ENVIRONMENTS.values():
-        if environment.name in wanted:
+        if environment.name in chosen:
             problem = install(environment)
             state = f"could not be installed: {problem}" if problem else f"installed, {environment.version()}"
             print(f"peers: {environment.name} {state}", file=sys.stderr, flush=True)
@@ -61,14 +61,14 @@ def install_all(names: list[str] | None) -> int:
 
 def versions_of_peers() -> dict[str, str]:
     """Of those that are installed, by peer."""
-    found = {}
+    result = {}
     for name, environment in ENVIRONMENT_OF.items():
         try:
             ENVIRONMENTS[environment].check()
         except PeerError:
             continue
-        found[name] = ENVIRONMENTS[environment].version()
-    return found
+        result[name] = ENVIRONMENTS[environment].version()
+    return result
 
 
 def contest(arguments: argparse.Namespace, folder: Path) -> int:
@@ -78,28 +78,28 @@ def contest(arguments: argparse.Namespace, folder: Path) -> int:
     from benchmarks.peers.servers import services
     from benchmarks.results.views import terminal_text
 
-    wanted = arguments.only or [*WITHOUT_SERVER, *SERVICES]
-    recipe, told = load_recipe(arguments.recipe), machine()
+    chosen = arguments.only or [*WITHOUT_SERVER, *SERVICES]
+    recipe, hardware = load_recipe(arguments.recipe), machine()
     material = prepare(recipe, ARTIFACTS / "peers" / recipe.encoder.id)
     settings = Settings(arguments.seconds, arguments.rounds, tuple(arguments.concurrency))
     with Contest(material, folder, settings) as running:
-        if "limit" in wanted:
+        if "limit" in chosen:
             running.add_limit(arguments.recipe)
         for service in services(material):
-            if service.name in wanted:
+            if service.name in chosen:
                 running.add_service(service)
-        if "clip-retrieval" in wanted:
+        if "clip-retrieval" in chosen:
             running.add_folder_command("clip-retrieval")
         running.run_rounds()
     for name, version in versions_of_peers().items():
         if name in running.rows:
             running.rows[name].version = version
     figures, compared = [figures_of(row) for row in running.rows.values()], comparisons(running.rows)
-    print(f"{hardware_line(told)}; {len(material.pictures)} pictures of mixed size")
+    print(f"{hardware_line(hardware)}; {len(material.pictures)} pictures of mixed size")
     how = {"rounds": settings.rounds, "seconds": settings.seconds, "encoder": recipe.encoder.id}
     result = how | as_json(figures, compared)
     print(terminal_text({"benchmark": "peers"} | result))
-    print_result("benchmarks.peers", told, **result)
+    print_result("benchmarks.peers", hardware, **result)
     return 0
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.peers.environments import ENVIRONMENTS, PeerError
-from benchmarks.peers.material import CHECKED, Found, Material
+from benchmarks.peers.material import CHECKED, Material, PictureAnswer
 from benchmarks.peers.processes import Process
 
 TIMEOUT_S = 600.0
@@ -29,7 +29,7 @@ class FolderRun:
     """Of its loop over batches, by its own statistics: reading, inference and writing, without starting."""
     start_s: float
     """What the command took beside the loop: imports, weights, warm-up."""
-    found: list[Found]
+    answers: list[PictureAnswer]
     """Of the first pictures."""
 
 
@@ -92,5 +92,5 @@ def read_run(folder: Path, took_s: float, pictures: int) -> FolderRun:
         raise PeerError(f"no complete output: {type(error).__name__}: {error}") from error
     if not images == len(embeddings) == pictures:
         raise PeerError(f"embedded {len(embeddings)} of {pictures} pictures, and counted {images}")
-    found = [Found(embedding=row.astype(np.float32)) for row in embeddings[:CHECKED]]
-    return FolderRun(images, seconds, took_s - seconds, found)
+    answers = [PictureAnswer(embedding=row.astype(np.float32)) for row in embeddings[:CHECKED]]
+    return FolderRun(images, seconds, took_s - seconds, answers)

@@ -53,9 +53,9 @@ class Contest:
     def add_limit(self, recipe: str) -> None:
         with self._attempt("limit") as row:
             limit = WithoutServer(self.material, recipe, self.folder / "limit.log", self._stack)
-            found = limit.examine(CHECKED)
+            answers = limit.examine(CHECKED)
             row.cold_start_s.append(time.perf_counter() - limit.process.started_s)
-            row.difference = difference(self.material, found, 1.0)
+            row.difference = difference(self.material, answers, 1.0)
             limit.choose(self.settings.seconds)
             self._take_part("limit", limit)
 
@@ -85,8 +85,8 @@ class Contest:
         """Wait for its first answer, see that its answers are right, and find its best concurrency."""
         wait_for_answer(server, self.material.pictures[0])
         row.cold_start_s.append(time.perf_counter() - server.started_s)
-        found = asyncio.run(server.examine(self.material.pictures[:CHECKED]))
-        row.difference = difference(self.material, found, service.minimum_cosine)
+        answers = asyncio.run(server.examine(self.material.pictures[:CHECKED]))
+        row.difference = difference(self.material, answers, service.minimum_cosine)
         wait_until_idle(server.pid)
         served = Served(server, self.material.pictures)
         served.choose(self.settings.concurrencies, self.settings.seconds)
@@ -117,18 +117,18 @@ class Contest:
     def _saturate(self, contestant: Contestant, row: Measured) -> None:
         pid = contestant.pid
         before = cpu_s(pid) if pid else 0.0
-        found = contestant.saturate(self.settings.seconds)
-        row.images_per_s.append(found.images_per_s)
+        rate = contestant.saturate(self.settings.seconds)
+        row.images_per_s.append(rate.images_per_s)
         row.setting = contestant.setting
         row.difference = row.difference if contestant.difference is None else contestant.difference
         if pid:
-            row.cpu_ms.append(1000 * (cpu_s(pid) - before) / found.images)
+            row.cpu_ms.append(1000 * (cpu_s(pid) - before) / rate.images)
             row.resident_mib = resident_mib(pid)
 
     def _offer(self, contestant: Contestant, row: Measured, rate_per_s: float) -> None:
-        found = contestant.offer(rate_per_s, 2 * self.settings.seconds)
-        if found is not None:
-            row.loaded_ms.append(found)
+        latencies = contestant.offer(rate_per_s, 2 * self.settings.seconds)
+        if latencies is not None:
+            row.loaded_ms.append(latencies)
 
     @contextmanager
     def _attempt(self, name: str) -> Iterator[Measured]:
@@ -143,9 +143,9 @@ class Contest:
 
 
 def _one_by_one(contestant: Contestant, row: Measured) -> None:
-    found = contestant.one_by_one()
-    if found is not None:
-        row.alone_ms.append(found)
+    latencies = contestant.one_by_one()
+    if latencies is not None:
+        row.alone_ms.append(latencies)
 
 
 def equal_rate(contestants: Iterable[Contestant]) -> float:

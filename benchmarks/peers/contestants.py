@@ -16,7 +16,7 @@ from benchmarks.peers.clip_retrieval import run_folder
 from benchmarks.peers.environments import QUIET, PeerError
 from benchmarks.peers.limit import LAYOUTS
 from benchmarks.peers.load import Ask, Throughput, offer, one_by_one, saturate
-from benchmarks.peers.material import Found, Material, difference
+from benchmarks.peers.material import Material, PictureAnswer, difference
 from benchmarks.peers.processes import Process
 from benchmarks.peers.servers import Server
 
@@ -106,8 +106,8 @@ class WithoutServer(Contestant):
         _, self.batch_size, self.layout = max(rates)
         self.setting = f"batches of {self.batch_size}, decoding {self.layout}"
 
-    def examine(self, pictures: int) -> list[Found]:
-        return [Found(score=score) for score in self._ask(do="scores", pictures=pictures)["scores"]]
+    def examine(self, pictures: int) -> list[PictureAnswer]:
+        return [PictureAnswer(score=score) for score in self._ask(do="scores", pictures=pictures)["scores"]]
 
     def saturate(self, seconds: float) -> Throughput:
         return Throughput(**self._ask(do="run", seconds=seconds, batch_size=self.batch_size, layout=self.layout))
@@ -140,6 +140,6 @@ class FolderCommand(Contestant):
         """Of the whole folder, however long that takes."""
         self._runs += 1
         run = run_folder(self.material, self.folder / f"clip-retrieval-{self._runs}")
-        self.difference = difference(self.material, run.found, 0.999)
+        self.difference = difference(self.material, run.answers, 0.999)
         self.setting = f"its loop alone; {run.start_s:.0f} s beside it"
         return Throughput(run.images, run.seconds)

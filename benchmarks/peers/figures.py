@@ -80,9 +80,9 @@ def added_ms(served: Measured, limit: Measured) -> float | None:
 
 def comparisons(rows: Mapping[str, Measured]) -> list[Comparison]:
     """What is asked of `clipsieve fp32` and `clipsieve int8`, against the `limit` and the best of all others."""
-    told = {name: figures_of(row) for name, row in rows.items()}
-    ours, int8, limit = (told.get(name, Figures(name)) for name in ("clipsieve fp32", "clipsieve int8", "limit"))
-    others = [each for name, each in told.items() if name not in (ours.name, int8.name, limit.name)]
+    figures = {name: figures_of(row) for name, row in rows.items()}
+    ours, int8, limit = (figures.get(name, Figures(name)) for name in ("clipsieve fp32", "clipsieve int8", "limit"))
+    others = [each for name, each in figures.items() if name not in (ours.name, int8.name, limit.name)]
     nothing = Measured("")
     added = added_ms(rows.get(ours.name, nothing), rows.get(limit.name, nothing))
     return [

@@ -10,12 +10,12 @@ from itertools import count
 
 from benchmarks.offered_load import Answer, Caller, closed_loop, open_loop
 from benchmarks.peers.environments import PeerError
-from benchmarks.peers.material import Found
+from benchmarks.peers.material import PictureAnswer
 from clipsieve import AsyncClient
 
 REQUEST_TIMEOUT_S = 60.0
 
-Ask = Callable[[bytes], Awaitable[Found]]
+Ask = Callable[[bytes], Awaitable[PictureAnswer]]
 """One encoded picture → what the server says; any exception is a request that failed."""
 
 
@@ -28,11 +28,11 @@ async def our_client(url: str, heads: Sequence[str]) -> AsyncIterator[Ask]:
     async with AsyncClient(url, timeout_s=REQUEST_TIMEOUT_S, priority="bulk") as client:
         await client.chosen_heads(heads)  # what a client asks once
 
-        async def ask(picture: bytes) -> Found:
+        async def ask(picture: bytes) -> PictureAnswer:
             (result,) = await client.score([picture], heads)
             if result.error is not None:
                 raise result.error
-            return Found(score=float(result.heads[heads[0]].scores[0]))
+            return PictureAnswer(score=float(result.heads[heads[0]].scores[0]))
 
         yield ask
 

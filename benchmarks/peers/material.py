@@ -23,7 +23,7 @@ SCORE_TOLERANCE = 0.002
 
 
 @dataclass(frozen=True)
-class Found:
+class PictureAnswer:
     """What a peer said of one picture."""
 
     score: float | None = None
@@ -87,21 +87,21 @@ def prepare(recipe: Recipe, folder: Path) -> Material:
     return material
 
 
-def difference(material: Material, found: list[Found], minimum_cosine: float) -> float:
+def difference(material: Material, answers: list[PictureAnswer], minimum_cosine: float) -> float:
     """How far a peer's answers to the first pictures are from ours: 1 - cosine, or of scores the difference.
 
     Raises:
         PeerError: too far.
     """
-    if len(found) != CHECKED:
-        raise PeerError(f"answered {len(found)} of {CHECKED} pictures")
-    embeddings = [each.embedding for each in found if each.embedding is not None]
+    if len(answers) != CHECKED:
+        raise PeerError(f"answered {len(answers)} of {CHECKED} pictures")
+    embeddings = [each.embedding for each in answers if each.embedding is not None]
     if embeddings:
         cosine = float(cosines(material.embeddings, np.stack(embeddings)).min())
         if not cosine >= minimum_cosine:
             raise PeerError(f"the cosine of its embeddings to ours is {cosine:.5f}, less than {minimum_cosine}")
         return 1 - cosine
-    largest = float(np.abs(material.scores - np.array([each.score for each in found], float)).max())
+    largest = float(np.abs(material.scores - np.array([each.score for each in answers], float)).max())
     if not largest <= SCORE_TOLERANCE:
         raise PeerError(f"its scores differ from ours by {largest:.4f}, at most {SCORE_TOLERANCE} is allowed")
     return largest

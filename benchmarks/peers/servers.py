@@ -18,7 +18,7 @@ import numpy as np
 from benchmarks.peers.environments import ENVIRONMENTS, PeerError
 from benchmarks.peers.hugging_face import write_folder
 from benchmarks.peers.load import REQUEST_TIMEOUT_S, Ask, our_client
-from benchmarks.peers.material import Found, Material
+from benchmarks.peers.material import Material, PictureAnswer
 from benchmarks.peers.processes import Process
 from build.encoder import make_encoder
 from build.errors import BuildError
@@ -59,7 +59,7 @@ class Server(ABC):
             PeerError: it has ended.
         """
 
-    async def examine(self, pictures: Sequence[bytes]) -> list[Found]:
+    async def examine(self, pictures: Sequence[bytes]) -> list[PictureAnswer]:
         """What it says of some pictures, in the most telling way it has."""
         async with self.connect() as ask:
             return [await ask(picture) for picture in pictures]
@@ -69,7 +69,7 @@ class HttpServer(Server):
     """Takes one picture in an HTTP request and answers with JSON."""
 
     def __init__(
-        self, process: Process, url: str, body: Callable[[bytes], dict[str, Any]], read: Callable[[Any], Found]
+        self, process: Process, url: str, body: Callable[[bytes], dict[str, Any]], read: Callable[[Any], PictureAnswer]
     ) -> None:
         self.process, self.url, self.body, self.read = process, url, body, read
 
@@ -89,7 +89,7 @@ class HttpServer(Server):
         timeout = aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S)
         async with aiohttp.ClientSession(timeout=timeout, connector=aiohttp.TCPConnector(limit=0)) as session:
 
-            async def ask(picture: bytes) -> Found:
+            async def ask(picture: bytes) -> PictureAnswer:
                 async with session.post(self.url, **self.body(picture)) as answer:
                     if answer.status != 200:
                         raise PeerError(f"HTTP {answer.status}: {(await answer.text())[:200]}")
@@ -119,13 +119,13 @@ class OurServer(Server):
     def connect(self) -> AbstractAsyncContextManager[Ask]:
         return our_client(self.server.grpc_url, [self.head])
 
-    async def examine(self, pictures: Sequence[bytes]) -> list[Found]:
+    async def examine(self, pictures: Sequence[bytes]) -> list[PictureAnswer]:
         async with AsyncClient(self.server.grpc_url) as client:
             results = await client.embed(list(pictures))
         for result in results:
             if result.error is not None:
                 raise result.error
-        return [Found(embedding=result.vector) for result in results]
+        return [PictureAnswer(embedding=result.vector) for result in results]
 
 
 @dataclass(frozen=True)
@@ -182,7 +182,9 @@ def start_fastapi(material: Material, folder: Path, workers: int) -> Iterator[Se
     files = {"MODEL": material.model, "WEIGHTS": str(material.weights), "HEAD": str(material.head)}
     variables = environment.variables(CORES // workers) | files
     with Process([*command, *options], variables, folder / f"fastapi-{workers}.log") as process:
-        yield HttpServer(process, f"http://{HOST}:{port}/score", _uploaded, lambda answer: Found(score=answer["score"]))
+        yield HttpServer(
+            process, f"http://{HOST}:{port}/score", _uploaded, lambda answer: PictureAnswer(score=answer["score"])
+        )
 
 
 @contextmanager
@@ -225,8 +227,8 @@ def _row(picture: bytes) -> dict[str, Any]:
     return {"json": {"dataframe_split": {"columns": ["image"], "data": [[base64.b64encode(picture).decode()]]}}}
 
 
-def _prediction(answer: Any) -> Found:
-    return Found(score=float(answer["predictions"][0]))
+def _prediction(answer: Any) -> PictureAnswer:
+    return PictureAnswer(score=float(answer["predictions"][0]))
 
 
 def _data_uri(picture: bytes) -> dict[str, Any]:
@@ -234,5 +236,5 @@ def _data_uri(picture: bytes) -> dict[str, Any]:
     return {"json": {"model": "clip", "modality": "image", "input": [uri]}}
 
 
-def _embedding(answer: Any) -> Found:
-    return Found(embedding=np.array(answer["data"][0]["embedding"], np.float32))
+def _embedding(answer: Any) -> PictureAnswer:
+    return PictureAnswer(embedding=np.array(answer["data"][0]["embedding"], np.float32))

@@ -67,13 +67,13 @@ def problems(folder: Path, page: Path) -> list[str]:
     """What of the page is not as the stored results give it. Pictures are there or not: how a line is written in
     an SVG file depends on matplotlib's version."""
     stored = read_stored(folder)
-    wanted = {name for result in stored.results.values() for name in captions(result)}
+    captioned = {name for result in stored.results.values() for name in captions(result)}
     there = {path.name for path in folder.glob("*.svg")}
-    found = [f"{name}: the picture is not there" for name in sorted(wanted - there)]
-    found += [f"{name}: no stored result has this picture" for name in sorted(there - wanted)]
+    lines = [f"{name}: the picture is not there" for name in sorted(captioned - there)]
+    lines += [f"{name}: no stored result has this picture" for name in sorted(there - captioned)]
     if not page.is_file() or page.read_text(encoding="utf-8") != page_text(stored):
-        found.append(f"{page.name}: is not what the stored results give")
-    return found
+        lines.append(f"{page.name}: is not what the stored results give")
+    return lines
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -87,10 +87,10 @@ def main(argv: list[str] | None = None) -> int:
     if not arguments.check:
         draw(arguments.store, FOLDER, PAGE)
         return 0
-    found = problems(FOLDER, PAGE)
-    for line in found:
+    lines = problems(FOLDER, PAGE)
+    for line in lines:
         print(f"results: {line}; draw it again: python -m benchmarks.results", file=sys.stderr)
-    return 1 if found else 0
+    return 1 if lines else 0
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def _section(benchmark: Command, result: Result, note: str | None, with_machine:
     seen, name = view(result), benchmark.name
     parts = [f"## {name}", benchmark.sentence, f"```sh\n{result['command']}\n```", _when(result)]
     parts += _machine(result["machine"], "Machine") if with_machine else []
-    parts += [" ".join(seen.found)] if seen.found else []
+    parts += [" ".join(seen.findings)] if seen.findings else []
     parts += [f"![{name}: {caption}](results/{file})" for file, caption in captions(result).items()]
     for above, rows in seen.tables:
         parts += [above, table(rows)]
@@ -77,27 +77,29 @@ def _when(result: Result) -> str:
     return f"{result['date']}{took}, load average before {load}; [all figures](results/{result['benchmark']}.json)."
 
 
-def _machine(told: Mapping[str, Any], what: str) -> list[str]:
-    return [f"{what}: {hardware_line(told)}.", f"Versions: {versions_line(told)}."]
+def _machine(machine: Mapping[str, Any], what: str) -> list[str]:
+    return [f"{what}: {hardware_line(machine)}.", f"Versions: {versions_line(machine)}."]
 
 
 def _common_machine(results: Mapping[str, Result]) -> dict[str, Any] | None:
     """The machine of all results, or None when they differ in more than the load."""
-    told = [{key: value for key, value in each["machine"].items() if key != "load_before"} for each in results.values()]
-    return told[0] if all(each == told[0] for each in told) else None
+    machines = [
+        {key: value for key, value in each["machine"].items() if key != "load_before"} for each in results.values()
+    ]
+    return machines[0] if all(each == machines[0] for each in machines) else None
 
 
 # ---- what was asked for ----
 
 
 def _targets_in_short(results: Mapping[str, Result]) -> str:
-    asked = [(name, row) for name, result in results.items() for row in result.get("comparisons", [])]
-    if not asked:
+    targets = [(name, row) for name, result in results.items() for row in result.get("comparisons", [])]
+    if not targets:
         return ""
-    met = sum(row["met"] is True for _, row in asked)
-    missed = [f"[{row['name']}](#{name})" for name, row in asked if row["met"] is False]
-    unknown = sum(row["met"] is None for _, row in asked)
-    text = f"Targets: {met} of {len(asked)} met"
+    met = sum(row["met"] is True for _, row in targets)
+    missed = [f"[{row['name']}](#{name})" for name, row in targets if row["met"] is False]
+    unknown = sum(row["met"] is None for _, row in targets)
+    text = f"Targets: {met} of {len(targets)} met"
     text += f", {len(missed)} missed ({'; '.join(missed)})" if missed else ""
     return text + (f", {unknown} not measured." if unknown else ".")
 

@@ -17,8 +17,8 @@ from recipes.errors import ExpectedError
 FOLDER = ROOT / "benchmarks" / "results"
 FIRST = ("peers", "preprocessing", "growth")
 """What a reader looks for; the others follow in the order of the alphabet."""
-WANTED = ("benchmark", "command", "date", "machine")
-WANTED_OF_MACHINE = ("cpu", "cores", "memory_gib", "kernel", "load_before", "versions")
+REQUIRED = ("benchmark", "command", "date", "machine")
+REQUIRED_OF_MACHINE = ("cpu", "cores", "memory_gib", "kernel", "load_before", "versions")
 LARGEST_BYTES = 150_000
 DIGITS = 8  # more would be noise, and larger files
 
@@ -49,10 +49,10 @@ def check(result: Result) -> None:
     Raises:
         ResultError
     """
-    missing = [key for key in WANTED if key not in result]
+    missing = [key for key in REQUIRED if key not in result]
     machine = result.get("machine")
     if isinstance(machine, dict):
-        missing += [f"machine.{key}" for key in WANTED_OF_MACHINE if key not in machine]
+        missing += [f"machine.{key}" for key in REQUIRED_OF_MACHINE if key not in machine]
     if missing:
         raise ResultError(f"lacks {', '.join(missing)}; a benchmark ends with benchmarks.machine.print_result")
     names = list(find_benchmarks())
@@ -60,8 +60,8 @@ def check(result: Result) -> None:
         nearest = difflib.get_close_matches(str(result["benchmark"]), names, n=1, cutoff=0)
         raise ResultError(f"is of {result['benchmark']!r}, which is no benchmark; did you mean {nearest[0]}?")
     text = json.dumps(result, ensure_ascii=False)
-    if found := _ABSOLUTE_PATH.search(text):
-        raise ResultError(f"names the path {found[0]}, which others do not have; run it with relative paths")
+    if match := _ABSOLUTE_PATH.search(text):
+        raise ResultError(f"names the path {match[0]}, which others do not have; run it with relative paths")
     if len(text.encode()) > LARGEST_BYTES:
         raise ResultError(f"has {len(text.encode()):,} bytes, at most {LARGEST_BYTES:,} are kept; run it with less")
 

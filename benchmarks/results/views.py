@@ -11,7 +11,7 @@ from benchmarks.results.pictures import GROWTH_TITLES
 from benchmarks.results.stored import Result
 from benchmarks.tables import Row, heading, number, sentence, table, words
 
-_TOLD_ELSEWHERE = {"benchmark", "command", "date", "took_s", "machine", "comparisons"}
+_SHOWN_ELSEWHERE = {"benchmark", "command", "date", "took_s", "machine", "comparisons"}
 
 
 @dataclass(frozen=True)
@@ -19,12 +19,12 @@ class View:
     """What is shown of one result.
 
     Attributes:
-        found: sentences; none where the tables say it all.
+        findings: sentences; none where the tables say it all.
         tables: the rows of each, with what stands above it, which may be empty.
         remarks: below the tables.
     """
 
-    found: list[str] = field(default_factory=list)
+    findings: list[str] = field(default_factory=list)
     tables: Sequence[tuple[str, Sequence[Row]]] = ()
     remarks: list[str] = field(default_factory=list)
 
@@ -34,7 +34,7 @@ def terminal_text(result: Result) -> str:
     seen = view(result)
     tables = [f"{above}\n{table(rows, aligned=True)}" for above, rows in seen.tables]
     targets = [comparison_table(result["comparisons"], aligned=True)] if result.get("comparisons") else []
-    return "\n\n".join([*seen.found, *tables, *seen.remarks, *targets])
+    return "\n\n".join([*seen.findings, *tables, *seen.remarks, *targets])
 
 
 def view(result: Result) -> View:
@@ -46,12 +46,12 @@ def view(result: Result) -> View:
 
 def anything(result: Result) -> View:
     """Every list or dict of rows as a table, every other figure in one line."""
-    figures = {key: value for key, value in result.items() if key not in _TOLD_ELSEWHERE}
+    figures = {key: value for key, value in result.items() if key not in _SHOWN_ELSEWHERE}
     tables = {key: rows_of(value) for key, value in figures.items()}
     rest = {key: value for key, value in figures.items() if not tables[key]}
-    told = "; ".join(f"{heading(key)}: {words(value)}" for key, value in rest.items())
+    line = "; ".join(f"{heading(key)}: {words(value)}" for key, value in rest.items())
     shown = [(f"{sentence(heading(key))}:", rows) for key, rows in tables.items() if rows]
-    return View(tables=shown, remarks=[f"{sentence(told)}."] if told else [])
+    return View(tables=shown, remarks=[f"{sentence(line)}."] if line else [])
 
 
 def rows_of(value: object) -> list[Row]:
@@ -92,14 +92,14 @@ _PEER_COLUMNS = {
 
 def peers(result: Result) -> View:
     rows = result["peers"]
-    shown = [{told: row.get(key) for key, told in _PEER_COLUMNS.items() if key in row} for row in rows]
+    shown = [{title: row.get(key) for key, title in _PEER_COLUMNS.items() if key in row} for row in rows]
     problems = [(row["name"], " ".join(row["problem"].split())) for row in rows if row.get("problem")]
     how = f"Medians of {result['rounds']} interleaved rounds of {number(result['seconds'])} s; {result['encoder']}."
     remarks = [f"{name} was not measured to the end: {problem}" for name, problem in problems]
-    return View(_peers_found(rows), [(how, shown)], remarks)
+    return View(_peers_findings(rows), [(how, shown)], remarks)
 
 
-def _peers_found(rows: list[dict[str, Any]]) -> list[str]:
+def _peers_findings(rows: list[dict[str, Any]]) -> list[str]:
     """Ours beside the best of the others and the limit."""
     speeds = {row["name"]: row["images_per_s"] for row in rows if row.get("images_per_s")}
     others = {name: speed for name, speed in speeds.items() if name != "limit" and not name.startswith("clipsieve")}
@@ -124,13 +124,13 @@ def preprocessing(result: Result) -> View:
     if cosine:
         tables.append(("Cosine of embeddings, scaled to exact:", rows_of(cosine)))
     largest = sizes[-1]
-    found = [
+    sentences = [
         f"At {largest['megapixels']:g} megapixels {name} runs at {largest['methods'][name]['relative']:.2f} × "
         "the speed of open_clip's transform."
         for name in ("exact", "scaled")
         if name in largest["methods"]
     ]
-    return View(found, tables)
+    return View(sentences, tables)
 
 
 def _speed(size: Mapping[str, Any], name: str) -> str:
