@@ -240,8 +240,8 @@ class Head(_Section):
 
     @model_validator(mode="after")
     def _classes(self) -> Head:
-        wanted = {"binary": (2, 2), "multiclass": (2, 10_000), "multilabel": (1, 10_000), "regression": (1, 1)}
-        low, high = wanted[self.task]
+        limits = {"binary": (2, 2), "multiclass": (2, 10_000), "multilabel": (1, 10_000), "regression": (1, 1)}
+        low, high = limits[self.task]
         if not low <= len(self.class_names) <= high:
             count = str(low) if low == high else f"{low} or more"
             raise ValueError(

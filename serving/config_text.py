@@ -35,15 +35,15 @@ def edited(text: str, version: int | None, parameters: dict[str, str], path: Pat
     Raises:
         ServingError: the text is written in a way that cannot be edited.
     """
-    wanted = parsed(text, path)
+    expected = parsed(text, path)
     if version is not None:
-        wanted.version_policy.specific.versions[:] = [version]
+        expected.version_policy.specific.versions[:] = [version]
     for key, value in parameters.items():
-        wanted.parameters[key].string_value = value
+        expected.parameters[key].string_value = value
     result = text if version is None else _with_version(text, version)
     for key, value in parameters.items():
         result = _with_parameter(result, key, value)
-    if parsed(result, path) != wanted:
+    if parsed(result, path) != expected:
         raise ServingError(f"{path}: cannot be edited safely; write it again with: make engines")
     return result
 

@@ -98,15 +98,15 @@ def kolmogorov_smirnov(served: np.ndarray, trained: np.ndarray) -> float:
 
 def histograms(metrics: str, name: str) -> dict[Column, Histogram]:
     """Cumulative histograms of a metric in Prometheus's text format, by head and label."""
-    found: dict[Column, Histogram] = {}
+    by_column: dict[Column, Histogram] = {}
     for line in metrics.splitlines():
         sample = SAMPLE.fullmatch(line)
         if sample is None or sample["name"] != name:
             continue
         labels = {key: re.sub(r"\\.", _unescaped, value) for key, value in LABEL.findall(sample["labels"])}
-        column = found.setdefault((labels["head"], labels["label"]), {})
+        column = by_column.setdefault((labels["head"], labels["label"]), {})
         column[float(labels["le"])] = float(sample["value"])
-    return found
+    return by_column
 
 
 def served_since(now: dict[Column, Histogram], before: dict[Column, Histogram]) -> dict[Column, Histogram]:

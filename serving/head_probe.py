@@ -80,9 +80,9 @@ def disagreement(probes: ProbeSet, outputs: dict[str, np.ndarray]) -> str | None
     Args:
         outputs: `score` (N, L), `decision` (N, L) and `revision` (N, 1).
     """
-    found = {int(value) for value in outputs["revision"].flat}
-    if found != {probes.revision}:
-        names = ", ".join(f"{value:016x}" for value in sorted(found))
+    revisions = {int(value) for value in outputs["revision"].flat}
+    if revisions != {probes.revision}:
+        names = ", ".join(f"{value:016x}" for value in sorted(revisions))
         return f"revision {names} answers, expected {probes.revision:016x}"
     if outputs["score"].shape != probes.scores.shape:
         return f"scores have the shape {outputs['score'].shape}, expected {probes.scores.shape}"

@@ -100,9 +100,9 @@ class ControlledServer:
     def _infer(self, model: str, name: str, values: np.ndarray, outputs: tuple[str, ...]) -> dict[str, np.ndarray]:
         tensor = grpc.InferInput(name, list(values.shape), "BYTES" if values.dtype == object else "FP32")
         tensor.set_data_from_numpy(values)
-        wanted = [grpc.InferRequestedOutput(output) for output in outputs]
+        requested = [grpc.InferRequestedOutput(output) for output in outputs]
         with self._refusals(f"ask {model}"):
-            result = self._client.infer(model, [tensor], outputs=wanted, client_timeout=self.timeout_s, **PROBE)
+            result = self._client.infer(model, [tensor], outputs=requested, client_timeout=self.timeout_s, **PROBE)
         assert result is not None
         return {output: np.asarray(result.as_numpy(output)) for output in outputs}
 

@@ -67,10 +67,10 @@ def pictures_in(folder: Path) -> list[Path]:
     """
     if not folder.is_dir():
         raise ServingError(f"{folder}: no such folder of images")
-    found = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not found:
+    pictures = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not pictures:
         raise ServingError(f"{folder}: no images in it; it needs files that end in {', '.join(sorted(SUFFIXES))}")
-    chosen = found[:: math.ceil(len(found) / MOST_PICTURES)]
+    chosen = pictures[:: math.ceil(len(pictures) / MOST_PICTURES)]
     while sum(path.stat().st_size for path in chosen) > MOST_BYTES and len(chosen) > 1:
         chosen = chosen[::2]
     return chosen
@@ -85,10 +85,10 @@ def input_data(photos: list[Path]) -> dict:
 
 def link_libraries(wheel_libraries: Path, folder: Path) -> None:
     for name, pattern in LIBRARIES.items():
-        found = sorted(wheel_libraries.glob(pattern))
-        if not found:
+        files = sorted(wheel_libraries.glob(pattern))
+        if not files:
             raise ServingError(f"no {pattern} in {wheel_libraries}; install the server again: make triton")
-        (folder / name).symlink_to(found[0])
+        (folder / name).symlink_to(files[0])
 
 
 def measure(
@@ -168,8 +168,8 @@ def conditions(photos: list[Path]) -> dict:
 
 
 def _version(distribution: str, folder: Path) -> str:
-    found = importlib.metadata.distributions(name=distribution, path=[str(folder)])
-    return next((each.version for each in found), "unknown")
+    distributions = importlib.metadata.distributions(name=distribution, path=[str(folder)])
+    return next((each.version for each in distributions), "unknown")
 
 
 def print_table(rows: list[dict]) -> None:

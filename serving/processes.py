@@ -24,12 +24,12 @@ def broken_stubs(server_pid: int, settle_s: float = 1.0) -> list[str]:
 
     Those that are in that state a second time after `settle_s`: a model that is unloaded leaves one for a moment.
     """
-    found = _broken(server_pid)
-    if not found:
+    broken = _broken(server_pid)
+    if not broken:
         return []
     time.sleep(settle_s)
     still = _broken(server_pid)
-    return [f"Python process {pid} {CONDITIONS[state]}" for pid, state in still.items() if pid in found]
+    return [f"Python process {pid} {CONDITIONS[state]}" for pid, state in still.items() if pid in broken]
 
 
 def shared_regions(server_pid: int) -> list[Path]:
@@ -38,12 +38,12 @@ def shared_regions(server_pid: int) -> list[Path]:
         maps = Path(f"/proc/{server_pid}/maps").read_text()
     except OSError:  # it ended
         return []
-    return sorted({Path(found) for found in re.findall(r"/dev/shm/triton_\S+", maps)})
+    return sorted({Path(region) for region in re.findall(r"/dev/shm/triton_\S+", maps)})
 
 
 def children(parent_pid: int) -> list[Child]:
     """The direct children of a process."""
-    found = []
+    result = []
     for path in Path("/proc").glob("[0-9]*/stat"):
         try:
             text = path.read_text(errors="replace")
@@ -52,8 +52,8 @@ def children(parent_pid: int) -> list[Child]:
         before, _, after = text.rpartition(")")  # a name may hold spaces and brackets
         state, parent = after.split()[:2]
         if int(parent) == parent_pid:
-            found.append(Child(int(path.parent.name), before.partition("(")[2], state))
-    return found
+            result.append(Child(int(path.parent.name), before.partition("(")[2], state))
+    return result
 
 
 def _broken(server_pid: int) -> dict[int, str]:

@@ -122,12 +122,12 @@ def damage(repository: Path) -> list[str]:
     version = repository / "clip_encoder" / "1"
     path = version / "model.onnx"
     try:
-        wanted = read_encoder(version).onnx_sha256
+        expected = read_encoder(version).onnx_sha256
     except ManifestError:
         return []
-    if not path.is_file() or (found := sha256_of(*onnx_files(path))) == wanted:
+    if not path.is_file() or (actual := sha256_of(*onnx_files(path))) == expected:
         return []
-    return [f"{path} is damaged: its sha256 is {found}, encoder.json says {wanted}"]
+    return [f"{path} is damaged: its sha256 is {actual}, encoder.json says {expected}"]
 
 
 def embedded_machine(wheel: TritonWheel) -> str:

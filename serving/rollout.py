@@ -147,10 +147,10 @@ def check_same_repository(served: Served, server: ControlledServer) -> None:
     Raises:
         ServingError: it serves another revision.
     """
-    found = _serving_revision(served, server)
-    if found != served.manifest.revision:
+    revision = _serving_revision(served, server)
+    if revision != served.manifest.revision:
         raise ServingError(
-            f"{server.url} serves {served.model} revision {found:016x}, {served.folder} has {served}; "
+            f"{server.url} serves {served.model} revision {revision:016x}, {served.folder} has {served}; "
             "is it another repository? If not, restart the server first"
         )
 
@@ -223,12 +223,12 @@ def _taken_back(before: Served, server: ControlledServer) -> str:
     try:
         with contextlib.suppress(ServingError):  # a failed load has left the old version as it was
             server.load(before.model)
-        found = _serving_revision(before, server)
+        revision = _serving_revision(before, server)
     except ServingError as error:
         return f"The repository serves {before} again; what the server serves is not known ({error})"
-    if found == before.manifest.revision:
+    if revision == before.manifest.revision:
         return f"Nothing has changed: {before} serves on."
-    return f"The repository serves {before} again, but the server revision {found:016x}: restart it"
+    return f"The repository serves {before} again, but the server revision {revision:016x}: restart it"
 
 
 def _serving_revision(served: Served, server: ControlledServer) -> int:

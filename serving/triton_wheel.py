@@ -61,10 +61,10 @@ def find_wheel() -> TritonWheel:
         ServingError: it is not there, has no stub for its Python, or has a numpy it cannot work with.
     """
     environment = Path(os.environ.get("CLIPSIEVE_TRITON", ROOT / ".triton"))
-    found = sorted(environment.glob("lib/python3.*/site-packages"))
-    if not found:
+    folders = sorted(environment.glob("lib/python3.*/site-packages"))
+    if not folders:
         raise ServingError(f"no tritonserver in {environment}; install it with: make triton")
-    wheel = TritonWheel(environment, found[0], found[0].parent.name.removeprefix("python"))
+    wheel = TritonWheel(environment, folders[0], folders[0].parent.name.removeprefix("python"))
     if not wheel.tritonserver.is_file():
         raise ServingError(f"no tritonserver in {environment}; install it with: make triton")
     if not wheel.stub.is_file():

@@ -45,10 +45,10 @@ def check_admin_key(admin_key: str | None) -> str:
         ServingError: there is none, or it is too short or has other characters than letters, digits, `_` and `-`.
     """
     if not admin_key or not re.fullmatch(r"[A-Za-z0-9_-]{16,}", admin_key):
-        found = "none" if not admin_key else f"one of {len(admin_key)} characters"
+        actual = "none" if not admin_key else f"one of {len(admin_key)} characters"
         raise ServingError(
             "explicit model control lets its user run code in the server, so it needs a key of 16 or more letters, "
-            f"digits, _ and -; found {found}; set one with: export {ADMIN_KEY_VARIABLE}=$(openssl rand -hex 16)"
+            f"digits, _ and -; found {actual}; set one with: export {ADMIN_KEY_VARIABLE}=$(openssl rand -hex 16)"
         )
     return admin_key
 

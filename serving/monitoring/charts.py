@@ -45,12 +45,12 @@ def ticks(top: float) -> list[float]:
 def stacked(series: Sequence[Series]) -> list[Series]:
     """Each series on top of those before it; a point that one lacks counts as 0."""
     below: dict[float, float] = {}
-    found = []
+    result = []
     for one in series:
         points = [(at, value + below.get(at, 0.0)) for at, value in one.points]
         below |= dict(points)
-        found.append(Series(one.legend, points))
-    return found
+        result.append(Series(one.legend, points))
+    return result
 
 
 def timeseries(panel: dict[str, Any], series: Sequence[Series], window: Window) -> str:

@@ -66,7 +66,7 @@ def field_config(panel: Panel) -> dict[str, Any]:
 
 def panel_json(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
     hidden = {"excludeByName": {"Time": True, "Value": True}}
-    found: dict[str, Any] = {
+    result: dict[str, Any] = {
         "id": number,
         "type": panel.kind,
         "title": panel.title,
@@ -77,20 +77,20 @@ def panel_json(panel: Panel, number: int, x: int, y: int) -> dict[str, Any]:
         "options": options(panel),
         "targets": [target(query, chr(ord("A") + index), panel) for index, query in enumerate(panel.queries)],
     }
-    return found | ({"transformations": [{"id": "organize", "options": hidden}]} if panel.kind == "table" else {})
+    return result | ({"transformations": [{"id": "organize", "options": hidden}]} if panel.kind == "table" else {})
 
 
 def row_json(row: Row, number: int, y: int) -> list[dict[str, Any]]:
     """The row's own panel, then its panels, which wrap at 24 columns."""
     head: dict[str, Any] = {"id": number, "type": "row", "title": row.title, "collapsed": False, "panels": []}
     head |= {"gridPos": {"x": 0, "y": y, "w": COLUMNS, "h": 1}} | ({"repeat": row.repeat} if row.repeat else {})
-    found, x, below = [head], 0, y + 1
+    panels, x, below = [head], 0, y + 1
     for index, panel in enumerate(row.panels, start=1):
         if x + panel.width > COLUMNS:
             x, below = 0, below + HEIGHT
-        found.append(panel_json(panel, number + index, x, below))
+        panels.append(panel_json(panel, number + index, x, below))
         x += panel.width
-    return found
+    return panels
 
 
 def variable(name: str, expression: str) -> dict[str, Any]:

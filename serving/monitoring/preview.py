@@ -45,12 +45,12 @@ table { border-collapse: collapse; width: 100%; font-size: 12px } th { text-alig
 
 def layout(dashboard: dict[str, Any], variables: dict[str, list[str]]) -> list[tuple[dict, dict[str, list[str]]]]:
     """Every panel and row in order, with the variables it sees: a repeated row comes once for each value."""
-    found: list[tuple[dict, dict[str, list[str]]]] = []
+    result: list[tuple[dict, dict[str, list[str]]]] = []
     for row in rows_of(dashboard["panels"]):
         name = row[0].get("repeat")
         choices = [variables | {name: [value]} for value in variables[name]] if name else [variables]
-        found += [(panel, choice) for choice in choices for panel in row]
-    return found
+        result += [(panel, choice) for choice in choices for panel in row]
+    return result
 
 
 def rows_of(panels: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:

@@ -90,8 +90,8 @@ class Prometheus:
             answers = [(answer["metric"], answer["values"]) for answer in result]
         if target["format"] == "heatmap":
             return bins(answers)
-        found = [Series(legend(target["legendFormat"], labels), finite(values)) for labels, values in answers]
-        return sorted((series for series in found if series.points), key=lambda series: series.legend)
+        lines = [Series(legend(target["legendFormat"], labels), finite(values)) for labels, values in answers]
+        return sorted((series for series in lines if series.points), key=lambda series: series.legend)
 
 
 def filled_in(expression: str, variables: dict[str, list[str]], window: Window) -> str:
@@ -118,19 +118,19 @@ def finite(values: list[list[Any]]) -> list[tuple[float, float]]:
 def bins(answers: list[tuple[dict[str, str], list[list[Any]]]]) -> list[Series]:
     """Cumulative buckets, in the order of their edges, each less the one before it."""
     ordered = sorted(answers, key=lambda answer: float(answer[0]["le"]))
-    found, below = [], 0.0
+    bars, below = [], 0.0
     for labels, values in ordered:
         for time, value in finite(values)[-1:]:
-            found.append(Series(labels["le"], [(time, value - below)]))
+            bars.append(Series(labels["le"], [(time, value - below)]))
             below = value
-    return found
+    return bars
 
 
 def variables_of(dashboard: dict[str, Any], prometheus: Prometheus) -> dict[str, list[str]]:
     """All values of each variable; a later one may depend on those before it."""
-    found: dict[str, list[str]] = {}
+    variables: dict[str, list[str]] = {}
     for variable in dashboard["templating"]["list"]:
         if variable["type"] == "query":
-            question = filled_in(variable["query"]["query"], found, Window(0, 0))
-            found[variable["name"]] = prometheus.label_values(question)
-    return found
+            question = filled_in(variable["query"]["query"], variables, Window(0, 0))
+            variables[variable["name"]] = prometheus.label_values(question)
+    return variables

@@ -287,12 +287,12 @@ def _is_whole(file: bytes, position: int) -> bool:
     not mind.
     """
     for _ in range(MAX_SEGMENTS):
-        found = MARKER.search(file, position)
-        if found is None or file[found.end() - 1] == JPEG_EOI:
-            return found is not None
-        if file[found.end() - 1] not in BETWEEN_SCANS:
+        match = MARKER.search(file, position)
+        if match is None or file[match.end() - 1] == JPEG_EOI:
+            return match is not None
+        if file[match.end() - 1] not in BETWEEN_SCANS:
             return False
-        position = found.end() + max(2, int.from_bytes(file[found.end() : found.end() + 2], "big"))
+        position = match.end() + max(2, int.from_bytes(file[match.end() : match.end() + 2], "big"))
     return False
 
 

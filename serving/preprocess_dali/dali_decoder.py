@@ -79,14 +79,14 @@ class DaliDecoder:
 def _check_version(folder: Path) -> None:
     made_with = json.loads((folder / MANIFEST).read_text())["versions"]["dali"]
     try:
-        found = importlib.import_module("nvidia.dali").__version__
+        version = importlib.import_module("nvidia.dali").__version__
     except ImportError as error:
         raise RuntimeError(
             f"preprocess was built with `preprocess: dali`, and this Python has no DALI ({error}); install "
             f"nvidia-dali-cuda120=={made_with} here, or build with `preprocess: python`"
         ) from error
-    if made_with != found:
+    if made_with != version:
         raise RuntimeError(
-            f"the pipelines of preprocess were made with DALI {made_with}, here is {found}; install "
-            f"nvidia-dali-cuda120=={made_with} here, or build with {found} (make engines)"
+            f"the pipelines of preprocess were made with DALI {made_with}, here is {version}; install "
+            f"nvidia-dali-cuda120=={made_with} here, or build with {version} (make engines)"
         )

@@ -121,10 +121,10 @@ def jpeg_segments(data: bytes) -> Iterator[tuple[int, int, int]]:
     """
     position = 2
     for _ in range(MAX_PARTS):
-        found = JPEG_MARKER.search(data, position)
-        if found is None:
+        match = JPEG_MARKER.search(data, position)
+        if match is None:
             return
-        marker, start = data[found.end() - 1], found.end() - 2
+        marker, start = data[match.end() - 1], match.end() - 2
         if marker < 0xC0 or marker in (JPEG_SOI, JPEG_EOI):
             raise _broken(f"marker {marker:#x} stands before the first scan of a JPEG")
         (length,) = struct.unpack_from(">H", data, start + 2)
@@ -141,15 +141,15 @@ def _check_scans(data: bytes, position: int, limit: int) -> None:
         return
     scans = 0
     for _ in range(MAX_PARTS):
-        found = JPEG_MARKER_AMONG_PIXELS.search(data, position)
-        if found is None or data[found.end() - 1] == JPEG_EOI:
+        match = JPEG_MARKER_AMONG_PIXELS.search(data, position)
+        if match is None or data[match.end() - 1] == JPEG_EOI:
             return
-        scans += data[found.end() - 1] == JPEG_SOS
+        scans += data[match.end() - 1] == JPEG_SOS
         if scans > limit:
             raise ImageError("TOO_MANY_SCANS", f"a JPEG of over {limit} scans, the limit")
-        if found.end() + 2 > len(data):
+        if match.end() + 2 > len(data):
             return
-        position = found.end() + max(2, struct.unpack_from(">H", data, found.end())[0])
+        position = match.end() + max(2, struct.unpack_from(">H", data, match.end())[0])
     raise _too_many_parts(f"a JPEG of over {MAX_PARTS} segments")
 
 

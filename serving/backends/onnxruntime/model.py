@@ -82,16 +82,16 @@ class TritonPythonModel:
             [pb_utils.get_input_tensor_by_name(request, name).as_numpy() for name in self.input_names]
             for request in requests
         ]
-        wanted = sorted({name for request in requests for name in request.requested_output_names()})
+        names = sorted({name for request in requests for name in request.requested_output_names()})
         batch = [arrays[0] if len(arrays) == 1 else np.concatenate(arrays) for arrays in zip(*inputs, strict=True)]
         try:
-            outputs = self.session.run(wanted, dict(zip(self.input_names, batch, strict=True)))
+            outputs = self.session.run(names, dict(zip(self.input_names, batch, strict=True)))
         except Exception as error:  # an uncaught one would leave the stub in an unknown state
             message = f"onnxruntime: {type(error).__name__}: {str(error).splitlines()[0]:.200}"
             failure = pb_utils.TritonError(message, pb_utils.TritonError.INTERNAL)
             return [pb_utils.InferenceResponse(error=failure) for _ in requests]
         sizes = [len(arrays[0]) for arrays in inputs] if self.batches else [None]
-        return list(self.split(requests, sizes, dict(zip(wanted, outputs, strict=True))))
+        return list(self.split(requests, sizes, dict(zip(names, outputs, strict=True))))
 
     def split(self, requests, sizes, outputs):
         """One response per request, with its rows of the outputs it asked for."""
