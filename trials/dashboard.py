@@ -81,7 +81,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--out", type=Path, required=True, help="folder of the page and the logs")
     parser.add_argument("--break-encoder", action="store_true")
-    arguments, told = parser.parse_args(argv), machine()
+    arguments, hardware = parser.parse_args(argv), machine()
     repository = repository_folder(load_recipe(arguments.recipe))
     seconds = 60 * arguments.minutes
     log = arguments.out / "tritonserver.log"
@@ -106,7 +106,7 @@ def main(argv: list[str] | None = None) -> int:
         alerts = firing(prometheus)
     write_atomically(arguments.out / "dashboard.html", html.encode())
     print(f"{len(filled)} panels with data; without: {', '.join(empty) or 'none'}", file=sys.stderr)
-    print_result("trials.dashboard", told, panels=len(filled), empty=empty, alerts=alerts, images=count)
+    print_result("trials.dashboard", hardware, panels=len(filled), empty=empty, alerts=alerts, images=count)
     return 0
 
 

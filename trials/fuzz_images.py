@@ -179,12 +179,12 @@ def disagrees(row: dict) -> bool:
     return COMMANDS[row["format"]][0] in row.get("refused_by", {})
 
 
-def report(rows: list[dict], arguments: argparse.Namespace, told: Machine) -> int:
+def report(rows: list[dict], arguments: argparse.Namespace, hardware: Machine) -> int:
     codes = {name: collections.Counter(row["code"] for row in rows if row["format"] == name) for name in FORMATS}
     for name, counts in codes.items():
         slowest = max((row.get("ms", 0) for row in rows if row["format"] == name), default=0)
-        told_codes = "  ".join(f"{code} {count:,}" for code, count in counts.most_common())
-        print(f"{name:5} {sum(counts.values()):7,} files, slowest {slowest:7.1f} ms: {told_codes}")
+        code_counts = "  ".join(f"{code} {count:,}" for code, count in counts.most_common())
+        print(f"{name:5} {sum(counts.values()):7,} files, slowest {slowest:7.1f} ms: {code_counts}")
     against = collections.Counter(
         (row["format"], program, words) for row in rows for program, words in row.get("refused_by", {}).items()
     )
@@ -193,14 +193,14 @@ def report(rows: list[dict], arguments: argparse.Namespace, told: Machine) -> in
     unknown = [row["index"] for row in rows if row["code"] not in CODES]
     summary = {"seed": arguments.seed, "files": len(rows), "codes": codes}
     summary |= {"unknown": unknown, "refused_by_reference": sum(map(disagrees, rows)), "no_reference": missing()}
-    print_result("trials.fuzz_images", told, **summary)
+    print_result("trials.fuzz_images", hardware, **summary)
     return 1 if unknown else 0
 
 
-def report_served(rows: list[dict], told: Machine) -> int:
+def report_served(rows: list[dict], hardware: Machine) -> int:
     differing = [row for row in rows if row["served"] != row["code"]]
     print(f"{len(rows):,} files through the server, {sum(row['served'] == 'OK' for row in rows):,} scored")
-    print_result("trials.fuzz_images", told, server=True, files=len(rows), differing=differing[:20])
+    print_result("trials.fuzz_images", hardware, server=True, files=len(rows), differing=differing[:20])
     return 1 if differing else 0
 
 
@@ -215,10 +215,10 @@ def main() -> int:
     parser.add_argument("--no-reference", action="store_true", help="ask no other decoder")
     parser.add_argument("--server", action="store_true", help="send the files to the demo's server as well")
     parser.add_argument("--repository", type=Path, help="of the server (default: the demo's)")
-    arguments, told = parser.parse_args(), machine()
+    arguments, hardware = parser.parse_args(), machine()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.server:
-        return report_served(serve(arguments), told)
+        return report_served(serve(arguments), hardware)
     transform()  # loaded once, before the processes start
     path = arguments.out / f"rows-{arguments.seed}.jsonl"
     rows = read_rows(path)
@@ -229,7 +229,7 @@ def main() -> int:
             file.write(json.dumps(row) + "\n")
             show_progress(len(rows), arguments.count)
     keep(rows, arguments)
-    return report(rows, arguments, told)
+    return report(rows, arguments, hardware)
 
 
 if __name__ == "__main__":

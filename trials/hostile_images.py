@@ -179,13 +179,13 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m trials.hostile_images")
     parser.add_argument("--only", default="", help=f"files whose name starts so, such as {FORMATS[0]}")
     arguments = parser.parse_args()
-    rows, told = [], machine()
+    rows, hardware = [], machine()
     for name in [name for name in HOSTILE if name.startswith(arguments.only)]:
         print(name, file=sys.stderr, flush=True)
         with concurrent.futures.ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             rows.append(process.submit(cost, name, HOSTILE[name]()).result())
     print_table(rows)
-    print_result("trials.hostile_images", told, rows=rows)
+    print_result("trials.hostile_images", hardware, rows=rows)
     return 0
 
 

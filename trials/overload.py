@@ -173,7 +173,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments, told = parse(argv), machine()
+    arguments, hardware = parse(argv), machine()
     recipe = served_recipe(arguments.queue_timeout_ms)
     with tempfile.TemporaryDirectory(prefix="clipsieve-overload-") as temporary:
         folder = Path(temporary)
@@ -184,7 +184,7 @@ def main(argv: list[str] | None = None) -> int:
     report(rounds)
     limits = {"max_queue_size": recipe.serving.max_queue_size, "queue_timeout_ms": recipe.serving.queue_timeout_ms}
     rows = [asdict(loaded) | {"interactive": [asdict(row) for row in beside]} for loaded, beside in rounds]
-    print_result("trials.overload", told, rounds=rows, **limits)
+    print_result("trials.overload", hardware, rounds=rows, **limits)
     return 1 if any(set(loaded.statuses) - {"OK", "UNAVAILABLE"} for loaded, _ in rounds) else 0
 
 

@@ -159,11 +159,11 @@ def measure(folder: Path, rollouts: int) -> list[Result]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trials.rollouts", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rollouts", type=int, default=20)
-    arguments, told = parser.parse_args(argv), machine()
+    arguments, hardware = parser.parse_args(argv), machine()
     with tempfile.TemporaryDirectory(prefix="clipsieve-rollouts-") as folder:
         results = measure(Path(folder), arguments.rollouts)
     print_table([asdict(row) for row in results])
-    print_result("trials.rollouts", told, results=[asdict(row) for row in results])
+    print_result("trials.rollouts", hardware, results=[asdict(row) for row in results])
     return 1 if any(row.failed or row.mixed_up for row in results) else 0
 
 

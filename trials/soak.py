@@ -178,8 +178,8 @@ async def soak(url: str, pid: int, arguments: argparse.Namespace) -> tuple[Verdi
 def line_of(sample: Sample) -> str:
     held = ", ".join(f"{name} {mib:.0f}" for name, mib in sample.resident_mib.items())
     errors = ", ".join(f"{count} {status}" for status, count in sample.errors.items()) or "no errors"
-    told = f"{sample.at_s:6.0f} s: {sample.rate_per_s:5.1f}/s, p50 {sample.p50_ms:.0f} ms, p99 {sample.p99_ms:.0f} ms"
-    return f"{told}, {errors}; MiB: {held}, shared {sample.regions_mib:.0f}"
+    rates = f"{sample.at_s:6.0f} s: {sample.rate_per_s:5.1f}/s, p50 {sample.p50_ms:.0f} ms, p99 {sample.p99_ms:.0f} ms"
+    return f"{rates}, {errors}; MiB: {held}, shared {sample.regions_mib:.0f}"
 
 
 def plot(samples: list[Sample], path: Path) -> None:
@@ -212,7 +212,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> int:
-    arguments, told = parse(argv), machine()
+    arguments, hardware = parse(argv), machine()
     repository = repository_folder(load_recipe("demo"))
     with (
         tempfile.TemporaryDirectory(prefix="clipsieve-soak-") as temporary,
@@ -221,11 +221,11 @@ def main(argv: list[str] | None = None) -> int:
         verdict, samples = asyncio.run(soak(server.grpc_url, server.pid, arguments))
     if arguments.out:
         plot(samples, arguments.out)
-    report(verdict, samples, told)
+    report(verdict, samples, hardware)
     return 0
 
 
-def report(verdict: Verdict, samples: list[Sample], told: Machine) -> None:
+def report(verdict: Verdict, samples: list[Sample], hardware: Machine) -> None:
     print(f"{verdict.requests} requests, errors: {verdict.errors or 'none'}")
     slowest = min(sample.rate_per_s for sample in samples) / verdict.offered_per_s
     if slowest < ENOUGH:
@@ -237,7 +237,7 @@ def report(verdict: Verdict, samples: list[Sample], told: Machine) -> None:
     early, end = verdict.resident_early_mib, verdict.resident_end_mib
     print(f"memory {early:.0f} MiB after a sixth of the time, {end:.0f} MiB at the end: {verdict.growth:+.1%}")
     ratios = {"p99_ratio": verdict.p99_ratio, "growth": verdict.growth}
-    print_result("trials.soak", told, **asdict(verdict), **ratios, samples=[asdict(sample) for sample in samples])
+    print_result("trials.soak", hardware, **asdict(verdict), **ratios, samples=[asdict(sample) for sample in samples])
 
 
 if __name__ == "__main__":

@@ -45,7 +45,7 @@ def shown(row: Row) -> dict[str, object]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trials.faults")
     parser.add_argument("--only", nargs="+", default=[""], help="faults whose name contains one of these")
-    arguments, told = parser.parse_args(argv), machine()
+    arguments, hardware = parser.parse_args(argv), machine()
     repository = repository_folder(load_recipe("demo"))
     rows = []
     for fault in FAULTS:
@@ -54,7 +54,7 @@ def main(argv: list[str] | None = None) -> int:
             with tempfile.TemporaryDirectory(prefix="clipsieve-faults-") as folder:
                 rows.append(row_of(fault, repository, Path(folder)))
     print_table([shown(row) for row in rows], COLUMNS)
-    print_result("trials.faults", told, rows=[asdict(row) for row in rows])
+    print_result("trials.faults", hardware, rows=[asdict(row) for row in rows])
     return 1 if any(row.lost or row.wrong for row in rows) else 0
 
 

@@ -79,8 +79,8 @@ def fill_shm(scene: Scene) -> str:
             (shm / "filler").unlink()
         time.sleep(1)
         after = outcome(client, photo)
-    said = f"{used >> 20} MiB used before; a 20 MB photo: {', '.join(during)}; with room again: {after}"
-    return f"{said}; {condition(scene)}"
+    report = f"{used >> 20} MiB used before; a 20 MB photo: {', '.join(during)}; with room again: {after}"
+    return f"{report}; {condition(scene)}"
 
 
 def large_photo() -> bytes:
@@ -117,8 +117,8 @@ def use_up_files(scene: Scene) -> str:
     time.sleep(1)
     with Client(scene.server.grpc_url, timeout_s=5) as client:
         after = client.health().status
-    said = f"{files} of {OPEN_FILES} files open with {len(opened)} connections"
-    return f"{said}; a new client meanwhile: {meanwhile}, afterwards: {after}; {condition(scene)}"
+    files_open = f"{files} of {OPEN_FILES} files open with {len(opened)} connections"
+    return f"{files_open}; a new client meanwhile: {meanwhile}, afterwards: {after}; {condition(scene)}"
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ class Scene:
     folder: Path
     """For the fault's own files."""
     load: Load
-    supervisor_said: list[str] = field(default_factory=list)
+    supervisor_messages: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class Row:
 
 
 @contextlib.contextmanager
-def watched(server: EmbeddedServer, said: list[str]) -> Iterator[None]:
+def watched(server: EmbeddedServer, messages: list[str]) -> Iterator[None]:
     """Restart the server in a thread whenever its supervisor says so."""
-    supervisor, leaving = Supervisor(server, PACE, said.append), threading.Event()
+    supervisor, leaving = Supervisor(server, PACE, messages.append), threading.Event()
 
     def watch() -> None:
         with contextlib.suppress(ServingError):
@@ -102,12 +102,12 @@ def row_of(fault: Fault, repository: Path, folder: Path) -> Row:
             server = stack.enter_context(fault.start(repository, folder))
             scene = Scene(server, folder, load := Load(server.grpc_url, pictures(), [interactive(), bulk()]))
             if fault.supervised:
-                stack.enter_context(watched(server, scene.supervisor_said))
+                stack.enter_context(watched(server, scene.supervisor_messages))
             with load:
                 time.sleep(1.5)
                 did = fault.harm(scene)
                 time.sleep(fault.settle_s)
-            did = "; ".join([did, *(line for line in scene.supervisor_said if line.startswith("restarting"))])
+            did = "; ".join([did, *(line for line in scene.supervisor_messages if line.startswith("restarting"))])
     except Skipped as reason:
         return Row(fault.name, "", "", 0.0, 0, 0, skipped=str(reason))
     saw = "; ".join(str(group) for group in load.groups)
@@ -132,9 +132,9 @@ def wait_for_restart(scene: Scene, within_s: float = 60.0) -> None:
         ServingError: it has not in that time.
     """
     deadline = time.monotonic() + within_s
-    while not any(line.startswith("serving again") for line in scene.supervisor_said):
+    while not any(line.startswith("serving again") for line in scene.supervisor_messages):
         if time.monotonic() > deadline:
-            raise ServingError(f"no restart within {within_s:.0f} s; the supervisor said: {scene.supervisor_said}")
+            raise ServingError(f"no restart within {within_s:.0f} s; the supervisor said: {scene.supervisor_messages}")
         time.sleep(0.1)
 
 

@@ -118,7 +118,7 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trials.malformed")
     parser.add_argument("--examples", type=int, default=2000, help="requests of each kind (default %(default)s)")
     parser.add_argument("--without-known", action="store_true", help="leave out those known to end the server")
-    arguments, told = parser.parse_args(argv), machine()
+    arguments, hardware = parser.parse_args(argv), machine()
     repository = repository_folder(load_recipe("demo"))
 
     def say(line: str) -> None:
@@ -129,10 +129,10 @@ def main(argv: list[str] | None = None) -> int:
         with PrefixedServer(repository, log_path=log) as server, Neighbour(server.grpc_url) as neighbour:
             kinds = try_all(server, arguments.examples, say)
         known = [] if arguments.without_known else fates(repository, Path(temporary), say)
-    return report(kinds, neighbour, known, told)
+    return report(kinds, neighbour, known, hardware)
 
 
-def report(kinds: list[Kind], neighbour: Neighbour, known: list[dict[str, Any]], told: Machine) -> int:
+def report(kinds: list[Kind], neighbour: Neighbour, known: list[dict[str, Any]], hardware: Machine) -> int:
     print_table(
         [
             {"kind": kind.name}
@@ -149,7 +149,7 @@ def report(kinds: list[Kind], neighbour: Neighbour, known: list[dict[str, Any]],
     for line in problems[:10]:
         print(f"problem: {line}", file=sys.stderr)
     beside = {"scored": neighbour.scored, "wrong": neighbour.wrong}
-    print_result("trials.malformed", told, kinds=[asdict(kind) for kind in kinds], known=known, beside=beside)
+    print_result("trials.malformed", hardware, kinds=[asdict(kind) for kind in kinds], known=known, beside=beside)
     return 1 if problems or not all(kind.healthy for kind in kinds) else 0
 
 

@@ -129,12 +129,12 @@ def parameters(draw: Draw) -> Case:
 @kind
 def shared_memory(draw: Draw) -> Case:
     region, size = draw(st.text(max_size=12)), draw(INT64)
-    given, asked = message(raw=[]), message()
-    for parameters in (given.inputs[0].parameters, asked.outputs.add(name="demo").parameters):
+    input_message, output_message = message(raw=[]), message()
+    for parameters in (input_message.inputs[0].parameters, output_message.outputs.add(name="demo").parameters):
         parameters["shared_memory_region"].string_param = region
         parameters["shared_memory_byte_size"].int64_param = size
         parameters["shared_memory_offset"].int64_param = draw(INT64)
-    return as_case("shared_memory", draw(st.sampled_from([given, asked])))
+    return as_case("shared_memory", draw(st.sampled_from([input_message, output_message])))
 
 
 @kind
