@@ -177,16 +177,16 @@ class Page:
 
     def complaints(self) -> list[str]:
         """Errors and warnings that this tab wrote to the console, and exceptions nobody caught."""
-        found = []
+        complaints = []
         for event in self._mine():
             parameters = event["params"]
             if event["method"] == "Runtime.exceptionThrown":
-                found.append(json.dumps(parameters["exceptionDetails"]))
+                complaints.append(json.dumps(parameters["exceptionDetails"]))
             if event["method"] == "Runtime.consoleAPICalled" and parameters["type"] in ("error", "warning", "assert"):
-                found.append(json.dumps(parameters["args"]))
+                complaints.append(json.dumps(parameters["args"]))
             if event["method"] == "Log.entryAdded" and parameters["entry"]["level"] in ("error", "warning"):
-                found.append(json.dumps(parameters["entry"]))
-        return found
+                complaints.append(json.dumps(parameters["entry"]))
+        return complaints
 
     def requests(self) -> list[str]:
         """Addresses that this tab asked for, data: and blob: left out."""

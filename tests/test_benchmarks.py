@@ -132,22 +132,22 @@ def test_what_was_asked_of_preprocessing_stands_beside_what_was_measured():
 
     sizes = [{"megapixels": 12.0, "methods": {"exact": {"relative": 1.1}, "scaled": {"relative": 2.5}}}]
     assert [(row.value, row.met) for row in comparisons(sizes, {})] == [(1.1, True), (2.5, False), (None, None)]
-    found = comparisons_json(comparisons(sizes, {"as they are": {"cosine_mean": 0.999998}}))
-    assert (found[-1]["value"], found[-1]["met"]) == (0.999998, True)
+    rows = comparisons_json(comparisons(sizes, {"as they are": {"cosine_mean": 0.999998}}))
+    assert (rows[-1]["value"], rows[-1]["met"]) == (0.999998, True)
 
 
 # ---- the machine ----
 
 
 def test_the_machine_is_told_without_its_name():
-    told = machine()
-    assert set(REQUIRED_OF_MACHINE) <= set(told)
-    assert told["cores"] >= 1
-    assert told["memory_gib"] > 0.5
-    assert {"python", "numpy", "onnxruntime"} <= set(told["versions"])
-    assert socket.gethostname() not in json.dumps(told)
-    assert f"{told['cores']} cores" in hardware_line(told)
-    assert f"numpy {told['versions']['numpy']}" in versions_line(told)
+    hardware = machine()
+    assert set(REQUIRED_OF_MACHINE) <= set(hardware)
+    assert hardware["cores"] >= 1
+    assert hardware["memory_gib"] > 0.5
+    assert {"python", "numpy", "onnxruntime"} <= set(hardware["versions"])
+    assert socket.gethostname() not in json.dumps(hardware)
+    assert f"{hardware['cores']} cores" in hardware_line(hardware)
+    assert f"numpy {hardware['versions']['numpy']}" in versions_line(hardware)
 
 
 def test_the_last_line_is_a_result_that_can_be_stored(capsys, monkeypatch):

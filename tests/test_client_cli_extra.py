@@ -79,10 +79,10 @@ def videos(tmp_path_factory):
 
 def _frame_scores(server, path: Path, every_s: float = 1.0) -> list[tuple[float, float]]:
     """(time, score) of each frame."""
-    found = list(frames(path, every_s))
+    sampled = list(frames(path, every_s))
     with Client(server.grpc_url) as client:
-        scores = client.score([frame.image for frame in found])
-    return [(frame.time_s, float(score.scores[0])) for frame, score in zip(found, scores, strict=True)]
+        scores = client.score([frame.image for frame in sampled])
+    return [(frame.time_s, float(score.scores[0])) for frame, score in zip(sampled, scores, strict=True)]
 
 
 # Arranging after scoring

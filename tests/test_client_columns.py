@@ -87,11 +87,11 @@ def test_one_head_that_is_not_binary_has_a_wide_table(head):
 def test_bands_follow_the_number_of_thresholds(thresholds, bands):
     head = Head("nsfw", ("nsfw",), ("safe", "nsfw"), thresholds=(thresholds,))
     columns = Columns((head, TASTE))
-    found = [
+    decisions = [
         _row(columns, _score(head, [0.5], [passed]), _score(TASTE, [1], [0]))["nsfw_decision"]
         for passed in range(len(bands))
     ]
-    assert found == bands
+    assert decisions == bands
 
 
 def test_decision_of_a_server_that_does_not_say_its_thresholds_is_their_number():

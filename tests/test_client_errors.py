@@ -25,8 +25,8 @@ from clipsieve.triton_messages import failure_from_status, rejections_from_messa
     ],
 )
 def test_rejections_are_read_from_a_message(message, expected):
-    found = [(each.index, each.code, each.message) for each in rejections_from_message(message)]
-    assert found == expected
+    rejections = [(each.index, each.code, each.message) for each in rejections_from_message(message)]
+    assert rejections == expected
 
 
 @pytest.mark.parametrize(

@@ -36,8 +36,8 @@ class Model:
 
 
 def _answers(files, model):
-    found = asyncio.run(answers_for(files, model))
-    return [str(answer) if isinstance(answer, Exception) else float(answer["score"][0, 0]) for answer in found]
+    answers = asyncio.run(answers_for(files, model))
+    return [str(answer) if isinstance(answer, Exception) else float(answer["score"][0, 0]) for answer in answers]
 
 
 def test_each_image_has_its_own_row_of_the_answer():
@@ -83,8 +83,8 @@ def test_answer_with_too_few_rows_is_no_score():
     async def short(images):
         return {"score": np.zeros((1, 1), np.float32)}
 
-    found = _answers([b"1", b"2"], short)
-    assert found == [0, 0]  # each alone has its one row
+    answers = _answers([b"1", b"2"], short)
+    assert answers == [0, 0]  # each alone has its one row
 
     async def always_two(images):
         return {"score": np.zeros((2, 1), np.float32)}

@@ -30,8 +30,8 @@ def find_images(paths: list[str], pattern: str | None = None, column: str | None
     return list(Inputs(tuple(map(str, paths)), pattern, column))
 
 
-def _below(folder: Path, found: list[str]) -> list[str]:
-    return [os.path.relpath(path, folder) for path in found]
+def _below(folder: Path, paths: list[str]) -> list[str]:
+    return [os.path.relpath(path, folder) for path in paths]
 
 
 def test_folder_is_walked_in_sorted_order_for_image_suffixes(tmp_path):

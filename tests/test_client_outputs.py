@@ -123,8 +123,8 @@ def test_order_by_a_column(top):
 
 def test_column_to_sort_by():
     names = ["image_path", "a_score", "b_score", "error"]
-    found = [sort_column(names, ["a_score", "b_score"], by) for by in ("score", "path", "b_score")]
-    assert found == ["a_score", "image_path", "b_score"]
+    columns = [sort_column(names, ["a_score", "b_score"], by) for by in ("score", "path", "b_score")]
+    assert columns == ["a_score", "image_path", "b_score"]
     with pytest.raises(ValueError, match="cannot sort by 'c'; use score, path or one of image_path"):
         sort_column(names, ["a_score"], "c")
 
@@ -156,17 +156,17 @@ def test_output_gets_its_name_only_when_it_is_complete(tmp_path):
 
 
 def test_interrupted_output_is_kept_under_another_name(tmp_path):
-    told = []
+    kept = []
 
     def interrupted():
-        with replacing(tmp_path / "out.csv", told.append) as file:
+        with replacing(tmp_path / "out.csv", kept.append) as file:
             file.write(b"half")
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         interrupted()
-    assert [partial.read_bytes() for partial in told] == [b"half"]
-    assert told[0].suffix == ".csv"
+    assert [partial.read_bytes() for partial in kept] == [b"half"]
+    assert kept[0].suffix == ".csv"
     assert not (tmp_path / "out.csv").exists()
 
 

@@ -111,18 +111,18 @@ def test_remote_folders_and_patterns(memory):
     for name in ("a/1.jpg", "a/b/2.PNG", "a/b/note.txt", "c/3 é#?.webp"):
         _put(f"{memory}/{name}", b"x")
 
-    def found(name, pattern=None):
+    def below(name, pattern=None):
         return [each.removeprefix(f"{memory}/") for each in files_below(f"{memory}/{name}".rstrip("/"), pattern)]
 
-    assert found("") == ["a/1.jpg", "a/b/2.PNG", "c/3 é#?.webp"]
-    assert found("a", "*.txt") == ["a/b/note.txt"]
-    assert found("a", "b/*") == ["a/b/2.PNG", "a/b/note.txt"]
-    assert found("*/*.jpg") == ["a/1.jpg"]
-    assert found("**/*.[!t]*") == ["a/1.jpg", "a/b/2.PNG", "c/3 é#?.webp"]
-    assert found("a/1.jpg") == ["a/1.jpg"]
-    assert found("missing.jpg") == ["missing.jpg"]
+    assert below("") == ["a/1.jpg", "a/b/2.PNG", "c/3 é#?.webp"]
+    assert below("a", "*.txt") == ["a/b/note.txt"]
+    assert below("a", "b/*") == ["a/b/2.PNG", "a/b/note.txt"]
+    assert below("*/*.jpg") == ["a/1.jpg"]
+    assert below("**/*.[!t]*") == ["a/1.jpg", "a/b/2.PNG", "c/3 é#?.webp"]
+    assert below("a/1.jpg") == ["a/1.jpg"]
+    assert below("missing.jpg") == ["missing.jpg"]
     with pytest.raises(InputRefused, match="no file matches"):
-        found("*/*.gif")
+        below("*/*.gif")
 
 
 def test_scheme_nobody_knows_is_refused(tmp_path):
@@ -337,8 +337,8 @@ def test_servers_must_agree(url, refusing_url):
     other = FakeModel(heads={"demo": demo_parameters(), "more": demo_parameters()})
     with serve_grpc(other) as other_url:
         servers = Servers.from_clients([AsyncClient(url), AsyncClient(other_url), AsyncClient(refusing_url)], 0)
-        found = served(servers, ["demo"], False)
-        assert (found.version, len(found.silent)) == (VERSION, 1)
+        common = served(servers, ["demo"], False)
+        assert (common.version, len(common.silent)) == (VERSION, 1)
         with pytest.raises(VersionChanged, match="different heads"):
             served(servers, None, False)
 
@@ -350,8 +350,8 @@ def test_no_server_at_all_is_raised(refusing_url):
 
 def test_servers_that_are_all_loading_are_waited_for(model, url, refusing_url):
     model.refuse_next, model.not_ready_next = [UNKNOWN_MODEL] * 2, 2
-    found = served(Servers.from_clients([AsyncClient(url), AsyncClient(refusing_url)], 60), None, False)
-    assert (found.version, len(found.silent)) == (VERSION, 1)
+    common = served(Servers.from_clients([AsyncClient(url), AsyncClient(refusing_url)], 60), None, False)
+    assert (common.version, len(common.silent)) == (VERSION, 1)
 
 
 def test_servers_that_stay_loading_are_unavailable(model, url):
@@ -400,9 +400,9 @@ def test_unit_without_a_server_is_tried_again(status):
 
 @pytest.mark.parametrize(("status", "error"), [("unavailable", ServerUnavailable), ("unwritten", OSError)])
 def test_job_without_a_server_ends(status, error):
-    found = job.retried(_fake_scoring(10**6, status), list(range(10)), workers=2)
+    outcomes = job.retried(_fake_scoring(10**6, status), list(range(10)), workers=2)
     with pytest.raises(error, match="gone"):
-        list(found)
+        list(outcomes)
 
 
 # ---- the command, without a cluster ----
@@ -540,13 +540,13 @@ def test_killed_driver_is_started_again_and_does_the_rest(cluster, server, many,
     scored_before = _settled(lambda: _scored_by(server))  # the last requests of those
     before = _parts(out)
     assert 3 <= len(before) < IMAGES // ROWS
-    status, told = _end(_start(cluster, server, many, "--out", out))
-    assert status == 3, told
+    status, events = _end(_start(cluster, server, many, "--out", out))
+    assert status == 3, events
     _check_complete(out, str(many))
     after = _parts(out)
     assert {name: after[name] for name in before} == before
     kept = len(before) * ROWS
-    assert told[-1]["kept"] == kept
+    assert events[-1]["kept"] == kept
     bad = 0 if "part-00015.parquet" in before else 1
     assert _scored_by(server) - scored_before == IMAGES - kept - bad + 1  # and one to learn the version
 
@@ -556,10 +556,10 @@ def test_shards_through_fsspec(cluster, server, tmp_path):
     data = _tar(pictures)
     for name, content in {"a.tar": data, "b.tar": data, "cut.tar": data[: len(data) // 2]}.items():
         (tmp_path / name).write_bytes(content)
-    status, told = _end(_start(cluster, server, f"local://{tmp_path}/*.tar", "--out", f"local://{tmp_path}/out"))
-    assert status == 3, told
-    assert told[-1]["damaged_shards"] == 1
-    assert any("cut.tar" in each["message"] for each in told if each["event"] == "error")
+    status, events = _end(_start(cluster, server, f"local://{tmp_path}/*.tar", "--out", f"local://{tmp_path}/out"))
+    assert status == 3, events
+    assert events[-1]["damaged_shards"] == 1
+    assert any("cut.tar" in each["message"] for each in events if each["event"] == "error")
     assert sorted(path.name for path in (tmp_path / "out").glob("[!_]*")) == ["a.parquet", "b.parquet"]
     rows = _rows(tmp_path / "out")
     assert rows["key"] == [name[:3] for name in pictures] * 2
@@ -571,14 +571,14 @@ def test_job_ends_without_a_server_or_with_another_version(cluster, server, phot
     _score(_job(plan, url), 0)
     old = _start(cluster, server, photos, "--out", tmp_path / "old", "--rows-per-file", 4)
     silent = _start(cluster, server, photos, "--out", tmp_path / "new", "--url", refusing_url, "--wait", 1)
-    status, told = _end(old)
-    assert (status, told[-1]["event"]) == (1, "error"), told
-    assert VERSION in told[-1]["message"]
-    assert "--allow-version-change" in told[-1]["message"]
+    status, events = _end(old)
+    assert (status, events[-1]["event"]) == (1, "error"), events
+    assert VERSION in events[-1]["message"]
+    assert "--allow-version-change" in events[-1]["message"]
     assert list(_parts(tmp_path / "old")) == ["part-00000.parquet"]
-    status, told = _end(silent)
-    assert (status, told[-1]["status"]) == (5, 5), told
-    assert [each for each in told if "waiting for a server up to 1 s" in each["message"]]
+    status, events = _end(silent)
+    assert (status, events[-1]["status"]) == (5, 5), events
+    assert [each for each in events if "waiting for a server up to 1 s" in each["message"]]
 
 
 def test_killed_machine_loses_nothing(cluster, server, many, tmp_path):
@@ -590,7 +590,7 @@ def test_killed_machine_loses_nothing(cluster, server, many, tmp_path):
     _wait_until_at_work(cluster["raylet_pids"][1], process)
     os.kill(cluster["raylet_pids"][1], signal.SIGKILL)
     assert len(_parts(out)) < IMAGES // ROWS
-    status, told = _end(process)
-    assert status == 3, told
-    assert next(each for each in told if each["event"] == "start")["nodes"] == 2
+    status, events = _end(process)
+    assert status == 3, events
+    assert next(each for each in events if each["event"] == "start")["nodes"] == 2
     _check_complete(out, many.name)

@@ -240,24 +240,24 @@ def temporary_markers(monkeypatch, tmp_path_factory):
 
 def requests_of(monkeypatch) -> list[str]:
     """Names of the models that are asked from now on."""
-    asked, post = [], health.post
+    models, post = [], health.post
 
     def counted(url: str, model: str, *others: Any) -> list[dict[str, Any]]:
-        asked.append(model)
+        models.append(model)
         return post(url, model, *others)
 
     monkeypatch.setattr(health, "post", counted)
-    return asked
+    return models
 
 
 def test_health_is_a_proof_once_and_a_real_inference_from_then_on(server, monkeypatch, temporary_markers):
-    asked, url = requests_of(monkeypatch), f"http://{server.http_url}"
+    models, url = requests_of(monkeypatch), f"http://{server.http_url}"
     assert health.main([url]) == 0
-    assert asked == ["proof", "demo_head", "image_score", "image_embedding"]
+    assert models == ["proof", "demo_head", "image_score", "image_embedding"]
     assert len(list(temporary_markers.iterdir())) == 1
-    asked.clear()
+    models.clear()
     assert health.main([url]) == 0
-    assert asked == ["proof", "image_score", "image_embedding"]
+    assert models == ["proof", "image_score", "image_embedding"]
 
 
 def test_a_server_is_proved_again_after_its_start_and_with_another_proof(monkeypatch, tmp_path):
@@ -275,9 +275,9 @@ def test_a_server_is_proved_again_after_its_start_and_with_another_proof(monkeyp
 
 def test_without_a_place_for_its_marker_a_server_is_proved_each_time(server, monkeypatch, capsys):
     monkeypatch.setattr(health, "MARKERS", Path("/proc/absent"))
-    asked = requests_of(monkeypatch)
+    models = requests_of(monkeypatch)
     assert [health.main([f"http://{server.http_url}"]) for _ in range(2)] == [0, 0]
-    assert asked.count("demo_head") == 2
+    assert models.count("demo_head") == 2
     assert "will be proved again" in capsys.readouterr().err
 
 

@@ -163,10 +163,10 @@ NOT_FOR_DALI = {
 def test_dali_is_not_given(name):
     transform, both, decoder = pair()
     assert batches.sift(transform, NOT_FOR_DALI[name]) is None
-    (found,) = both(tasks(transform, [NOT_FOR_DALI[name]]))
+    (result,) = both(tasks(transform, [NOT_FOR_DALI[name]]))
     expected = batches._exact(batches.Task(NOT_FOR_DALI[name], transform))
-    assert type(found) is type(expected)
-    assert str(found) == str(expected)
+    assert type(result) is type(expected)
+    assert str(result) == str(expected)
     assert decoder.sizes == []
 
 
@@ -193,24 +193,24 @@ def test_the_square_lies_where_the_exact_transform_cuts_it(orientation, mode, si
     """Turned before resizing or after, a value is rounded otherwise; a row of displacement is far more."""
     transform, both, decoder = pair(view(resize_mode=mode, fill_color=99))
     data = stored(orientation, size)
-    (found,) = both(tasks(transform, [data]))
+    (pixels,) = both(tasks(transform, [data]))
     assert decoder.sizes == [1]
-    assert difference(found, transform(data)).max() <= 3
+    assert difference(pixels, transform(data)).max() <= 3
 
 
 def test_views_lie_below_one_another():
     transform, both, _ = pair(view(64), view(48, resize_mode="longest"), view(32, resize_mode="squash", resize_size=40))
     images = [stored(orientation, (150, 101)) for orientation in (1, 6)]
-    for found, data in zip(both(tasks(transform, images)), images, strict=True):
-        assert found.shape == (144, 64, 3)
-        assert difference(found, transform(data)).max() <= 3
+    for pixels, data in zip(both(tasks(transform, images)), images, strict=True):
+        assert pixels.shape == (144, 64, 3)
+        assert difference(pixels, transform(data)).max() <= 3
 
 
 def test_pixels_come_back_in_order():
     transform, both, decoder = pair(max_batch_size=3)
     images = [jpeg(100 + n, 90, n) if n % 3 else encoded(noise(100 + n, 90, seed=n), "PNG") for n in range(12)]
-    for found, data in zip(both(tasks(transform, images)), images, strict=True):
-        assert np.array_equal(found, transform(data))
+    for pixels, data in zip(both(tasks(transform, images)), images, strict=True):
+        assert np.array_equal(pixels, transform(data))
     assert decoder.sizes == [3, 3, 2]
 
 
@@ -222,10 +222,10 @@ def test_a_batch_that_dali_fails_on_is_decoded_one_by_one():
     transform = pair()[0]
     transform, both, decoder = pair(poison=batches.sift(transform, poison).file)
     images = [jpeg(seed=1), poison, damaged(), jpeg(seed=2)]
-    found = both(tasks(transform, images))
+    results = both(tasks(transform, images))
     for index in (0, 3):
-        assert np.array_equal(found[index], transform(images[index]))
-    assert found[2].code == "DECODE_FAILED"
+        assert np.array_equal(results[index], transform(images[index]))
+    assert results[2].code == "DECODE_FAILED"
     (alone,) = both(tasks(transform, [jpeg(seed=3)]))
     assert np.array_equal(alone, transform(jpeg(seed=3)))
     assert decoder.sizes == [4, 1]
@@ -236,9 +236,9 @@ def test_one_request_is_all_or_nothing_with_the_words_of_the_exact_transform():
     images = [jpeg(), b"", encoded(noise(50, 50), "PNG"), SVG]
     with pytest.raises(clip_pixels.BatchError) as exact:
         transform.batch(images)
-    with pytest.raises(clip_pixels.BatchError) as found:
+    with pytest.raises(clip_pixels.BatchError) as refusal:
         batches.pixels_of_request(both(tasks(transform, images)))
-    assert str(found.value) == str(exact.value)
+    assert str(refusal.value) == str(exact.value)
     good = batches.pixels_of_request(both(tasks(transform, images[::2])))
     assert np.array_equal(good, transform.batch(images[::2]))
 
@@ -330,8 +330,8 @@ def test_a_server_without_dali_says_what_to_install(tmp_path, monkeypatch):
 
 def test_the_checks_pictures_are_jpegs_of_every_orientation():
     transform = served_transform([view()], Serving())
-    found = [batches.sift(transform, picture.data) for picture in jpeg_pictures()]
-    assert {of_picture.orientation for of_picture in found} == set(range(1, 9))
+    sifted = [batches.sift(transform, picture.data) for picture in jpeg_pictures()]
+    assert {of_picture.orientation for of_picture in sifted} == set(range(1, 9))
 
 
 def test_the_model_is_thin():
@@ -363,25 +363,25 @@ def real(dali, tmp_path):
 def test_dali_gives_the_exact_transforms_picture(real, orientation):
     transform, both = real
     data = stored(orientation, (321, 202))
-    (found,) = both.decoded([batches.sift(transform, data)])
-    assert difference(found, transform(data)).mean() < 0.5
-    assert difference(found, transform(data)).max() < 16
+    (pixels,) = both.decoded([batches.sift(transform, data)])
+    assert difference(pixels, transform(data)).mean() < 0.5
+    assert difference(pixels, transform(data)).max() < 16
 
 
 def test_dali_decodes_photographs_in_batches_of_any_size(real):
     transform, both = real
     images = [path.read_bytes() for path in sample_photos()]
-    for found, data in zip(both(tasks(transform, images)), images, strict=True):
-        assert difference(found, transform(data)).mean() < 1
+    for pixels, data in zip(both(tasks(transform, images)), images, strict=True):
+        assert difference(pixels, transform(data)).mean() < 1
 
 
 def test_a_file_that_dali_fails_on_harms_no_other(real):
     transform, both = real
     images = [jpeg(seed=1), damaged(), jpeg(seed=2)]
     for _ in range(2):  # a pipeline that has failed is replaced
-        found = both(tasks(transform, images))
-        assert found[1].code == "DECODE_FAILED"
-        assert np.array_equal(found[0], transform(images[0]))
+        results = both(tasks(transform, images))
+        assert results[1].code == "DECODE_FAILED"
+        assert np.array_equal(results[0], transform(images[0]))
     assert both.decoded([batches.sift(transform, images[0])])[0].shape == transform(images[0]).shape
 
 
@@ -401,11 +401,11 @@ def test_dali_decodes_nothing_that_the_exact_transform_refuses(real):
         if jpeg_for_dali is None:
             continue
         try:
-            (found,) = both.decoded([jpeg_for_dali])
+            (served,) = both.decoded([jpeg_for_dali])
         except RuntimeError:
             continue
         decoded += 1
-        assert difference(found, expected).mean() < 1
+        assert difference(served, expected).mean() < 1
     assert decoded > 100
 
 
@@ -435,8 +435,8 @@ def test_verifying_a_recipe_that_serves_with_dali_measures_it(dali, repository, 
     recipe = with_dali(build={"minimum_cosine": {"dali": limit}})
     (tmp_path / "dali.yaml").write_text(yaml.safe_dump(recipe.model_dump(mode="json", exclude_defaults=True)))
     assert run_step("build.verify", lambda: verify.main(["--recipe", str(tmp_path / "dali.yaml")])) == status
-    wanted = "build.minimum_cosine.dali 1.0" if status else f"DALI {dali.__version__} (cpu) against exact pixels"
-    assert wanted in capsys.readouterr().err
+    message = "build.minimum_cosine.dali 1.0" if status else f"DALI {dali.__version__} (cpu) against exact pixels"
+    assert message in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")
@@ -503,9 +503,9 @@ def test_bad_files_are_refused_with_the_same_words_and_harm_no_neighbour(server,
     for data in bad:
         with pytest.raises(InferenceServerException) as exact:
             infer(server, [jpeg(), data])
-        with pytest.raises(InferenceServerException) as found:
+        with pytest.raises(InferenceServerException) as refusal:
             infer(dali_server, [jpeg(), data])
-        assert (found.value.message(), found.value.status()) == (exact.value.message(), exact.value.status())
+        assert (refusal.value.message(), refusal.value.status()) == (exact.value.message(), exact.value.status())
     images = [bad[index % len(bad)] if index % 4 == 0 else jpeg(seed=index % 5) for index in range(64)]
     with Client(dali_server.grpc_url, concurrency=32) as client:
         results = client.score(images)

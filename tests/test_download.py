@@ -25,16 +25,16 @@ class Site:
     stops_after: int | None = None
     status: int | None = None
     ranges: bool = True
-    asked: list[str | None] = field(default_factory=list)
+    ranges_requested: list[str | None] = field(default_factory=list)
 
 
 @pytest.fixture
 def site() -> Iterator[Site]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self):
-            asked = self.headers.get("Range")
-            running.asked.append(asked)
-            start = int(asked.removeprefix("bytes=").rstrip("-")) if asked and running.ranges else 0
+            requested = self.headers.get("Range")
+            running.ranges_requested.append(requested)
+            start = int(requested.removeprefix("bytes=").rstrip("-")) if requested and running.ranges else 0
             if running.status is not None or start > len(CONTENT):
                 return self.send_error(running.status or 416)
             self.send_response(206 if start else 200)
@@ -61,14 +61,14 @@ def test_a_file_is_downloaded_once(site, tmp_path):
     target = tmp_path / "downloads" / "head.pth"
     assert download(site.url, target, SHA256).read_bytes() == CONTENT
     download(site.url, target, SHA256)
-    assert site.asked == [None]
+    assert site.ranges_requested == [None]
     assert [path.name for path in target.parent.iterdir()] == ["head.pth"]
 
 
 def test_a_download_that_breaks_off_is_resumed_by_itself(site, tmp_path):
     site.stops_after = len(CONTENT) // 2 + 1
     assert download(site.url, tmp_path / "head.pth", SHA256).read_bytes() == CONTENT
-    assert site.asked == [None, f"bytes={site.stops_after}-"]
+    assert site.ranges_requested == [None, f"bytes={site.stops_after}-"]
 
 
 def test_the_next_run_goes_on_where_the_last_one_stopped(site, tmp_path):
@@ -78,7 +78,7 @@ def test_the_next_run_goes_on_where_the_last_one_stopped(site, tmp_path):
     assert not (tmp_path / "head.pth").exists()
     site.stops_after = None
     assert download(site.url, tmp_path / "head.pth", SHA256).read_bytes() == CONTENT
-    assert site.asked[-1] == "bytes=3000-"
+    assert site.ranges_requested[-1] == "bytes=3000-"
 
 
 def test_a_server_without_ranges_sends_all_again(site, tmp_path):
@@ -109,7 +109,7 @@ def test_a_file_that_is_not_there_is_not_tried_again(site, tmp_path):
     site.status = 404
     with pytest.raises(StepError, match=r"head\.pth: the server answered 404 Not Found"):
         download(site.url, tmp_path / "head.pth", None)
-    assert len(site.asked) == 1
+    assert len(site.ranges_requested) == 1
 
 
 def test_an_unreachable_address_is_named(tmp_path):

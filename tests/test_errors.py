@@ -59,10 +59,10 @@ def exceptions_in(*folders: Path) -> dict[str, Path]:
 
 
 def test_the_clients_exceptions_are_in_one_file_under_one_root():
-    found = exceptions_in(ROOT / "clients")
-    assert set(NOT_OF_THE_CLIENTS_TREE) < set(found)
-    for name in found.keys() - NOT_OF_THE_CLIENTS_TREE:
-        assert found[name] == CLIENT_EXCEPTIONS, f"{name} belongs into {CLIENT_EXCEPTIONS.name}"
+    files = exceptions_in(ROOT / "clients")
+    assert set(NOT_OF_THE_CLIENTS_TREE) < set(files)
+    for name in files.keys() - NOT_OF_THE_CLIENTS_TREE:
+        assert files[name] == CLIENT_EXCEPTIONS, f"{name} belongs into {CLIENT_EXCEPTIONS.name}"
         assert issubclass(getattr(exceptions, name), exceptions.ClipsieveError)
 
 
@@ -73,8 +73,8 @@ def test_the_tree_that_is_drawn_for_the_client_names_every_exception():
 
 
 def test_the_toolchains_expected_errors_have_one_root():
-    found = exceptions_in(*TOOLCHAIN).keys() - {"ExpectedError"}
-    assert found - descendants({"ExpectedError"}, *TOOLCHAIN).keys() == NOT_OF_THE_TOOLCHAINS_TREE.keys()
+    names = exceptions_in(*TOOLCHAIN).keys() - {"ExpectedError"}
+    assert names - descendants({"ExpectedError"}, *TOOLCHAIN).keys() == NOT_OF_THE_TOOLCHAINS_TREE.keys()
 
 
 def guarded(path: Path) -> list[str]:

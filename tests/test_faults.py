@@ -71,9 +71,9 @@ def test_sigterm_under_load_leaves_no_request_without_an_answer(repository, tmp_
         load = Load(server.grpc_url, few_pictures, groups)
         with load:
             wait_for(groups[0], "ok")
-            said = processes.terminate(Scene(server, tmp_path, load))
-        assert server.poll() == 0, said
-    assert set(groups[0].counts()) <= {"ok", "ServerUnavailable", "ServerNotReady"}, said
+            outcome = processes.terminate(Scene(server, tmp_path, load))
+        assert server.poll() == 0, outcome
+    assert set(groups[0].counts()) <= {"ok", "ServerUnavailable", "ServerNotReady"}, outcome
 
 
 def test_a_dead_head_and_then_a_dead_server(repository, tmp_path, few_pictures):

@@ -35,10 +35,10 @@ from recipes.schema import Serving
 SVG = "{http://www.w3.org/2000/svg}"
 
 
-def head_row(installed: int, asked: int, p50_ms: float, cpu_ms: float) -> dict:
+def head_row(installed: int, requested: int, p50_ms: float, cpu_ms: float) -> dict:
     spent = {"cpu_ms": cpu_ms, "rest_cpu_ms": cpu_ms - 59}
     measured = {"images_per_s": 1000 / cpu_ms, "p50_ms": p50_ms, **spent}
-    return {"installed": installed, "asked": asked, **measured, "resident_mib": 500.0 + 60 * installed}
+    return {"installed": installed, "asked": requested, **measured, "resident_mib": 500.0 + 60 * installed}
 
 
 def size_row(megapixels: float, decoding_ms: float) -> dict:

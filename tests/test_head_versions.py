@@ -309,9 +309,9 @@ def test_a_damaged_or_foreign_file_is_refused_before_any_server_sees_it(first, s
 
 def test_the_watch_is_told_of_the_training_of_the_head_that_serves(second):
     text = 'name: "demo_watch"\nparameters { key: "watched" value { string_value: "{\\"head\\": \\"demo\\"}" } }\n'
-    told = parsed(watched_text(text, second.manifest, HERE), HERE).parameters["watched"].string_value
-    assert f'"training_revision": "{second.revision:016x}"' in told
-    assert '"edges": [0.4]' in told
+    parameter = parsed(watched_text(text, second.manifest, HERE), HERE).parameters["watched"].string_value
+    assert f'"training_revision": "{second.revision:016x}"' in parameter
+    assert '"edges": [0.4]' in parameter
     unknown = second.manifest.model_copy(update={"score_distribution": None})
     again = parsed(watched_text(text, unknown, HERE), HERE).parameters["watched"].string_value
     assert "training" not in again

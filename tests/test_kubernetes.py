@@ -38,8 +38,8 @@ CONTAINERS = [pytest.param(TRITON, id="deployment"), pytest.param(KSERVE, id="ks
 
 def seconds_of_exit() -> int:
     """How long Triton waits for requests in flight."""
-    (found,) = re.findall(r"--exit-timeout-secs=(\d+)", (CONTAINER / "start.sh").read_text())
-    return int(found)
+    (seconds,) = re.findall(r"--exit-timeout-secs=(\d+)", (CONTAINER / "start.sh").read_text())
+    return int(seconds)
 
 
 # ---- schemas ----

@@ -89,14 +89,14 @@ FORBIDDEN = [
 @pytest.mark.parametrize("pattern", FORBIDDEN)
 def test_no_paths_of_one_machine_and_no_registries(pattern):
     mine = Path(__file__)
-    found = [
+    matches = [
         f"{path.relative_to(ROOT)}: {match.group()}"
         for path in tracked_files()
         if path != mine
         for match in re.finditer(pattern, path.read_text(encoding="utf-8"))
         if "/home/user/secret.jpg" not in path.read_text()[match.start() : match.start() + 30]
     ]
-    assert not found
+    assert not matches
 
 
 def test_every_make_target_is_phony_and_explained():

@@ -109,7 +109,7 @@ WRONG = Case("kind", b"")
 
 
 @pytest.mark.parametrize(
-    ("case", "answer", "found"),
+    ("case", "answer", "part"),
     [
         (WRONG, Answer("refused", "400"), None),
         (WRONG, Answer("closed", ""), None),
@@ -121,9 +121,9 @@ WRONG = Case("kind", b"")
         (RIGHT, Answer("scored", "200", (float("nan"),)), "scores [nan]"),
     ],
 )
-def test_problem(case, answer, found):
-    said = problem(case, answer, honest_score=0.5)
-    assert (said is None) if found is None else (found in (said or ""))
+def test_problem(case, answer, part):
+    description = problem(case, answer, honest_score=0.5)
+    assert (description is None) if part is None else (part in (description or ""))
 
 
 def test_an_http_error_is_a_refusal_with_its_text():

@@ -91,15 +91,15 @@ def watching(encoder: EncoderManifest, tmp_path_factory) -> Iterator[EmbeddedSer
 def names_in(expression: str) -> set[str]:
     """Names of the metrics that a PromQL expression reads, with Grafana's variables filled in."""
     filled = expression.replace("$__rate_interval", "1m").replace("$", "")
-    found: set[str] = set()
+    names: set[str] = set()
 
     def visit(node: object) -> bool:
         if isinstance(node, VectorSelector):
-            found.add(node.name or "")
+            names.add(node.name or "")
         return True
 
     walk(parse(filled), visit)
-    return found
+    return names
 
 
 def exported(server) -> set[str]:
@@ -172,9 +172,9 @@ def test_every_metric_of_the_dashboard_and_the_alerts_is_exported(watching):
     with Client(watching.grpc_url) as client:
         client.score([jpeg(), b"not an image"])
     recorded = {rule["record"] for rule in RULES if "record" in rule}
-    asked = {name for query in [*TARGETS, *RULES] for name in names_in(query["expr"])} - recorded
-    asked -= set(NOT_EXPORTED_HERE)
-    until(lambda: asked <= exported(watching), f"every one of {asked}")  # counters of our own follow in a second
+    needed = {name for query in [*TARGETS, *RULES] for name in names_in(query["expr"])} - recorded
+    needed -= set(NOT_EXPORTED_HERE)
+    until(lambda: needed <= exported(watching), f"every one of {needed}")  # counters of our own follow in a second
 
 
 def test_what_is_said_not_to_be_exported_is_asked_for():
@@ -283,9 +283,9 @@ def test_a_real_prometheus_answers_every_panel(prometheus):
     def empty() -> list[str]:
         window, titles = Window(time.time(), 30, step_s=1, rate_interval_s=5), []
         for panel, seen in layout(DASHBOARD, variables):
-            found = [one for target in panel.get("targets", []) for one in prometheus.series(target, seen, window)]
+            series = [one for target in panel.get("targets", []) for one in prometheus.series(target, seen, window)]
             names = {name for target in panel.get("targets", []) for name in names_in(target["expr"])}
-            if not found and not names & set(NOT_EXPORTED_HERE) and panel["type"] != "row":
+            if not series and not names & set(NOT_EXPORTED_HERE) and panel["type"] != "row":
                 titles.append(panel["title"])
         return titles
 

@@ -61,14 +61,14 @@ def test_session_settings_go_to_onnxruntime_and_others_do_not(backend: Any) -> N
         options.get_session_config_entry("unknown")
 
 
-@pytest.mark.parametrize(("level", "wanted"), [("-1", "BASIC"), ("0", "ALL"), ("1", "EXTENDED")])
-def test_graph_level(backend: Any, level: str, wanted: str) -> None:
+@pytest.mark.parametrize(("level", "name"), [("-1", "BASIC"), ("0", "ALL"), ("1", "EXTENDED")])
+def test_graph_level(backend: Any, level: str, name: str) -> None:
     options = backend.session_options({"optimization": {"graph": {"level": level}}})
-    assert options.graph_optimization_level == getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{wanted}")
+    assert options.graph_optimization_level == getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{name}")
 
 
 def test_the_encoders_threads_sleep_while_they_wait(backend: Any) -> None:
     config = read_config(ROOT / "model_repository" / "clip_encoder" / "config.pbtxt")
-    found = {key: {"string_value": value.string_value} for key, value in config.parameters.items()}
-    options = backend.session_options({"parameters": found})
+    values = {key: {"string_value": value.string_value} for key, value in config.parameters.items()}
+    options = backend.session_options({"parameters": values})
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"

@@ -158,8 +158,8 @@ def test_every_peer_has_an_environment_and_a_start(demo, tmp_path):
 
 @pytest.mark.parametrize("name", ["FastAPI", "MLflow", "infinity"])
 def test_a_peer_that_is_not_installed_is_not_started(peers, material, name):
-    (found,) = (each for each in services(material) if each.name == name)
-    with pytest.raises(PeerError, match="--install"), found.start(1, material.folder):
+    (peer,) = (each for each in services(material) if each.name == name)
+    with pytest.raises(PeerError, match="--install"), peer.start(1, material.folder):
         pass
 
 
@@ -195,7 +195,7 @@ def test_right_scores_and_embeddings_pass(material):
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("answers", "message"),
     [
         ([PictureAnswer(score=0.0)], "1 of 6"),
         ([PictureAnswer(score=0.3)] * CHECKED, "scores differ from ours by 0.3"),
@@ -204,19 +204,19 @@ def test_right_scores_and_embeddings_pass(material):
         ([PictureAnswer(embedding=np.zeros(8))] * CHECKED, "cosine"),
     ],
 )
-def test_wrong_answers_are_refused(material, found, said):
-    with pytest.raises(PeerError, match=said):
-        difference(material, found, 0.999)
+def test_wrong_answers_are_refused(material, answers, message):
+    with pytest.raises(PeerError, match=message):
+        difference(material, answers, 0.999)
 
 
 # ---- load ----
 
 
 def test_a_closed_loop_counts_what_it_was_given():
-    found = asyncio.run(saturate(tenth, [b"\0", b"\1"], concurrency=3, seconds=0.1))
-    assert found.images >= 3
-    assert found.seconds >= 0.1
-    assert found.images_per_s == pytest.approx(found.images / found.seconds)
+    throughput = asyncio.run(saturate(tenth, [b"\0", b"\1"], concurrency=3, seconds=0.1))
+    assert throughput.images >= 3
+    assert throughput.seconds >= 0.1
+    assert throughput.images_per_s == pytest.approx(throughput.images / throughput.seconds)
 
 
 def test_every_picture_is_sent_once_alone():
@@ -254,9 +254,9 @@ def limit() -> Limit:
 @pytest.mark.parametrize("layout", ["beside", "apart"])
 @pytest.mark.parametrize("batch_size", [1, 3])
 def test_both_layouts_work_until_the_time_is_up(limit, layout, batch_size):
-    found = limit.run(seconds=0.05, batch_size=batch_size, layout=layout)
-    assert found["images"] >= 1
-    assert found["seconds"] >= 0.05
+    figures = limit.run(seconds=0.05, batch_size=batch_size, layout=layout)
+    assert figures["images"] >= 1
+    assert figures["seconds"] >= 0.05
 
 
 def test_the_limit_scores_in_order_and_alone(limit):
@@ -379,11 +379,11 @@ def test_the_equal_load_is_what_the_slowest_server_carries(material):
 
 def test_figures_are_medians_and_p99_of_all_rounds():
     row = Measured("x", images_per_s=[1, 9, 2], alone_ms=[[10, 30], [20, 30], [90, 30]], loaded_ms=[[1] * 99, [7]])
-    told = figures_of(row)
-    assert told.images_per_s == 2
-    assert told.p50_ms == 25
-    assert told.p99_loaded_ms == pytest.approx(1, abs=0.1)
-    assert told.cpu_ms is None
+    figures = figures_of(row)
+    assert figures.images_per_s == 2
+    assert figures.p50_ms == 25
+    assert figures.p99_loaded_ms == pytest.approx(1, abs=0.1)
+    assert figures.cpu_ms is None
 
 
 def test_what_a_server_adds_is_compared_picture_by_picture():

@@ -70,10 +70,10 @@ def test_a_folder_without_pictures_is_refused(tmp_path):
 
 def test_what_would_be_measured_with_is_told(capsys):
     assert run_step("serving.perf", lambda: main(["--recipe", "demo", "--check"])) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["pictures"] == len(sample_photos())
-    assert set(told["versions"]) == {"nvidia-pytriton", "onnxruntime", "perf_analyzer"}
-    assert all(version[0].isdigit() for version in told["versions"].values())
+    conditions = json.loads(capsys.readouterr().out)
+    assert conditions["pictures"] == len(sample_photos())
+    assert set(conditions["versions"]) == {"nvidia-pytriton", "onnxruntime", "perf_analyzer"}
+    assert all(version[0].isdigit() for version in conditions["versions"].values())
 
 
 def test_a_missing_perf_analyzer_is_told_with_the_remedy(tmp_path, monkeypatch, capsys):

@@ -104,18 +104,18 @@ def edit_proof(repository: Path, change: Callable[[dict], object]) -> None:
 
 
 def test_the_proof_is_the_verifications(repository, demo, encoder):
-    found = read_proof(repository)
+    stored = read_proof(repository)
     names = [picture.name for picture in verification_pictures()]
     with np.load(encoder_folder(demo) / "verification.npz") as arrays:
-        for picture in found.pictures:
+        for picture in stored.pictures:
             row = names.index(picture.name)
             np.testing.assert_array_equal(np.array(picture.reference, np.float32), arrays["torch"][row])
             np.testing.assert_array_equal(np.array(picture.verified, np.float32), arrays["embeddings"][row])
-    assert [picture.name for picture in found.pictures] == list(CHOICE[:COUNT])
-    assert found.encoder == encoder.fingerprint().model_dump()
-    assert (found.precision, found.minimum_cosine, found.maximum_score_difference) == ("fp32", 0.99999, 0.05)
-    assert str(find_cpu()) in found.verified_on
-    assert "onnxruntime" in found.verified_on
+    assert [picture.name for picture in stored.pictures] == list(CHOICE[:COUNT])
+    assert stored.encoder == encoder.fingerprint().model_dump()
+    assert (stored.precision, stored.minimum_cosine, stored.maximum_score_difference) == ("fp32", 0.99999, 0.05)
+    assert str(find_cpu()) in stored.verified_on
+    assert "onnxruntime" in stored.verified_on
 
 
 def test_the_proof_is_strict_json_and_reads_as_it_was_written(repository):
@@ -139,8 +139,8 @@ def test_a_shadow_head_has_no_scores_of_pictures(demo, repository, tmp_path):
     for head in data["heads"]:
         write_head(Path(head["source"]), read_encoder(encoder_folder(demo)), ["no", "yes"], name=head["name"])
         build_head(Path(head["source"]), 18)
-    found = made(parse_recipe(data))
-    assert (found.head_names, found.image_heads) == (["live", "next"], ["live"])
+    stored = made(parse_recipe(data))
+    assert (stored.head_names, stored.image_heads) == (["live", "next"], ["live"])
 
 
 @pytest.mark.parametrize("formats", [["JPEG"], ["WEBP"], ["BMP"], ["GIF"], ["PNG"], ["JPEG", "WEBP"]])
@@ -191,11 +191,11 @@ def test_jpegs_that_dali_decodes_are_verified_as_it_decodes_them(demo, repositor
 
     monkeypatch.setattr("build.dali_parity.dali_pixels", near)
     heads = [*zip(artefacts.head_folders, artefacts.heads, strict=True)]
-    exact, found = made(demo), make_proof(recipe, artefacts.encoder, heads, [], tmp_path)
-    assert found.minimum_cosine == recipe.build.minimum_cosine.dali
-    changed = [one.verified != other.verified for one, other in zip(exact.pictures, found.pictures, strict=True)]
+    exact, with_dali = made(demo), make_proof(recipe, artefacts.encoder, heads, [], tmp_path)
+    assert with_dali.minimum_cosine == recipe.build.minimum_cosine.dali
+    changed = [one.verified != other.verified for one, other in zip(exact.pictures, with_dali.pictures, strict=True)]
     assert changed == [True, False, False, False]
-    assert found.minimum_cosine < found.pictures[0].cosine < exact.pictures[0].cosine
+    assert with_dali.minimum_cosine < with_dali.pictures[0].cosine < exact.pictures[0].cosine
 
 
 def test_a_verification_of_other_pictures_is_refused(demo, repository, monkeypatch):
@@ -243,11 +243,11 @@ def proofs(draw: st.DrawFn) -> Proof:
 
 @st.composite
 def cases(draw: st.DrawFn) -> tuple[Proof, Answers]:
-    found = draw(proofs())
-    count, (head,) = len(found.pictures), found.heads
-    dim = len(found.pictures[0].reference)
+    drawn = draw(proofs())
+    count, (head,) = len(drawn.pictures), drawn.heads
+    dim = len(drawn.pictures[0].reference)
     other = st.lists(numbers, min_size=dim, max_size=dim)
-    embeddings = [draw(st.one_of(st.just(picture.reference), other)) for picture in found.pictures]
+    embeddings = [draw(st.one_of(st.just(picture.reference), other)) for picture in drawn.pictures]
 
     def near(rows) -> HeadAnswer:
         offset = draw(st.sampled_from([0.0, 1e-6, 1e-3, 0.04, 0.5]))
@@ -256,23 +256,23 @@ def cases(draw: st.DrawFn) -> tuple[Proof, Answers]:
         )
 
     assert head.image_scores is not None
-    return found, Answers(embeddings, {"demo": near(head.scores)}, {"demo": near(head.image_scores)})
+    return drawn, Answers(embeddings, {"demo": near(head.scores)}, {"demo": near(head.image_scores)})
 
 
 @given(cases())
 def test_the_comparison_is_that_of_numpy(case):
-    found, answers = case
-    (head,) = found.heads
+    drawn, answers = case
+    (head,) = drawn.heads
     assert head.image_scores is not None
-    reference = np.array([picture.reference for picture in found.pictures])
+    reference = np.array([picture.reference for picture in drawn.pictures])
     served = np.array(answers.embeddings)
     with np.errstate(invalid="ignore", divide="ignore"):
         cosines = (reference * served).sum(1) / np.sqrt((reference**2).sum(1) * (served**2).sum(1))
-    assert np.allclose(cosines, proof.cosines(found, answers.embeddings), atol=1e-9, equal_nan=True)
-    if np.abs(cosines - found.minimum_cosine).min(initial=1) < 1e-9:
+    assert np.allclose(cosines, proof.cosines(drawn, answers.embeddings), atol=1e-9, equal_nan=True)
+    if np.abs(cosines - drawn.minimum_cosine).min(initial=1) < 1e-9:
         return  # on the edge both are right
-    expected = int(np.sum(~(cosines >= found.minimum_cosine)))
-    relative = found.maximum_score_difference * np.maximum(1, np.abs(head.image_scores))
+    expected = int(np.sum(~(cosines >= drawn.minimum_cosine)))
+    relative = drawn.maximum_score_difference * np.maximum(1, np.abs(head.image_scores))
     for rows, answer, limits in (
         (head.scores, answers.heads["demo"], 1e-4 * max(1, np.abs(head.scores).max())),
         (head.image_scores, answers.images["demo"], relative),
@@ -281,14 +281,14 @@ def test_the_comparison_is_that_of_numpy(case):
             expected += 1
         else:
             expected += int(np.any(np.abs(np.array(answer.scores) - np.array(rows)) > limits, axis=1).sum())
-    assert len(misses(found, answers)) == expected
+    assert len(misses(drawn, answers)) == expected
 
 
 @given(proofs())
-def test_a_proof_reads_as_it_was_written(found):
-    again = proof_from_json(proof_to_json(found))
-    assert proof_to_json(again) == proof_to_json(found)
-    assert [list(picture.reference) for picture in again.pictures] == [picture.reference for picture in found.pictures]
+def test_a_proof_reads_as_it_was_written(drawn):
+    again = proof_from_json(proof_to_json(drawn))
+    assert proof_to_json(again) == proof_to_json(drawn)
+    assert [list(picture.reference) for picture in again.pictures] == [picture.reference for picture in drawn.pictures]
 
 
 def simple(**changes: Any) -> Proof:
@@ -511,8 +511,8 @@ def test_an_int8_encoder_is_not_started_without_avx2(copy, tmp_path, monkeypatch
 def test_cpuinfo_is_read_as_linux_writes_it(tmp_path):
     cpuinfo = tmp_path / "cpuinfo"
     cpuinfo.write_text("processor\t: 0\nmodel name\t: AMD EPYC 7B13\nflags\t\t: fpu avx2 sse\n\nprocessor\t: 1\n")
-    found = find_cpu(cpuinfo)
-    assert (found.name, found.instructions, str(found)) == ("AMD EPYC 7B13", ["avx2"], "AMD EPYC 7B13 (avx2)")
+    cpu = find_cpu(cpuinfo)
+    assert (cpu.name, cpu.instructions, str(cpu)) == ("AMD EPYC 7B13", ["avx2"], "AMD EPYC 7B13 (avx2)")
     assert find_cpu(tmp_path / "absent").flags == frozenset()
 
 
@@ -530,11 +530,11 @@ def wrong_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def test_a_healthy_server_gives_every_answer(server, repository):
-    found = read_proof(repository)
+    stored = read_proof(repository)
     with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
-        answers = ask(client, found)
-    assert misses(found, answers) == []
-    assert server.picture == found.smallest_picture
+        answers = ask(client, stored)
+    assert misses(stored, answers) == []
+    assert server.picture == stored.smallest_picture
 
 
 def test_a_damaged_encoder_never_becomes_ready(copy, tmp_path):
@@ -578,8 +578,8 @@ def test_a_server_without_png_is_ready(demo, repository, tmp_path):
 
 def test_an_encoder_is_built_for_a_recipe_without_png(demo, repository):
     """The verification's pictures do not depend on what is served."""
-    found = make_encoder(with_parts(demo, serving={"formats": ["JPEG"], "max_pixels": 100_000}))
-    assert [manifest.id for manifest in found] == [read_encoder(encoder_folder(demo)).id]
+    manifests = make_encoder(with_parts(demo, serving={"formats": ["JPEG"], "max_pixels": 100_000}))
+    assert [manifest.id for manifest in manifests] == [read_encoder(encoder_folder(demo)).id]
 
 
 # The client

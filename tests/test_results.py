@@ -34,7 +34,7 @@ def peer(name, images_per_s, **more):
     return row | {"problem": None} | more
 
 
-def asked(name, value, target, met):
+def target_row(name, value, target, met):
     return {"name": name, "value": value, "target": target, "at_least": True, "against": "limit", "met": met}
 
 
@@ -71,9 +71,9 @@ RESULTS = {
             peer("infinity", None, p99_loaded_ms=None, problem="not installed; run: | this\nand that"),
         ],
         "comparisons": [
-            asked("served / limit", 0.96, 0.95, True),
-            asked("fp32 / best peer", 1.25, 1.3, False),
-            asked("int8 / best peer", None, 2.0, None),
+            target_row("served / limit", 0.96, 0.95, True),
+            target_row("fp32 / best peer", 1.25, 1.3, False),
+            target_row("int8 / best peer", None, 2.0, None),
         ],
     },
     "preprocessing": {"rounds": 7, "sizes": SIZES, "cosine": {"as they are": LIKENESS}, "comparisons": []},

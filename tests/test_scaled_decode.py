@@ -83,10 +83,10 @@ def test_twice_the_pixels_of_every_view_remain(width, height, mode, sizes):
     transform = served_transform([view(size, resize_mode=mode) for size in sizes], Serving())
     picture = transform._decoded(encoded(Image.new("L", (width, height)), "JPEG"))
     fraction = round(width / picture.box[2])
-    wanted = np.max([of_view.resized(width, height) for of_view in transform.views], axis=0) * 2
+    needed = np.max([of_view.resized(width, height) for of_view in transform.views], axis=0) * 2
     kept = np.array([width, height])
-    assert fraction == 1 or (kept >= fraction * wanted).all()
-    assert fraction == 8 or not (kept >= 2 * fraction * wanted).all()  # smaller would have been too small
+    assert fraction == 1 or (kept >= fraction * needed).all()
+    assert fraction == 8 or not (kept >= 2 * fraction * needed).all()  # smaller would have been too small
 
 
 @given(width=st.integers(1, 5000), height=st.integers(1, 5000), mode=st.sampled_from(MODES))

@@ -46,9 +46,9 @@ def infer(server, images: list[bytes], outputs: list[str] | None = None, model="
     library = {"grpc": tritonclient.grpc, "http": tritonclient.http}[protocol]
     tensor = library.InferInput("image", [len(images), 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[image] for image in images], dtype=object))
-    wanted = [library.InferRequestedOutput(name) for name in outputs] if outputs else None
+    requested = [library.InferRequestedOutput(name) for name in outputs] if outputs else None
     with library.InferenceServerClient(urls(server)[protocol]) as client:
-        return client.infer(model, [tensor], outputs=wanted)
+        return client.infer(model, [tensor], outputs=requested)
 
 
 def post(server, body: bytes, headers: dict[str, str], model="image_score") -> tuple[int, bytes, dict]:

@@ -62,9 +62,9 @@ def served(request, demo, tmp_path_factory) -> Iterator[tuple[Recipe, EncoderMan
 def infer(server: EmbeddedServer, model: str, output: str, images: list[bytes]) -> np.ndarray:
     tensor = tritonclient.grpc.InferInput("image", [len(images), 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[image] for image in images], dtype=object))
-    wanted = [tritonclient.grpc.InferRequestedOutput(output)]
+    requested = [tritonclient.grpc.InferRequestedOutput(output)]
     with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
-        result = client.infer(model, [tensor], outputs=wanted)
+        result = client.infer(model, [tensor], outputs=requested)
         assert result is not None
         return np.asarray(result.as_numpy(output))
 

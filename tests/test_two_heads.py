@@ -52,9 +52,9 @@ def executions(server) -> dict[str, int]:
 def infer(server, outputs: list[str]) -> dict[str, np.ndarray]:
     tensor = tritonclient.grpc.InferInput("image", [1, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[jpeg()]], dtype=object))
-    wanted = [tritonclient.grpc.InferRequestedOutput(name) for name in outputs]
+    requested = [tritonclient.grpc.InferRequestedOutput(name) for name in outputs]
     with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
-        result = client.infer("image_score", [tensor], outputs=wanted)
+        result = client.infer("image_score", [tensor], outputs=requested)
         assert result is not None
         return {name: np.asarray(result.as_numpy(name)) for name in outputs}
 

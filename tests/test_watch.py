@@ -50,7 +50,7 @@ class FakeRegistry:
 
     def of(self, name: str) -> dict[str, float]:
         """Values of one metric by the last of its labels."""
-        return {labels[-1][1]: value for (found, labels), value in self.values.items() if found == name}
+        return {labels[-1][1]: value for (metric, labels), value in self.values.items() if metric == name}
 
 
 class BrokenRegistry(FakeRegistry):
@@ -220,8 +220,8 @@ def test_labels_are_counted_apart_up_to_a_limit(registry):
     scores[:, 1] = 0.7
     counts.record(outputs(scores, scores > 0.5))
     counts.flush()
-    found = {labels[1][1] for name, labels in registry.values if name == "clipsieve_scores_total"}
-    assert found == set(names[: score_counts.MOST_LABELS])
+    counted = {labels[1][1] for name, labels in registry.values if name == "clipsieve_scores_total"}
+    assert counted == set(names[: score_counts.MOST_LABELS])
     of_label = (("head", "nsfw"), ("label", "label1"), ("decision", "block"))
     assert registry.values["clipsieve_decisions_total", of_label] == 2
 
@@ -281,17 +281,17 @@ def test_outputs_that_cannot_be_counted_do_no_harm(registry):
 
 def test_distribution_of_probabilities():
     scores = np.array([[0.0005], [0.2], [0.96], [0.9999]])
-    found = score_distribution("binary", scores)
-    assert (found.images, found.edges) == (4, PROBABILITY_EDGES)
-    ratios = dict(zip(found.edges, found.ratios[0], strict=True))
+    distribution = score_distribution("binary", scores)
+    assert (distribution.images, distribution.edges) == (4, PROBABILITY_EDGES)
+    ratios = dict(zip(distribution.edges, distribution.ratios[0], strict=True))
     assert (ratios[0.001], ratios[0.3], ratios[0.95], ratios[0.999]) == (0.25, 0.5, 0.5, 0.75)
 
 
 def test_a_regression_is_cut_at_its_deciles():
     scores = np.random.default_rng(0).normal(5, 2, (1000, 1))
-    found = score_distribution("regression", scores)
-    np.testing.assert_allclose(found.ratios[0], np.linspace(0.1, 0.9, 9), atol=0.002)
-    assert all(float(f"{edge:.6g}") == edge for edge in found.edges)
+    distribution = score_distribution("regression", scores)
+    np.testing.assert_allclose(distribution.ratios[0], np.linspace(0.1, 0.9, 9), atol=0.002)
+    assert all(float(f"{edge:.6g}") == edge for edge in distribution.edges)
     assert score_distribution("regression", np.full((10, 1), 3.0)).edges == [3.0]
 
 
@@ -306,10 +306,10 @@ def test_the_watch_reads_what_the_build_writes(tmp_path):
     manifest = write_head(tmp_path, encoder_manifest(), ["safe", "nsfw"], name="nsfw", thresholds=(0.5, 0.9))
     known = ScoreDistribution(images=4, edges=[0.25, 0.5], ratios=[[0.5, 0.75]])
     manifest = manifest.model_copy(update={"score_distribution": known})
-    found = score_counts.WatchedHead.from_parameters(
+    head = score_counts.WatchedHead.from_parameters(
         {"watched": json.dumps(watch_configs.watched_parameters(manifest, manifest))}
     )
-    assert found == score_counts.WatchedHead(
+    assert head == score_counts.WatchedHead(
         head="nsfw",
         labels=("nsfw",),
         thresholds=(2,),
