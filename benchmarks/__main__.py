@@ -1,4 +1,4 @@
-"""What can be measured, and the way to each benchmark.
+"""Lists the benchmarks, with what each measures and its command.
 
     python -m benchmarks                          # or make bench: what there is
     python -m benchmarks peers --rounds 3         # or make bench NAME=peers OPTIONS='--rounds 3'

@@ -36,7 +36,7 @@ class Command:
     sentence: str
     """The first one."""
     needs: list[str]
-    """What has to be made before, such as `make demo`."""
+    """Steps to run before it, such as `make demo`."""
     duration: str
     """Such as `about 6 minutes`; empty when it says nothing."""
 
@@ -93,13 +93,13 @@ def find_benchmarks() -> dict[str, Command]:
 
 
 def is_command(name: str, path: Path) -> bool:
-    """Whether the module is run by itself, and is a benchmark or a trial."""
+    """True for a benchmark or a trial that is run by itself."""
     tests = [ast.unparse(node.test) for node in parse(path).body if isinstance(node, ast.If)]
     return name not in MEASURE_NOTHING and "__name__ == '__main__'" in tests
 
 
 def read_command(name: str, path: Path) -> Command:
-    """What the module's docstring says of it."""
+    """Reads a command from its module's docstring."""
     text = ast.get_docstring(parse(path), clean=False) or ""
     lines = [line.strip() for line in text.splitlines() if line.startswith("    ")]
     needs = [line.split("  #")[0].strip() for line in lines if line.startswith("make ")]

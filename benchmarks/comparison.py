@@ -18,10 +18,10 @@ class Comparison:
 
     name: str
     value: float | None
-    """None when one of the two was not measured."""
+    """The measured value; None when one of the two was not measured."""
     target: float
     at_least: bool
-    """Whether the target is a lower limit."""
+    """True when the target is a lower limit."""
     against: str = ""
 
     @property

@@ -58,7 +58,7 @@ class Row:
     embed_dim: int
     pixels: str
     megabytes: float
-    """Of model.onnx with the weights beside it."""
+    """Size of model.onnx and the weights beside it."""
     seconds: float
     peak_gib: float
     """Resident memory of the whole build."""

@@ -41,7 +41,7 @@ _AVX_VNNI_INT = 1 << 4 | 1 << 5 | 1 << 10  # leaf 7.1 EDX: INT8, NE_CONVERT, INT
 
 @dataclass(frozen=True)
 class InstructionSet:
-    """What is left of this processor.
+    """A smaller instruction set, made from this processor's by hiding the rest.
 
     Attributes:
         needs: flags of /proc/cpuinfo without which there is nothing to leave.

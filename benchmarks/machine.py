@@ -28,7 +28,8 @@ TOOLS = (
 
 
 def machine() -> dict[str, Any]:
-    """To be asked before anything is measured: `load_before` is the load average of the minute before."""
+    """Describe this machine; call it before anything is measured: `load_before` is the load average of the last
+    minute."""
     cpu = find_cpu()
     return {
         "cpu": cpu.name,
@@ -43,7 +44,7 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of Python, of the TOOLS that are installed and of the wheel that carries tritonserver."""
+    """Versions of Python, of the installed TOOLS and of the wheel that carries tritonserver."""
     result = {"python": platform.python_version()}
     for name in TOOLS:
         try:

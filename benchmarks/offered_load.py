@@ -26,10 +26,10 @@ TICK_S = 0.002
 
 @dataclass(frozen=True)
 class Answer:
-    """What became of one request."""
+    """The outcome of one request."""
 
     sent_s: float
-    """By time.perf_counter."""
+    """Time of sending, by time.perf_counter."""
     seconds: float
     status: str
     """OK, UNAVAILABLE (refused), DEADLINE_EXCEEDED (never answered) or another name of gRPC's."""
@@ -118,6 +118,6 @@ def served_per_s(answers: Sequence[Answer], start_s: float, end_s: float) -> flo
 
 
 def percentile_ms(answers: Sequence[Answer], percent: float, status: str = "OK") -> float:
-    """Of the latencies of the answers with that status; NaN when there are none."""
+    """A percentile of the latencies of the answers with that status; NaN when there are none."""
     seconds = [answer.seconds for answer in answers if answer.status == status]
     return 1000 * float(np.percentile(seconds, percent)) if seconds else math.nan

@@ -25,12 +25,12 @@ class Encoder:
     timed: str
     embeds: str
     optimize: bool = True
-    """Whether onnxruntime may optimise the graph of `embeds`."""
+    """Let onnxruntime optimise the graph of `embeds`."""
 
 
 @dataclass(frozen=True)
 class Runs:
-    """What one encoder did on one instruction set.
+    """Results of one encoder on one instruction set.
 
     Attributes:
         images_per_s: median over the rounds.

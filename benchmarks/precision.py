@@ -1,4 +1,4 @@
-"""What an encoder's ONNX file gains and loses in fp16 and int8: images/s, size, embeddings, and a head's scores.
+"""Gains and losses of an encoder's ONNX file in fp16 and int8: images/s, size, embeddings, and a head's scores.
 
     python -m benchmarks.precision --models ViT-B-32-quickgelu
     python -m benchmarks.precision --models ViT-L-14-quickgelu --heads ../shared/heads --rounds 3
@@ -219,7 +219,7 @@ def figures(run: Runs, full: Runs, score: Embed) -> dict[str, float]:
 
 
 def comparisons(encoders: list[dict[str, Any]]) -> list[Comparison]:
-    """What is asked of int8, beside what it does, for each model and instruction set."""
+    """Targets of int8 beside its figures, for each model and instruction set."""
     rows = []
     for encoder in encoders:
         for instruction_set, methods in encoder["instruction_sets"].items():

@@ -52,7 +52,7 @@ Method = Callable[[bytes], Any]
 
 
 def methods() -> dict[str, Method]:
-    """What is timed, by name: an encoded file in, the encoder's input out."""
+    """Functions to time, by name: an encoded file in, the encoder's input out."""
     import torch
     from open_clip.transform import image_transform
 
@@ -82,7 +82,7 @@ def photographs(megapixels: float | None) -> list[bytes]:
 
 
 def mosaics(megapixels: float) -> list[bytes]:
-    """Each photograph, mirrored at its edges until the picture is that large: its finest detail stays."""
+    """Photographs, each mirrored at its edges until it is that large: its finest detail stays."""
     pictures = []
     for photograph in _originals():
         height, width = (round(edge) for edge in _edges(photograph, megapixels)[::-1])
@@ -97,7 +97,7 @@ def _originals() -> list[Image.Image]:
 
 
 def resized(photograph: Image.Image, megapixels: float | None) -> Image.Image:
-    """Of the same aspect ratio; resampling adds no noise."""
+    """Resample to another size of the same aspect ratio; resampling adds no noise."""
     if megapixels is None:
         return photograph
     width, height = _edges(photograph, megapixels)
@@ -131,7 +131,7 @@ def timed(files: list[bytes], timed_methods: dict[str, Method], rounds: int) -> 
 
 
 def speeds(megapixels: float, rounds: int) -> dict[str, Any]:
-    """Of each method: median images/s, and the median over rounds of its speed relative to open_clip's."""
+    """Speeds of each method: median images/s, and the median over rounds of its speed relative to open_clip's."""
     files = photographs(megapixels)
     seconds = timed(files, methods(), rounds)
     rows = {
@@ -191,7 +191,7 @@ def likenesses(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def comparisons(sizes: list[dict[str, Any]], cosine: dict[str, dict[str, Any]]) -> list[Comparison]:
-    """What was asked, beside what was measured."""
+    """Targets beside the measured values."""
     speeds = [
         Comparison(
             f"{name} / open_clip, {size['megapixels']:g} MP",

@@ -31,7 +31,7 @@ def resident_mib(server_pid: int) -> dict[str, float]:
 
 
 def held_mib(files: list[Path]) -> float:
-    """What those of them that are there take of the machine's memory."""
+    """Memory that the running ones of these processes take."""
     return sum(path.stat().st_blocks * 512 for path in files if path.exists()) / 2**20
 
 

@@ -59,7 +59,7 @@ def words(value: object) -> str:
 
 
 def number(value: float | None) -> str:
-    """With as many digits as mean something; near 1, where cosines are, with six decimals."""
+    """Format a number with its meaningful digits; near 1, where cosines are, with six decimals."""
     if value is None:
         return "–"
     if isinstance(value, bool):
@@ -73,7 +73,7 @@ def number(value: float | None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """As exact as it will be the next time: `46 seconds`, `13 minutes`."""
+    """Format a duration as precisely as it can be repeated: `46 seconds`, `13 minutes`."""
     unit = next((name for name, length in SECONDS.items() if seconds >= 1.5 * length), "second")
     return f"{round(seconds / SECONDS[unit])} {unit}s"
 
@@ -91,5 +91,5 @@ def heading(key: str) -> str:
 
 
 def sentence(text: str) -> str:
-    """With a capital; `str.capitalize` would make the others small."""
+    """Capitalise the first letter; `str.capitalize` would make the others small."""
     return text[:1].upper() + text[1:]

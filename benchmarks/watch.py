@@ -1,4 +1,4 @@
-"""What watching the scores costs: the same server with and without `serving.watch`, in interleaved rounds.
+"""Cost of watching the scores: the same server with and without `serving.watch`, in interleaved rounds.
 
     make demo                                              # builds what is served
     python -m benchmarks.watch
@@ -37,11 +37,11 @@ ONE_BY_ONE = 50
 
 @dataclass(frozen=True)
 class Round:
-    """Of one server: the rate and CPU time of many images at once, the median latency of one after another."""
+    """One round of one server: rate and CPU time with many images at once, median latency of one after another."""
 
     images_per_s: float
     cpu_ms: float
-    """Of all the server's processes, per image."""
+    """Processor time of all the server's processes, per image."""
     latency_ms: float
 
 
@@ -53,9 +53,9 @@ class Step:
     compute_us: float
     images_per_execution: float
     cpu_us: float
-    """Of its process, per image."""
+    """Processor time of its process, per image."""
     memory_mib: float
-    """That no other process shares."""
+    """Memory that it shares with no other process."""
 
 
 def server_cpu_s(server: EmbeddedServer) -> float:
@@ -115,7 +115,7 @@ def main() -> int:
 
 
 def steps_of(server: EmbeddedServer) -> dict[str, Step]:
-    """Each watch's, over all rounds."""
+    """Figures of each watch over all rounds."""
     with grpc_client(server.grpc_url) as client:
         answer = client.get_inference_statistics()
     assert answer is not None

@@ -1,1 +1,1 @@
-"""What more heads, larger pictures, more requests and larger batches cost, as curves: python -m benchmarks.growth"""
+"""Curves of the cost of more heads, larger pictures, more requests and larger batches: python -m benchmarks.growth"""

@@ -52,7 +52,7 @@ def measure(scene: Scene) -> dict[str, Any]:
 
 
 def per_head(rows: Sequence[dict[str, float]]) -> dict[str, float]:
-    """What each further head adds, where all that are installed are asked for."""
+    """Cost that each further head adds when all installed heads are requested."""
     full = [row for row in rows if row["asked"] == row["installed"]]
     counts = [row["installed"] for row in full]
 
@@ -76,8 +76,9 @@ def _warm_up(scene: Scene, servers: dict[int, EmbeddedServer]) -> None:
 
 
 def _loaded(scene: Scene, servers: dict[int, EmbeddedServer]) -> Samples[Case]:
-    """At the best concurrency: images_per_s; cpu_ms, the server's processor time for an image; and rest_cpu_ms, that of
-    all but decoding and encoder, whose time is the larger part and varies more than heads cost."""
+    """Throughput and processor time per image at the best concurrency: images_per_s; cpu_ms, of the whole server;
+    and rest_cpu_ms, without decoding and the encoder, whose time is the larger part and varies by more than heads
+    cost."""
     samples, pictures, settings = Samples[Case](), photographs(MEGAPIXELS), scene.settings
     concurrency = scene.concurrency
     for case in interleaved("heads", CASES, settings.rounds):

@@ -16,7 +16,7 @@ from clipsieve.transport import image_tensor
 
 CONCURRENCIES = (4, 8, 16, 32)
 GOOD_ENOUGH = 0.97
-"""Of the best rate: where more in flight brings no more than this, the fewer are taken."""
+"""Share of the best rate that is enough: the lowest concurrency that reaches it is taken."""
 
 
 def saturated(

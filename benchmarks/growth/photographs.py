@@ -13,7 +13,7 @@ from common.photos import sample_photos
 
 @cache
 def photographs(megapixels: float) -> list[bytes]:
-    """Each in its own shape, resampled to so many million pixels."""
+    """Photographs in their own shapes, resampled to so many million pixels."""
     return [_jpeg(path, megapixels) for path in sample_photos()]
 
 

@@ -118,7 +118,7 @@ def _figure(title: str, rows: int) -> tuple[Figure, list[Axes]]:
 
 
 def _values(rows: Rows, key: str) -> list[float]:
-    """What was not measured leaves a gap."""
+    """Values of one figure by row; NaN, a gap in the curve, where it was not measured."""
     return [NOTHING if row[key] is None else row[key] for row in rows]
 
 
@@ -129,14 +129,14 @@ def _label(axes: Axes, x: str, y: str) -> None:
 
 
 def _log_x(axes: Axes, values: Sequence[float]) -> None:
-    """With a tick at each value and no others."""
+    """Give the x axis a logarithmic scale with a tick at each value and no others."""
     axes.set_xscale("log")
     axes.set_xticks(values, [f"{value:g}" for value in values])
     axes.minorticks_off()
 
 
 def _log_y(axes: Axes) -> None:
-    """With ticks at 1, 2, 5, 10, …"""
+    """Give the y axis a logarithmic scale with ticks at 1, 2, 5, 10, …"""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter("{x:g}")

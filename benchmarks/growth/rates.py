@@ -14,7 +14,7 @@ from benchmarks.peers.pictures import jpeg_pictures
 
 PERCENTS = (20, 40, 60, 80, 90, 100)
 LENGTH = 1.5
-"""Of each rate, in measurements' lengths: a percentile wants many answers."""
+"""Length of the load at each rate, in measurements: a percentile needs many answers."""
 
 
 def measure(scene: Scene) -> dict[str, Any]:
@@ -46,7 +46,7 @@ def _capacity(scene: Scene) -> float:
 
 
 def row_of(percent: int, capacity_per_s: float, answers: Sequence[Answer]) -> dict[str, float]:
-    """Of all rounds' answers together; latencies are of those with a score."""
+    """Figures of one rate over the answers of all rounds; latencies are of the answers with a score."""
     return {
         "percent": percent,
         "rate_per_s": capacity_per_s * percent / 100,

@@ -13,7 +13,7 @@ Case = TypeVar("Case", bound=Hashable)
 
 
 def interleaved(part: str, cases: Sequence[Case], rounds: int) -> Iterator[Case]:
-    """Each case once a round; every round begins with another one."""
+    """Yield each case once a round; every round begins with another case."""
     for number in range(rounds):
         say(f"{part}: round {number + 1} of {rounds}")
         yield from rotated(cases, number * len(cases) // rounds)
@@ -40,7 +40,7 @@ class Samples(Generic[Case]):
 
 
 def slope(x: Sequence[float], y: Sequence[float]) -> float:
-    """What one more of x adds to y, by the least-squares line."""
+    """Slope of the least-squares line: how much y grows when x grows by one."""
     return float(np.polyfit(x, y, 1)[0])
 
 

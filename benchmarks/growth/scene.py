@@ -1,4 +1,4 @@
-"""What a run measures with: repositories with copies of the recipe's first head, and the server most parts share."""
+"""Setting of a growth run: repositories with copies of the recipe's first head, and the server most parts share."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from recipes.schema import Recipe
 from serving.embedded import EmbeddedServer
 
 MEGAPIXELS = 0.3
-"""Of the pictures, where their size is not what varies."""
+"""Size of the pictures in the parts that do not vary it."""
 
 
 @dataclass(frozen=True)
 class Settings:
     seconds: float
-    """Of each measurement."""
+    """Length of each measurement."""
     rounds: int
 
 
@@ -49,7 +49,7 @@ class Scene:
 
     @cached_property
     def server(self) -> EmbeddedServer:
-        """With one head."""
+        """The server with one head, which most parts share."""
         return self._stack.enter_context(self.serve(1))
 
     @cached_property
@@ -70,7 +70,7 @@ class Scene:
         return [head.name for head in self._recipe(count).heads]
 
     def serve(self, heads: int) -> EmbeddedServer:
-        """Not started yet."""
+        """Returns a server of this repository, not started yet."""
         say(f"a server with {heads} {'head' if heads == 1 else 'heads'}")
         log = self.folder / f"tritonserver-{heads}.log"
         return EmbeddedServer(self._install(heads), http_port=0, grpc_port=0, metrics_port=0, log_path=log)

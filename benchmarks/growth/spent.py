@@ -1,4 +1,4 @@
-"""What a load cost a server: processor time of its processes, and what Triton counted of its models."""
+"""Cost of a load to a server: processor time of its processes, and Triton's own counts for each model."""
 
 from __future__ import annotations
 
@@ -17,12 +17,13 @@ SETTLE_S = 0.2
 
 @dataclass(frozen=True)
 class Counted:
-    """By Triton, of one model."""
+    """Triton's counts for one model."""
 
     images: int = 0
     batches: int = 0
     compute_ms: float = 0.0
-    """Of all batches together, from the first input read to the last output written; not the waiting."""
+    """Time of all batches together, from the first input read to the last output written; without waiting in the
+    queue."""
 
     def since(self, before: Counted) -> Counted:
         return Counted(self.images - before.images, self.batches - before.batches, self.compute_ms - before.compute_ms)
@@ -38,11 +39,11 @@ class Counted:
 
 @dataclass(frozen=True)
 class Spent:
-    """By a server, since it started or since another reading."""
+    """Processor time of a server, since it started or since another reading."""
 
     cpu_s: float
     model_cpu_s: dict[str, float] = field(default_factory=dict)
-    """Of each model's Python processes; what is left of `cpu_s` is tritonserver's own."""
+    """Processor time of each model's Python processes; the rest of `cpu_s` is tritonserver's own."""
     counted: dict[str, Counted] = field(default_factory=dict)
 
     def since(self, before: Spent) -> Spent:
@@ -75,7 +76,8 @@ def _counted(url: str) -> dict[str, Counted]:
 
 
 def _of_model(model) -> Counted:
-    """From a ModelStatistics message; its `batch_stats` count each batch once, however many requests are in it."""
+    """Counts from a ModelStatistics message; its `batch_stats` count each batch once, however many requests are in
+    it."""
     spent_ns = sum(
         batch.compute_input.ns + batch.compute_infer.ns + batch.compute_output.ns for batch in model.batch_stats
     )

@@ -1,4 +1,4 @@
-"""What a picture shows, in words made from its figures."""
+"""Titles of the pictures: the result in words, made from the figures."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def install_all(names: list[str] | None) -> int:
 
 
 def versions_of_peers() -> dict[str, str]:
-    """Of those that are installed, by peer."""
+    """Versions of the installed peers, by name."""
     result = {}
     for name, environment in ENVIRONMENT_OF.items():
         try:

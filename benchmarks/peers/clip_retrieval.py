@@ -16,7 +16,7 @@ from benchmarks.peers.processes import Process
 TIMEOUT_S = 600.0
 BATCH_SIZE = 16
 REPEATS = 4
-"""Of the pictures in its folder, so that its readers' start weighs little."""
+"""Copies of each picture in the folder: with many, the start of its readers weighs little."""
 READERS = 2
 
 
@@ -26,11 +26,11 @@ class FolderRun:
 
     images: int
     seconds: float
-    """Of its loop over batches, by its own statistics: reading, inference and writing, without starting."""
+    """Duration of its loop over batches, by its own statistics: reading, inference and writing, without the start."""
     start_s: float
-    """What the command took beside the loop: imports, weights, warm-up."""
+    """Duration of everything but the loop: imports, weights, warm-up."""
     answers: list[PictureAnswer]
-    """Of the first pictures."""
+    """Its answers to the first pictures."""
 
 
 def run_folder(material: Material, folder: Path) -> FolderRun:
@@ -79,7 +79,7 @@ def command(material: Material, folder: Path) -> list[str]:
 
 
 def read_run(folder: Path, took_s: float, pictures: int) -> FolderRun:
-    """What the command left in its output folder.
+    """Read the output folder of the command.
 
     Raises:
         PeerError: it is not what the command should leave.

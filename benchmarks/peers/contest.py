@@ -20,15 +20,15 @@ from benchmarks.peers.servers import Server, Service
 START_DEADLINE_S = 300.0
 IDLE_DEADLINE_S = 60.0
 LOAD_SHARE = 0.8
-"""Of the slowest server's capacity: the load at which the latencies of all are compared."""
+"""Share of the slowest server's capacity at which all latencies are compared."""
 WARM_S = 1.5
-"""Of uncounted work before each measurement, at most."""
+"""Longest uncounted work before each measurement."""
 
 
 @dataclass(frozen=True)
 class Settings:
     seconds: float
-    """Of each measurement."""
+    """Length of each measurement."""
     rounds: int
     concurrencies: tuple[int, ...]
 
@@ -99,7 +99,7 @@ class Contest:
     # ---- measuring ----
 
     def run_rounds(self) -> None:
-        """Each measurement is made of all peers before the next one is."""
+        """Make each measurement with all peers before the next one begins."""
         rate = equal_rate(self._contestants.values())
         say(f"equal load: {rate:.1f} requests/s")
         for number in range(self.settings.rounds):
@@ -178,7 +178,7 @@ def wait_for_answer(server: Server, picture: bytes) -> None:
 
 
 def wait_until_idle(pid: int) -> None:
-    """Until all its workers have loaded: less than a tenth of a core for half a second; a minute at most."""
+    """Wait until all workers have loaded: less than a tenth of a core for half a second; a minute at most."""
 
     def is_idle() -> bool:
         before = cpu_s(pid)

@@ -1,4 +1,4 @@
-"""What takes part in the rounds: a server under load, the process without one, and a command that reads a folder."""
+"""The contestants: a server under load, the process without a server, and a command that reads a folder."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ class Contestant(ABC):
     """A peer that is ready to be measured; what it cannot do is None."""
 
     pid: int | None = None
-    """Of the process that does the work, for its processor time and memory."""
+    """Process that does the work, to measure its processor time and memory."""
     setting = ""
-    """What was chosen as best."""
+    """The best setting, such as `8 at once`; empty when there is no choice."""
     difference: float | None = None
-    """Of its answers to ours, when every measurement shows it anew."""
+    """Difference of its answers from ours, for a contestant whose every measurement gives a new one."""
 
     @abstractmethod
     def saturate(self, seconds: float) -> Throughput:
-        """As many pictures as it can."""
+        """Score as many pictures as it can."""
 
     def warm(self, seconds: float) -> None:
         """Work that is not counted, after others had their turn: memory that lay idle may have to be found again."""
@@ -137,7 +137,7 @@ class FolderCommand(Contestant):
         """Nothing: each run is a process of its own, and its loop begins when all is loaded."""
 
     def saturate(self, seconds: float) -> Throughput:
-        """Of the whole folder, however long that takes."""
+        """Embed the whole folder, however long that takes."""
         self._runs += 1
         run = run_folder(self.material, self.folder / f"clip-retrieval-{self._runs}")
         self.difference = difference(self.material, run.answers, 0.999)

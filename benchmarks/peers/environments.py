@@ -41,7 +41,7 @@ class Environment:
 
     name: str
     requirements: tuple[str, ...]
-    """As `uv pip install` takes them."""
+    """Requirements, as `uv pip install` takes them."""
     distribution: str
     """The one whose version is told."""
 
@@ -55,7 +55,7 @@ class Environment:
 
     @property
     def problem_file(self) -> Path:
-        """What the last installation ended with; empty when it worked."""
+        """File with the error of the last installation; empty when it worked."""
         return PEERS / f"{self.name}.problem"
 
     def variables(self, threads: int | None = None) -> dict[str, str]:
@@ -75,7 +75,7 @@ class Environment:
             raise PeerError(f"could not be installed: {problem}")
 
     def version(self) -> str:
-        """Of the peer's distribution, as installed there."""
+        """Installed version of the peer's distribution."""
         ask = f"import importlib.metadata as m; print(m.version({self.distribution!r}))"
         finished = subprocess.run([self.bin / "python", "-c", ask], capture_output=True, text=True, check=False)
         return finished.stdout.strip() or "unknown"

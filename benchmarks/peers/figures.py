@@ -1,4 +1,4 @@
-"""What was measured of each peer, round by round, and what is told of it: medians, ratios, a table."""
+"""Measurements of each peer, round by round, and the figures made from them: medians, ratios, a table."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ class Measured:
     name: str
     version: str = ""
     setting: str = ""
-    """What of it was found best, such as `8 at once, 2 workers`."""
+    """The best setting, such as `8 at once, 2 workers`."""
     difference: float | None = None
     """1 - cosine to our embeddings, or the largest difference of scores, on the first pictures."""
     images_per_s: list[float] = field(default_factory=list)
     cpu_ms: list[float] = field(default_factory=list)
     """Processor time for an image, of the peer and not of the load."""
     alone_ms: list[list[float]] = field(default_factory=list)
-    """Each round's latencies of all pictures, one after another."""
+    """Latencies of all pictures, one after another, for each round."""
     loaded_ms: list[list[float]] = field(default_factory=list)
-    """Each round's latencies at the offered load."""
+    """Latencies at the offered load, for each round."""
     cold_start_s: list[float] = field(default_factory=list)
     resident_mib: float | None = None
     problem: str | None = None
@@ -36,7 +36,7 @@ class Measured:
 
 @dataclass(frozen=True)
 class Figures:
-    """What is told of one peer; None is what does not apply or was not reached."""
+    """Figures of one peer; None when a figure does not apply or could not be measured."""
 
     name: str
     images_per_s: float | None = None
@@ -68,7 +68,7 @@ def figures_of(row: Measured) -> Figures:
 
 
 def picture_latencies(rounds: Sequence[Sequence[float]]) -> list[float]:
-    """For each picture the median of its rounds."""
+    """Median latency of each picture over the rounds."""
     return np.median(np.array(rounds), axis=0).tolist() if rounds else []
 
 
@@ -79,7 +79,7 @@ def added_ms(served: Measured, limit: Measured) -> float | None:
 
 
 def comparisons(rows: Mapping[str, Measured]) -> list[Comparison]:
-    """What is asked of `clipsieve fp32` and `clipsieve int8`, against the `limit` and the best of all others."""
+    """Targets of `clipsieve fp32` and `clipsieve int8` against the `limit` and the best of all others."""
     figures = {name: figures_of(row) for name, row in rows.items()}
     ours, int8, limit = (figures.get(name, Figures(name)) for name in ("clipsieve fp32", "clipsieve int8", "limit"))
     others = [each for name, each in figures.items() if name not in (ours.name, int8.name, limit.name)]
@@ -102,7 +102,7 @@ def as_json(figures: Sequence[Figures], compared: Sequence[Comparison]) -> dict[
 
 
 def _best(figures: Sequence[Figures], key: str) -> Figures:
-    """Of those that have the figure the best: the most images/s, the least of everything else."""
+    """The best of the peers that have the figure: most images/s, least of everything else."""
     having = [each for each in figures if getattr(each, key) is not None]
     better = max if key == "images_per_s" else min
     return better(having, key=lambda each: getattr(each, key), default=Figures("no peer"))

@@ -1,4 +1,4 @@
-"""What every peer is handed: the pictures, one set of weights in each peer's format, and the answers they must give."""
+"""Material that every peer gets: the pictures, one set of weights in the peer's format, and the expected answers."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ SCORE_TOLERANCE = 0.002
 
 @dataclass(frozen=True)
 class PictureAnswer:
-    """What a peer said of one picture."""
+    """A peer's answer to one picture."""
 
     score: float | None = None
-    """Of the head's first label."""
+    """Score of the head's first label."""
     embedding: np.ndarray | None = None
     """(D,), of any length."""
 
@@ -36,7 +36,7 @@ class PictureAnswer:
 class Material:
     recipe: Recipe
     folder: Path
-    """For what peers want as files."""
+    """Folder of the files that peers read."""
     pictures: list[bytes]
     scores: np.ndarray
     """(CHECKED,) of the first pictures, by onnxruntime without a server."""
@@ -88,7 +88,7 @@ def prepare(recipe: Recipe, folder: Path) -> Material:
 
 
 def difference(material: Material, answers: list[PictureAnswer], minimum_cosine: float) -> float:
-    """How far a peer's answers to the first pictures are from ours: 1 - cosine, or of scores the difference.
+    """Difference of a peer's answers to the first pictures from ours: 1 - cosine of embeddings, or absolute of scores.
 
     Raises:
         PeerError: too far.

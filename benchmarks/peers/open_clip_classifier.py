@@ -29,7 +29,7 @@ class Classifier:
         self.head.load_state_dict({name: torch.from_numpy(arrays[name]) for name in ("weight", "bias")})
 
     def score(self, data: bytes) -> float:
-        """Of the first label."""
+        """Score of the first label."""
         image = Image.open(io.BytesIO(data))
         pixels = self.transform(image).unsqueeze(0)  # (1, 3, H, W) float32
         with torch.inference_mode():

@@ -26,7 +26,7 @@ def jpeg_pictures() -> list[bytes]:
 
 
 def scaled_size(size: tuple[int, int], megapixels: float) -> tuple[int, int]:
-    """Of the same shape, with so many million pixels."""
+    """Size of the same shape with so many million pixels."""
     width, height = size
     factor = (megapixels * 1e6 / (width * height)) ** 0.5
     return max(1, round(width * factor)), max(1, round(height * factor))

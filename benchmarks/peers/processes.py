@@ -87,7 +87,7 @@ class Process:
             raise PeerError(f"ended with status {status}: {self.last_words()}")
 
     def wait(self, timeout_s: float) -> None:
-        """Until it has ended well.
+        """Wait until it has ended without an error.
 
         Raises:
             PeerError: it failed, or took longer.

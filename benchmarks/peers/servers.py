@@ -41,12 +41,12 @@ class Server(ABC):
     @property
     @abstractmethod
     def pid(self) -> int:
-        """Of the process that started the others."""
+        """Id of the process that started the others."""
 
     @property
     @abstractmethod
     def started_s(self) -> float:
-        """When that process was started, by time.perf_counter."""
+        """Start time of that process, by time.perf_counter."""
 
     @abstractmethod
     def connect(self) -> AbstractAsyncContextManager[Ask]:
@@ -60,7 +60,7 @@ class Server(ABC):
         """
 
     async def examine(self, pictures: Sequence[bytes]) -> list[PictureAnswer]:
-        """What it says of some pictures, in the most telling way it has."""
+        """Answers to some pictures, as embeddings where the peer gives them."""
         async with self.connect() as ask:
             return [await ask(picture) for picture in pictures]
 

@@ -64,8 +64,8 @@ def drawn(stored: Stored) -> tuple[str, dict[str, bytes]]:
 
 
 def problems(folder: Path, page: Path) -> list[str]:
-    """What of the page is not as the stored results give it. Pictures are there or not: how a line is written in
-    an SVG file depends on matplotlib's version."""
+    """Differences between the page and the stored results. Pictures are only checked to be there: how a line is
+    written in an SVG file depends on matplotlib's version."""
     stored = read_stored(folder)
     captioned = {name for result in stored.results.values() for name in captions(result)}
     there = {path.name for path in folder.glob("*.svg")}

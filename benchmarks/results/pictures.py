@@ -19,7 +19,7 @@ OURS, OTHERS, SECOND, LIMIT = "#1f6feb", "#a8b1bb", "#e07b39", "#24292f"
 
 
 def captions(result: Result) -> dict[str, str]:
-    """What each of the pictures that `svgs` draws shows, by file name."""
+    """Captions of the pictures that `svgs` draws, by file name."""
     name = result["benchmark"]
     if name == "growth":
         titles = {part: title(result[part]) for part, title in GROWTH_TITLES.items() if part in result}
@@ -61,7 +61,7 @@ def peers(result: Result) -> Figure:
 
 
 def _bars(axes: Axes, values: Sequence[tuple[str, float | None]], colors: Sequence[str]) -> None:
-    """From above, with their figures; what was not measured has none."""
+    """Draw bars from the top down, with their figures; a value that was not measured has no bar."""
     lengths = [value or 0.0 for _, value in values]
     axes.barh(range(len(values)), lengths, color=colors, height=0.65)
     axes.set_yticks(range(len(values)), [name for name, _ in values])

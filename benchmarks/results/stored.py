@@ -16,7 +16,7 @@ from recipes.errors import ExpectedError
 
 FOLDER = ROOT / "benchmarks" / "results"
 FIRST = ("peers", "preprocessing", "growth")
-"""What a reader looks for; the others follow in the order of the alphabet."""
+"""Benchmarks that readers look for come first; the others follow alphabetically."""
 REQUIRED = ("benchmark", "command", "date", "machine")
 REQUIRED_OF_MACHINE = ("cpu", "cores", "memory_gib", "kernel", "load_before", "versions")
 LARGEST_BYTES = 150_000
@@ -76,7 +76,7 @@ def store(results: Iterable[Result], folder: Path = FOLDER) -> list[Path]:
 
 
 def read_results(folder: Path = FOLDER) -> dict[str, Result]:
-    """By the benchmark's name, in the order of the page.
+    """Stored results by benchmark, in the order of the page.
 
     Raises:
         ResultError: naming the file.
@@ -85,13 +85,13 @@ def read_results(folder: Path = FOLDER) -> dict[str, Result]:
 
 
 def in_order(results: Mapping[str, Result]) -> dict[str, Result]:
-    """What a reader looks for first, then the others by name."""
+    """Sort the benchmarks of FIRST before the others, which follow by name."""
     first = [name for name in FIRST if name in results]
     return {name: results[name] for name in [*first, *sorted(set(results) - set(first))]}
 
 
 def read_notes(folder: Path = FOLDER) -> dict[str, str]:
-    """What people wrote of a benchmark's figures, by its name."""
+    """Notes that people wrote on a benchmark's figures, by its name."""
     return {path.stem: path.read_text(encoding="utf-8").strip() for path in sorted(folder.glob("*.md"))}
 
 

@@ -1,4 +1,4 @@
-"""What is shown of a result: its tables, and in a sentence or two what was found, worded from the figures alone."""
+"""Views of a result: its tables, and the findings in a sentence or two, made from the figures alone."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _SHOWN_ELSEWHERE = {"benchmark", "command", "date", "took_s", "machine", "compar
 
 @dataclass(frozen=True)
 class View:
-    """What is shown of one result.
+    """Everything that is shown of one result.
 
     Attributes:
         findings: sentences; none where the tables say it all.
@@ -30,7 +30,7 @@ class View:
 
 
 def terminal_text(result: Result) -> str:
-    """What the page shows of a result, its targets at the end, as a benchmark prints it."""
+    """Text of a result as a benchmark prints it: what the page shows, with the targets at the end."""
     seen = view(result)
     tables = [f"{above}\n{table(rows, aligned=True)}" for above, rows in seen.tables]
     targets = [comparison_table(result["comparisons"], aligned=True)] if result.get("comparisons") else []
@@ -45,7 +45,7 @@ def view(result: Result) -> View:
 
 
 def anything(result: Result) -> View:
-    """Every list or dict of rows as a table, every other figure in one line."""
+    """View of any result: each list or dict of rows as a table, every other figure in one line."""
     figures = {key: value for key, value in result.items() if key not in _SHOWN_ELSEWHERE}
     tables = {key: rows_of(value) for key, value in figures.items()}
     rest = {key: value for key, value in figures.items() if not tables[key]}
@@ -55,7 +55,7 @@ def anything(result: Result) -> View:
 
 
 def rows_of(value: object) -> list[Row]:
-    """Of a list of dicts, or of a dict with a dict or such a list for each name, which becomes the first column.
+    """Rows of a list of dicts, or of a dict with a dict or such a list for each name, which becomes the first column.
 
     A dict of figures is one row; anything else has none.
     """
