@@ -1,4 +1,4 @@
-"""What the steps hand to one another, and what several of them need; of ours it imports recipes/ alone.
+"""Shared by the steps: the files they hand to one another, and code that several need; imports only recipes/ of ours.
 
 Handed on: `manifest` describes the JSON beside every artefact and writes files whole or not at all, `paths` says where
 they lie, `plans` holds TensorRT plans against this machine, `proof` is what a server must answer and `proof_file` where

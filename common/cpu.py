@@ -25,11 +25,11 @@ class Cpu:
     """A processor."""
 
     name: str
-    """As its maker calls it, or the architecture where the kernel does not say."""
+    """Model name from the maker, or the architecture where the kernel gives none."""
     architecture: str
     """Such as `x86_64`."""
     flags: frozenset[str] = frozenset()
-    """What the kernel lists; empty where it lists nothing."""
+    """Flags that the kernel lists; empty where it lists none."""
 
     @property
     def instructions(self) -> list[str]:
@@ -49,7 +49,7 @@ def find_cpu(cpuinfo: Path = CPUINFO) -> Cpu:
 
 
 def core_count() -> int:
-    """How many cores this process may use; two threads of one core count twice."""
+    """Number of cores this process may use; two threads of one core count as two."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

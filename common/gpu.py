@@ -1,4 +1,4 @@
-"""What this machine can run TensorRT plans with: its NVIDIA GPUs and the TensorRT library a server would load.
+"""This machine's means to run TensorRT plans: its NVIDIA GPUs and the TensorRT library that a server would load.
 
     python -m common.gpu
 

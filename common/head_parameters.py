@@ -1,4 +1,4 @@
-"""What clients learn of a head from its config: the manifest's fields that stand in config.pbtxt as parameters."""
+"""The manifest's fields that config.pbtxt carries as parameters, from which clients learn about a head."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class Tensor(_Part):
 
 
 class Preprocessing(_Part):
-    """How an encoded image becomes pixels; mean and std are applied inside the encoder graph."""
+    """The steps from an encoded image to pixels; mean and std are applied inside the encoder graph."""
 
     image_size: int
     resize_mode: Literal["shortest", "longest", "squash"]
@@ -66,14 +66,14 @@ def preprocessing_id(views: list[Preprocessing]) -> str:
 
 
 class WeightsSource(_Part):
-    """Where an encoder's weights came from."""
+    """The origin of an encoder's weights."""
 
     encoder: str
-    """Its id in the recipe."""
+    """The encoder's id in the recipe."""
     file: str | None
     """Name of the checkpoint; None for random weights."""
     sha256: str | None = None
-    """Of the checkpoint, when the recipe names it."""
+    """Sum of the checkpoint, when the recipe gives one."""
     hub: str | None = None
     """The Hugging Face repository it was taken from, if it was."""
     revision: str | None = None
@@ -88,22 +88,22 @@ class EncoderManifest(_Part):
     recipe: dict[str, Any]
     """The recipe's `encoder` and `build` sections that produced it."""
     weights_sha256: str
-    """Of the tower's parameters, whatever file they came from: equal weights have equal sums."""
+    """Sum of the tower's parameters, whatever file they came from: equal weights have equal sums."""
     source_sha256: list[str | None]
-    """Of the weights file that the recipe names, for each encoder."""
+    """Sum of the weights file that the recipe gives, for each encoder."""
     onnx_sha256: str
     input: Tensor
     output: Tensor
     preprocessing: list[Preprocessing]
-    """Its views of a picture, which lie below one another in `pixels`; one, unless several encoders differ in it."""
+    """Views of a picture, one below another in `pixels`; a single view unless several encoders differ in it."""
     normalize: bool
     precision: Precision
     made_from: str | None = None
     """`onnx_sha256` of the fp32 file that this one was made from; None for that file itself."""
     sources: list[WeightsSource] = []
-    """Where the weights of each encoder came from."""
+    """The origin of each encoder's weights."""
     parity: dict[str, float]
-    """What the build's check against the model's library, or against its embeddings, measured."""
+    """Figures of the build's check against the model's library, or against its embeddings."""
     cpu: str | None = None
     """The CPU that the check ran on, with its instruction sets."""
     versions: dict[str, str]
@@ -123,11 +123,11 @@ class EncoderManifest(_Part):
 
 
 class EncoderFingerprint(_Part):
-    """What must agree between an embedding, the head trained on it and the encoder that is served."""
+    """Facts that an embedding, the head trained on it and the served encoder must agree on."""
 
     id: str
     weights_sha256: str | None
-    """None for a published head, whose authors named the encoder (`id`) but not its sum."""
+    """Sum of the weights; None for a published head, whose authors named the encoder (`id`) but not its sum."""
     preprocessing: str
     normalize: bool
     embed_dim: int
@@ -147,7 +147,7 @@ class EngineManifest(_Part):
     kind: Literal["engine"] = "engine"
     encoder: EncoderFingerprint
     onnx_sha256: str
-    """Of the model.onnx that it was built from."""
+    """Sum of the model.onnx that the plan was built from."""
     plan_sha256: str
     tensorrt: str
     """The full version, such as 10.16.1.11."""
@@ -162,7 +162,7 @@ class EngineManifest(_Part):
     input: Tensor
     output: Tensor
     parity: dict[str, float]
-    """What the build's check against onnxruntime measured."""
+    """Figures of the build's check against onnxruntime."""
     versions: dict[str, str]
 
 
@@ -217,7 +217,7 @@ class Threshold(_Part):
 
     value: float
     operating_point: str
-    """What the value was chosen for, e.g. `fixed` or `recall>=0.99`."""
+    """The rule that chose the value, e.g. `fixed` or `recall>=0.99`."""
     realised: dict[str, Any] | None = None
     """Recall, precision and false positive rate on the test split, each with its 95 % interval."""
 
@@ -238,13 +238,13 @@ class Prevalence(_Part):
 
 
 class ScoreDistribution(_Part):
-    """Of a head's scores on held-out data, which served scores are compared with to see a drift."""
+    """Distribution of a head's scores on held-out data; served scores are compared with it to see a drift."""
 
     images: int
     edges: list[float]
     """Upper edges of the histogram's bins, ascending; a last bin takes what is above."""
     ratios: list[list[float]]
-    """For each label the share of scores at or below each edge."""
+    """Share of scores at or below each edge, for each label."""
 
 
 _DECIDING = ("name", "encoder", "labels", "layers", "activation", "calibration", "prevalence", "weights_sha256")
@@ -267,15 +267,15 @@ class HeadManifest(_Part):
     layers: list[Layer]
     activation: Literal["sigmoid", "softmax", "none"]
     calibrated: bool
-    """Whether a score is a probability that was calibrated on held-out data."""
+    """True when a score is a probability that was calibrated on held-out data."""
     calibration: Calibration | None = None
     prevalence: Prevalence | None = None
     thresholds: list[list[Threshold]]
-    """For each label its thresholds, ascending; `decision` counts how many the score passed."""
+    """Thresholds of each label, ascending; `decision` counts how many of them the score passed."""
     weights_sha256: str
     metrics: dict[str, Any]
     score_distribution: ScoreDistribution | None = None
-    """On the validation and test splits, which the weights never saw; a published head has none."""
+    """Scores on the validation and test splits, which the weights never saw; a published head has none."""
     training: dict[str, Any]
     """Data fingerprint, counts, split and seed."""
     versions: dict[str, str]
@@ -352,7 +352,7 @@ def write_atomically(path: Path, data: bytes) -> None:
 
 
 def sha256_of(*paths: Path) -> str:
-    """Of a file, or of several one after another."""
+    """Hash a file, or several files one after another."""
     digest = hashlib.sha256()
     for path in paths:
         with path.open("rb") as file:

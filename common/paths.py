@@ -1,4 +1,4 @@
-"""Where things live. The artefact folders are the only interface between the steps.
+"""Paths of the files. The artefact folders are the only interface between the steps.
 
 artifacts/encoders/<encoder id>/model.onnx, encoder.json, verification.npz
 artifacts/encoders/<encoder id>-<precision>/…   the same, made from the fp32 file
@@ -27,7 +27,7 @@ DEFAULT_RECIPE = "nsfw-vit-l-14"
 
 
 def encoder_folder(recipe: Recipe, precision: Precision | None = None) -> Path:
-    """Of the recipe's own precision, or of the one named."""
+    """Folder of an encoder at the recipe's precision, or at the one given."""
     precision = precision or recipe.build.precision
     return ARTIFACTS / "encoders" / (recipe.encoder.id + ("" if precision == "fp32" else f"-{precision}"))
 

@@ -46,7 +46,7 @@ def repository_problems(repository: Path, machine: Machine | None = None) -> lis
 
 
 def plan_problems(version: Path, machine: Machine) -> list[str]:
-    """What keeps the plans of one model from being served on `machine`, one line each with the remedy."""
+    """Reasons why the plans of one model cannot be served on `machine`, one line each with the remedy."""
     plans = find_plans(version)
     try:
         encoder = read_encoder(version)
@@ -68,7 +68,7 @@ def plan_problems(version: Path, machine: Machine) -> list[str]:
 
 
 def fits(engine: EngineManifest, encoder: EncoderManifest, machine: Machine) -> bool:
-    """Whether a plan of this encoder can be installed for servers with this machine's TensorRT, on whichever GPU."""
+    """Check that a plan of this encoder suits servers with this machine's TensorRT, on any GPU."""
     return not _stale(engine, encoder) and not _wrong_tensorrt(engine, machine)
 
 

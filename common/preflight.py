@@ -1,4 +1,4 @@
-"""What a server checks of its model repository and its machine before it starts.
+"""Checks of the model repository and the machine, made before a server starts.
 
     python -m common.preflight model_repository
 
@@ -24,7 +24,7 @@ def problems(repository: Path) -> list[str]:
 
 
 def model_problems(repository: Path) -> list[str]:
-    """What does not depend on a GPU: the proof, and the CPU."""
+    """Problems that do not depend on a GPU: of the proof and of the CPU."""
     return [*proof_problems(repository), *_int8_problems(repository / "clip_encoder" / "1")]
 
 

@@ -1,4 +1,4 @@
-"""Where the histograms of scores are cut, the same in training and in serving, so that the two can be compared."""
+"""Edges of the histograms of scores, the same in training and in serving, so that the two can be compared."""
 
 from __future__ import annotations
 

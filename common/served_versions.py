@@ -1,4 +1,4 @@
-"""Which versions of a model are installed, and which of them Triton serves."""
+"""Reads which versions of a model are installed, and which of them Triton serves."""
 
 from __future__ import annotations
 

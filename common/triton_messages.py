@@ -1,4 +1,4 @@
-"""What a probe sends to Triton, and what Triton says when it refuses a request; seen from 2.51.
+"""Requests of a probe to Triton, and Triton's messages when it refuses one; seen from 2.51.
 
 Standard library only: the container's health check takes it from here. The client (`clipsieve.triton_messages`,
 `clipsieve.transport`) and the served models (`metric_counters`) stand alone and have copies, which a test compares.
@@ -11,9 +11,9 @@ PROBE_ID = "probe"
 HIGHEST_PRIORITY = 1
 """Passes what waits in a queue with priority levels, and means nothing to others."""
 ENSEMBLES = ("image_score", "image_embedding")
-"""What a probe asks; together they run every model."""
+"""Models that a probe calls; together they run every model."""
 QUEUE_REFUSALS = ("maximum queue size", "timeout expired")
-"""In lower case, parts of the messages of a server that works and has no room in a queue."""
+"""Parts of a refusal, in lower case, that mean: the server works and has no room in a queue."""
 PROCESS_DEAD = "is not healthy"
 """Part of the message of a server whose Python process is gone; Triton never starts it again."""
 

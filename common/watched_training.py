@@ -1,4 +1,4 @@
-"""What the watch of a head knows of the head's training, the same when it is installed and after a rollout."""
+"""The facts about a head's training that its watch needs, the same at installation and after a rollout."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from common.score_edges import default_edges
 
 
 def training_of(head: HeadManifest) -> dict[str, object]:
-    """Of `WatchedHead` (serving/score_watch/score_counts.py): `edges`, and where the training is known
+    """Parameters for `WatchedHead` (serving/score_watch/score_counts.py): `edges`, and where the training is known
     `training_ratios` and `training_revision`."""
     known = head.score_distribution
     if known is None:
