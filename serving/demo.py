@@ -41,7 +41,7 @@ def score(images: Path, url: str, protocol: str, out: Path) -> list[dict]:
 
 
 def largest_difference(rows: list[dict], others: list[dict]) -> float:
-    """Of the probabilities, row by row; infinite if the tables disagree on anything else."""
+    """Largest difference of the probabilities, row by row; infinite if the tables disagree on anything else."""
     for row, other in zip(rows, others, strict=True):
         if any(row[key] != other[key] for key in ("image_path", "error", "model_version")):
             return float("inf")

@@ -70,12 +70,13 @@ Verdict = Literal["stable", "shifted", "drifted", "too few scores", "nothing to 
 Column = tuple[str, str]
 """Head and label."""
 Histogram = dict[float, float]
-"""Of each upper edge, what lies at or below it."""
+"""Cumulative counts: for each upper edge, what lies at or below it."""
 
 
 @dataclass(frozen=True)
 class Drift:
-    """Of one head's label; `psi` and `ks` are None where there is nothing to compare with, or nothing was served."""
+    """Drift of one head's label; `psi` and `ks` are None without anything to compare with, or when nothing was
+    served."""
 
     head: str
     label: str
@@ -110,7 +111,7 @@ def histograms(metrics: str, name: str) -> dict[Column, Histogram]:
 
 
 def served_since(now: dict[Column, Histogram], before: dict[Column, Histogram]) -> dict[Column, Histogram]:
-    """What was served between two snapshots; all of `now` for a head that started to count anew meanwhile."""
+    """Subtract an earlier snapshot; a head that started to count anew meanwhile keeps all of `now`."""
     return {column: _difference(histogram, before.get(column, {})) for column, histogram in now.items()}
 
 
@@ -190,7 +191,7 @@ def cumulative_shares(served: dict[Column, Histogram]) -> dict[Column, Histogram
 
 
 def drifts(metrics: str, since: str | None, minimum: int, baseline: str | None = None) -> list[Drift]:
-    """From the text of the metrics now and at the snapshots.
+    """Compute drifts from the text of the metrics now and at the snapshots.
 
     Raises:
         ServingError: no scores are counted, or those of another head.

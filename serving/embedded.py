@@ -86,7 +86,7 @@ def embedded_server(arguments: argparse.Namespace, repository: Path) -> Embedded
 
 
 def keep_serving(server: EmbeddedServer, arguments: argparse.Namespace) -> NoReturn:
-    """Until a signal.
+    """Wait for a signal while the server runs.
 
     Raises:
         ServingError: the server ended, or was restarted too often.

@@ -25,10 +25,10 @@ class ProbeSet:
     embeddings: np.ndarray
     scores: np.ndarray
     thresholds: list[list[float]]
-    """For each label."""
+    """Thresholds of each label."""
     revision: int
     proved: ProofHead
-    """What the proof will say of this revision; image scores are there whether or not image_score has the head."""
+    """The proof's entry for this revision; it has image scores whether or not image_score has the head."""
 
 
 def probe_set(folder: Path, manifest: HeadManifest, proof: Proof) -> ProbeSet:
@@ -75,7 +75,7 @@ def unit_vectors(embed_dim: int, count: int = PROBES) -> np.ndarray:
 
 
 def disagreement(probes: ProbeSet, outputs: dict[str, np.ndarray]) -> str | None:
-    """How a server's answers to the probe set differ from what was expected; None when they do not.
+    """Describe how a server's answers to the probe set differ from the expected ones; None when they do not.
 
     Args:
         outputs: `score` (N, L), `decision` (N, L) and `revision` (N, 1).

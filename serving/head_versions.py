@@ -62,7 +62,7 @@ class Served:
 
 
 def read_served(repository: Path, head: str) -> Served:
-    """What the repository serves now.
+    """Read the version that the repository serves now.
 
     Raises:
         ServingError: it has no such head, or serves several versions of it.
@@ -112,7 +112,7 @@ def add_version(served: Served, source: Path, version: int) -> Path:
 
 
 def read_replaced(served: Served) -> Replaced:
-    """What the served version took the place of.
+    """Read the version that the served one replaced.
 
     Raises:
         ServingError: nothing, or it is no longer there.

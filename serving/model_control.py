@@ -34,7 +34,7 @@ class ControlledServer:
     def __init__(self, url: str, admin_key: str, timeout_s: float = 120) -> None:
         self.url = url
         self.timeout_s = timeout_s
-        """Of a load, which includes the model's warm-up."""
+        """Time limit of a load, which includes the model's warm-up."""
         self._headers = grpc_admin_headers(admin_key)
         self._client = grpc_client(url)
 
@@ -78,12 +78,12 @@ class ControlledServer:
         return {name: np.concatenate([row[name] for row in rows]) for name in HEAD_OUTPUTS}
 
     def revision(self, model: str, embed_dim: int) -> int:
-        """Of the head that answers."""
+        """Revision of the head that answers."""
         embedding = np.zeros((1, embed_dim), np.float32)
         return int(self._infer(model, "embedding", embedding, ("revision",))["revision"][0, 0])
 
     def score_pictures(self, head: str, proof: Proof) -> HeadAnswer | None:
-        """What image_score gives the proof's pictures; None for a head that pictures are not scored with."""
+        """Scores that image_score gives the proof's pictures; None for a head that does not score pictures."""
         names = (head, f"{head}_revision")
         with self._refusals("describe image_score"):
             description = self._client.get_model_metadata("image_score", client_timeout=self.timeout_s)
@@ -115,7 +115,7 @@ class ControlledServer:
 
 
 def _explained(error: InferenceServerException) -> str:
-    """What the server said, in one line, with a remedy where there is one."""
+    """The server's error in one line, with a remedy where there is one."""
     message = " ".join(str(error.message()).split())
     if "protocol is restricted" in message:
         return f"{message}; the server has another CLIPSIEVE_ADMIN_KEY, or runs without --control explicit"

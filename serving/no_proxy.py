@@ -15,7 +15,7 @@ _GRPC_OPTIONS = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.enable_http_proxy", 0),
 ]
-"""For tritonclient's `channel_args`, which replace its own: these have no limit on messages either."""
+"""Options for tritonclient's `channel_args`, which replace its own: these have no limit on messages either."""
 
 urlopen = urllib.request.build_opener(urllib.request.ProxyHandler({})).open
 """`urllib.request.urlopen` without proxies."""

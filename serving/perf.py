@@ -37,12 +37,12 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"}
 MOST_PICTURES, MOST_BYTES = 100, 128 * 2**20  # perf_analyzer holds all of them in memory, as base64
 LONGEST_WINDOW_MS = 60_000
 TOO_SHORT = ("No valid requests recorded", "failed to find the requested model version")
-"""What perf_analyzer says of a window without a whole request; in the second case the server counted none."""
+"""Messages of perf_analyzer for a window without a whole request; in the second case the server counted none."""
 
 
 @dataclass(frozen=True)
 class Windows:
-    """How long perf_analyzer measures: until three windows agree within the first of these percentages.
+    """Measuring windows of perf_analyzer: it goes on until three agree within the first of these percentages.
 
     On a machine where they do not, within the next; the row says which it was.
     """
@@ -156,7 +156,7 @@ def _row(report: Path, concurrency: int, percentage: int) -> dict:
 
 
 def conditions(photos: list[Path]) -> dict:
-    """What decides a measurement besides the server's settings: the pictures, and versions of what takes part."""
+    """Conditions of a measurement besides the server's settings: the pictures, and versions of what takes part."""
     places = {
         "nvidia-pytriton": find_wheel().site_packages,
         "onnxruntime": find_wheel().site_packages,

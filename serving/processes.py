@@ -14,7 +14,7 @@ CONDITIONS = {"Z": "is dead", "X": "is dead", "T": "is stopped"}
 class Child(NamedTuple):
     pid: int
     name: str
-    """At most 15 characters."""
+    """Name of the process, at most 15 characters."""
     state: str
     """One letter, as proc(5) has them."""
 

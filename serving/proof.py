@@ -20,7 +20,7 @@ from serving.probe import Finding, finding_from
 from serving.triton_wheel import ServingError, TritonWheel, find_wheel
 
 PICTURE_TIMEOUT_S = 30.0
-"""For each picture that is encoded: the largest encoder on one slow core takes a third of it."""
+"""Time limit for each picture that is encoded: the largest encoder on one slow core takes a third of it."""
 
 
 class ProofMissed(ServingError):
@@ -113,7 +113,7 @@ def ask(client: grpc.InferenceServerClient, proof: Proof) -> Answers:
 
 
 def head_answer(scores: np.ndarray, revisions: np.ndarray) -> HeadAnswer:
-    """From `score` (N, L) and `revision` (N, 1)."""
+    """Answer made of `score` (N, L) and `revision` (N, 1)."""
     return HeadAnswer(revisions.reshape(-1).tolist(), scores.tolist())
 
 
@@ -131,7 +131,7 @@ def damage(repository: Path) -> list[str]:
 
 
 def embedded_machine(wheel: TritonWheel) -> str:
-    """Where the embedded server runs: the processors, and the onnxruntime of its environment."""
+    """Description of the embedded server's machine: the processors, and the onnxruntime of its environment."""
     versions = [path.stem.split("-")[1] for path in wheel.site_packages.glob("onnxruntime*-*.dist-info")]
     return f"{processors()} with onnxruntime {', '.join(versions) or '(none)'}"
 

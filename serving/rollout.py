@@ -50,7 +50,7 @@ from serving.watched_head import update_watch
 
 @dataclass(frozen=True)
 class Change:
-    """What was served before a rollout and what is served after it."""
+    """The versions served before and after a rollout."""
 
     before: Served
     after: Served
@@ -128,7 +128,7 @@ def check_fits(manifest: HeadManifest, served: Served, repository: Path) -> None
 
 
 def fixed_for_clients(manifest: HeadManifest) -> dict[str, object]:
-    """What clients and the ensemble hold for given; another value needs a new repository.
+    """Facts that clients and the ensemble rely on; another value needs a new repository.
 
     The number of thresholds says what a decision means: with one, 1 is to block; with two it is to review.
     """
@@ -213,7 +213,7 @@ def check_serves(served: Served, probes: ProbeSet, proof: Proof, server: Control
 
 
 def _proved(probes: ProbeSet, proof: Proof) -> ProofHead:
-    """What the proof is to say of a head, which has scores of pictures only if it had them before."""
+    """The proof's entry for a head, which has scores of pictures only if it had them before."""
     head = probes.proved
     return head if head.name in proof.image_heads else replace(head, image_scores=None)
 
@@ -243,7 +243,7 @@ def _follow(served: Served, probes: ProbeSet, proof: Proof, server: ControlledSe
 
 
 def _changed(before: Served, server: ControlledServer) -> Change:
-    """What came of a rollout, once the head's watch knows of it."""
+    """Report the outcome of a rollout, once the head's watch knows of it."""
     repository = before.folder.parent
     after = read_served(repository, before.manifest.name)
     try:
@@ -254,7 +254,7 @@ def _changed(before: Served, server: ControlledServer) -> Change:
 
 
 def _parameters(manifest: HeadManifest, before: Served) -> dict[str, str]:
-    """What clients are told of the new head."""
+    """Parameters from which clients learn about the new head."""
     notice = {"notice": manifest.notice or ""} if manifest.notice or before.manifest.notice else {}
     return head_parameters(manifest) | notice
 

@@ -91,13 +91,13 @@ class EmbeddedServer:
 
     @property
     def proof(self) -> Proof:
-        """What its answers are held to at each start."""
+        """The proof that its answers are compared with at each start."""
         assert self._proof is not None, "the server was not started"
         return self._proof
 
     @property
     def picture(self) -> bytes:
-        """What a probe of it scores: a picture that it serves."""
+        """Picture that a probe sends: one that the server can decode."""
         return self.proof.smallest_picture
 
     @property
@@ -114,7 +114,7 @@ class EmbeddedServer:
         return self
 
     def start_again(self) -> None:
-        """After `stop`: the same repository, on the same ports, and the log goes on.
+        """Start again after `stop`, with the same repository and ports; the log is continued.
 
         Raises:
             ServingError: it cannot start or answer.
@@ -233,7 +233,7 @@ class EmbeddedServer:
                 time.sleep(0.1)
 
     def _problems(self, client: grpc.InferenceServerClient) -> Iterator[Finding | None]:
-        """What keeps the server from answering, again and again; None once it answers as its build verified.
+        """Yield what keeps the server from answering, again and again; None once it answers as its build verified.
 
         Raises:
             ProofMissed: it answers otherwise.

@@ -15,11 +15,11 @@ ADMIN_KEY_VARIABLE = "CLIPSIEVE_ADMIN_KEY"
 ADMIN_HEADER = "clipsieve-key"
 """Over HTTP; over gRPC the server expects `triton-grpc-protocol-` before it."""
 ADMIN_APIS = "model-repository,shared-memory,trace,logging"
-"""What changes a server, or reads its memory. Loading a model can bring files along, which is running code."""
+"""APIs that change a server, or read its memory. Loading a model can bring files along, which is running code."""
 
 
 def control_options(control: Control, admin_key: str | None) -> list[str]:
-    """How models are loaded.
+    """Options that control how models are loaded.
 
     `none` loads all at the start and keeps them, and refuses everybody the `ADMIN_APIS`. `explicit` loads them too and
     then takes orders from those who send the key in `ADMIN_HEADER`.

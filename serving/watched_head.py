@@ -1,4 +1,4 @@
-"""After a rollout: the watch of a head compares its scores with the training of the version that serves now."""
+"""Updates a head's watch after a rollout: it compares scores with the training of the version that serves now."""
 
 from __future__ import annotations
 

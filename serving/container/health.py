@@ -33,11 +33,11 @@ from common.triton_messages import ENSEMBLES, HIGHEST_PRIORITY, PROBE_ID, is_que
 
 REQUEST = {"id": PROBE_ID, "parameters": {"priority": HIGHEST_PRIORITY}}
 TIMEOUT_S = 8.0
-"""For each of a regular check's requests."""
+"""Time limit of each request of a regular check."""
 PROOF_TIMEOUT_S = 45.0
-"""For all that a proof asks; the probes that run this give it a minute."""
+"""Time limit of a whole proof; the probes that run this give it a minute."""
 MARKERS = Path(tempfile.gettempdir())
-"""Where it is remembered that a server was proved."""
+"""Folder of the marker files, one for each server that was proved."""
 INIT = Path("/proc/1/stat")
 """The container's first process is the server (start.sh becomes it)."""
 
@@ -190,7 +190,7 @@ def references(proof: Proof) -> Iterable[dict[str, Any]]:
 
 
 def is_busy(status: int, text: str) -> bool:
-    """Whether a refusal is for want of room in a queue."""
+    """Check that the server refused because a queue is full."""
     return status == 503 and is_queue_refusal(text)
 
 

@@ -43,7 +43,7 @@ def ticks(top: float) -> list[float]:
 
 
 def stacked(series: Sequence[Series]) -> list[Series]:
-    """Each series on top of those before it; a point that one lacks counts as 0."""
+    """Stack each series on those before it; a point that one lacks counts as 0."""
     below: dict[float, float] = {}
     result = []
     for one in series:

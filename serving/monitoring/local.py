@@ -41,7 +41,7 @@ def local_config(http_port: int, metrics_port: int, blackbox_port: int, interval
 
 
 def hastened(text: str, interval_s: int) -> str:
-    """Every interval and the timeout of a scrape, in a configuration or in rules."""
+    """Shorten every interval and the timeout of a scrape, in a configuration or in rules."""
     return re.sub(r"((?:_?interval|scrape_timeout): )\d+[sm]", rf"\g<1>{interval_s}s", text)
 
 

@@ -1,4 +1,4 @@
-"""What the dashboard shows: rows of panels, each with the expressions that answer it.
+"""Content of the dashboard: rows of panels, each with the expressions that fill it.
 
 Variables: `$instance` (servers), `$head` and `$label` (score columns); the row of scores is repeated for each head.
 `serving.monitoring.dashboard` prints them as Grafana's JSON.

@@ -44,7 +44,7 @@ table { border-collapse: collapse; width: 100%; font-size: 12px } th { text-alig
 
 
 def layout(dashboard: dict[str, Any], variables: dict[str, list[str]]) -> list[tuple[dict, dict[str, list[str]]]]:
-    """Every panel and row in order, with the variables it sees: a repeated row comes once for each value."""
+    """List every panel and row in order, with the variables it sees: a repeated row comes once for each value."""
     result: list[tuple[dict, dict[str, list[str]]]] = []
     for row in rows_of(dashboard["panels"]):
         name = row[0].get("repeat")
@@ -54,7 +54,7 @@ def layout(dashboard: dict[str, Any], variables: dict[str, list[str]]) -> list[t
 
 
 def rows_of(panels: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Each row's own panel with those below it."""
+    """Group the panels: each row's own panel with those below it."""
     rows: list[list[dict[str, Any]]] = []
     for panel in panels:
         if panel["type"] == "row":

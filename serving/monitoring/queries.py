@@ -72,14 +72,14 @@ class Prometheus:
             raise PrometheusError(f"{self.url}: {error}; is a Prometheus there?") from error
 
     def label_values(self, question: str) -> list[str]:
-        """Of Grafana's `label_values(selector, label)`."""
+        """Answer Grafana's `label_values(selector, label)`."""
         match = re.fullmatch(r"label_values\((.+), *(\w+)\)", question)
         if match is None:
             raise PrometheusError(f"{question}: not of the form label_values(selector, label)")
         return self.get(f"label/{match[2]}/values", **{"match[]": match[1]})
 
     def series(self, target: dict[str, Any], variables: dict[str, list[str]], window: Window) -> list[Series]:
-        """What one target of a panel draws."""
+        """Series that one target of a panel draws."""
         expression = filled_in(target["expr"], variables, window)
         if target["instant"]:
             result = self.get("query", query=expression, time=window.end)["result"]

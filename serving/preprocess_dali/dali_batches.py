@@ -53,7 +53,7 @@ DESCRIPTIONS = {
 HUFFMAN_FRAMES = {0xC0, 0xC1, 0xC2}
 """Baseline, extended, progressive; GPUs decode no arithmetic coding."""
 MARKER = re.compile(rb"\xff([^\x00\xff\xd0-\xd7])")
-"""Of a JPEG, among its pixels; the others are part of them."""
+"""Marker of a JPEG among its pixels; other bytes after 0xFF are part of them."""
 BETWEEN_SCANS = {0xC4, JPEG_SOS, 0xDB, 0xDD}
 """Huffman tables, scans, quantization tables, restart intervals."""
 MAX_SEGMENTS = 1000
@@ -89,7 +89,7 @@ class Jpeg:
 
 @dataclass(frozen=True)
 class Window:
-    """What a view sees of a picture as it is stored.
+    """The part of a stored picture that a view sees.
 
     Attributes:
         size: height and width that the picture is resized to.
@@ -200,7 +200,7 @@ def sift(transform: Transform, data: bytes) -> Jpeg | None:
 
 
 def window(view: View, jpeg: Jpeg) -> Window:
-    """Where `View.of` of the upright picture finds its pixels in the stored one."""
+    """Place in the stored picture of the pixels that `View.of` takes from the upright one."""
     width, height = view.resized(*jpeg.upright_size)
     left, top = _margin(view, width), _margin(view, height)
     if jpeg.orientation in FROM_RIGHT:
@@ -254,7 +254,7 @@ def _exact(task: Task) -> np.ndarray | Exception:
 
 
 def _count(transform: Transform, jpeg: Jpeg) -> None:
-    """As the transform counts what goes through it."""
+    """Count an image as the transform counts what goes through it."""
     if isinstance(transform, CountedTransform):
         transform.counters.add("clipsieve_images_total")
         transform.counters.add("clipsieve_dali_images_total")
@@ -281,7 +281,7 @@ def _is_ordinary(file: bytes) -> bool:
 
 
 def _is_whole(file: bytes, position: int) -> bool:
-    """Whether the pixels, from `position` on, are interrupted by tables and further scans only, and have an end.
+    """Check that only tables and further scans interrupt the pixels from `position` on, and that they have an end.
 
     libjpeg refuses any other marker there, and a file that was cut short; DALI then tries its next decoder, which does
     not mind.
@@ -297,7 +297,7 @@ def _is_whole(file: bytes, position: int) -> bool:
 
 
 def _is_grey_or_ycbcr(image: Image.Image) -> bool:
-    """By all its marks: where they are at odds each decoder guesses for itself."""
+    """Check that all its marks say grey or YCbCr: where they disagree each decoder guesses for itself."""
     if image.mode == "L":
         return True
     names = bytes(layer[0] for layer in getattr(image, "layer", ()))  # of the colour channels

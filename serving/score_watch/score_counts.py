@@ -1,4 +1,4 @@
-"""What is counted of a head's outputs: scores, decisions and the revision, and a shadow head's beside them."""
+"""Counts of a head's outputs: scores, decisions and the revision, and a shadow head's beside them."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ DESCRIPTIONS = {
 }
 DECISIONS = ("allow", "review", "block")
 MOST_LABELS = 100
-"""Of a head with more labels the first are counted: each is some twenty time series."""
+"""Most labels that are counted, the first ones of a head: each is some twenty time series."""
 MOST_PENDING = 100_000
 """Requests set aside between two flushes; beyond them the oldest are not counted."""
 
 
 @dataclass(frozen=True)
 class WatchedHead:
-    """What the watch knows of its head, from the `parameters` of its config.
+    """Facts that the watch has about its head, from the `parameters` of its config.
 
     Attributes:
         head: name in the recipe.
@@ -119,7 +119,7 @@ class ScoreCounts:
         return (*labels, ("shadow", str(self._watched.shadow)))
 
     def _declare(self) -> None:
-        """Every series starts at 0: a bucket that is not there yet would be missing from a sum."""
+        """Start every series at 0: a bucket that is not there yet would be missing from a sum."""
         counters, watched = self._counters, self._watched
         for column, labels in self._columns():
             counters.add("clipsieve_scores_total", labels, 0)
@@ -149,7 +149,7 @@ class ScoreCounts:
         self._registry.set("clipsieve_head_revision", (("head", self._watched.head), ("revision", revision)), value)
 
     def _set_training_ratios(self, known: bool) -> None:
-        """Not a number when the head that speaks is not the one they belong to: its training is not known here."""
+        """Set the ratios of the training, or NaN when another head answers than the one they belong to."""
         watched = self._watched
         for (_, labels), ratios in zip(self._columns(), watched.training_ratios or (), strict=False):
             lower = -math.inf

@@ -25,7 +25,7 @@ GRAPH_LEVELS = {
 
 
 def physical_cores():
-    """Of those this process may use; two threads of one core count once."""
+    """Number of cores this process may use; two threads of one core count once."""
     allowed = os.sched_getaffinity(0)
     siblings = [Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in allowed]
     try:
