@@ -1,1 +1,1 @@
-"""What breaks the server or the decoder on purpose: each is run from the root as `python -m trials.<name>`."""
+"""Trials that break the server or the decoder on purpose, each run from the root as `python -m trials.<name>`."""

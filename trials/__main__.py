@@ -1,4 +1,4 @@
-"""What is done to the server and the decoders on purpose, and the way to each trial.
+"""Lists the trials, with what each does to the server or the decoders and its command.
 
     python -m trials                      # or make trial: what there is
     python -m trials overload --rounds 3  # or make trial NAME=overload OPTIONS='--rounds 3'

@@ -47,7 +47,7 @@ BLOCK_TIMEOUT_S = 300
 
 
 def transform():
-    """Every decoder there is, with the default limits; `transform(data)` → (224, 224, 3) uint8."""
+    """Transform with every decoder and the default limits; `transform(data)` → (224, 224, 3) uint8."""
     module, serving = served_module(), Serving()
     view = module.View(224, "shortest", "bicubic")
     limits = {name: getattr(serving, name) for name in ("max_bytes", "max_pixels", "max_frames", "max_scans")}
@@ -55,7 +55,7 @@ def transform():
 
 
 def transform_of(repository: Path):
-    """As the server of this model repository does it."""
+    """Transform as the server of this model repository does it."""
     parameters = read_config(repository / "preprocess" / "config.pbtxt").parameters
     return served_module().Transform.from_parameters({key: parameters[key].string_value for key in parameters})
 

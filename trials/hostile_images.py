@@ -72,7 +72,7 @@ def paeth_rows(side: int, pixel_bytes: int) -> bytes:
 
 
 def png_of_profiles(count: int) -> bytes:
-    """Each a kilobyte that unpacks to a megabyte."""
+    """PNG with many profiles, each a kilobyte that unpacks to a megabyte."""
     profile = png_chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(2**20 - 1), 9))
     return png(8, 8, 0, (b"\0" + b"\1" * 8) * 8, before=profile * count)
 
@@ -170,7 +170,7 @@ def cost(name: str, data: bytes) -> dict:
 
 
 def peak_mib() -> float:
-    """Of this process; ru_maxrss would include that of its parent."""
+    """Peak memory of this process; ru_maxrss would include that of its parent."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 

@@ -58,11 +58,11 @@ class Overload:
     refused_p50_ms: float
     refused_p99_ms: float
     longest_s: float
-    """Of all answers."""
+    """Longest latency of all answers."""
     first_score_s: float | None
-    """From the end of the load to the first score of a request sent after it."""
+    """Time from the end of the load to the first score of a request sent after it."""
     recovered_s: float | None
-    """From the end of the load until every request is scored within three times the idle latency."""
+    """Time from the end of the load until every request is scored within three times the idle latency."""
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,7 @@ SHOWN = {"djpeg": {0, 2}}
 
 @dataclass(frozen=True)
 class Verdict:
-    """What one program says.
+    """One program's answer to a file.
 
     Attributes:
         program: its name.
@@ -47,7 +47,7 @@ def missing() -> list[str]:
 
 
 def verdicts(format: str, path: str) -> list[Verdict]:
-    """Of the reference for this format, and of its strict program when there is one."""
+    """Answers of the reference for this format, and of its strict program when there is one."""
     if format == "WEBP" and b"ANMF" in Path(path).read_bytes():  # dwebp shows no animations
         return []
     commands = [commands[format] for commands in (COMMANDS, STRICT) if format in commands]

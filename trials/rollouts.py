@@ -50,7 +50,7 @@ PROGRESS = Console(stderr=True)
 
 @dataclass
 class Load:
-    """What `CLIENTS` threads got: the revision, the score and the time of each answer."""
+    """Load by `CLIENTS` threads: the revision, the score and the time of each answer."""
 
     answers: list[tuple[int, float]] = field(default_factory=list)
     waits_ms: list[float] = field(default_factory=list)
@@ -70,7 +70,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Result:
-    """Of one phase of the load."""
+    """Result of one phase of the load."""
 
     phase: str
     rollouts: int

@@ -45,16 +45,16 @@ ENOUGH = 0.75  # of what is offered, in every interval; arrivals at random make 
 
 @dataclass(frozen=True)
 class Sample:
-    """What happened in one interval."""
+    """Figures of one interval."""
 
     at_s: float
-    """Its end, since the load began."""
+    """End of the interval, since the load began."""
     rate_per_s: float
     p50_ms: float
     p99_ms: float
     errors: dict[str, int]
     resident_mib: dict[str, float]
-    """By process."""
+    """Memory by process."""
     regions_mib: float
     """Shared by them, and part of what each holds."""
 

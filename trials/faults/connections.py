@@ -36,7 +36,7 @@ def open_files(scene: Scene) -> int:
 
 
 def files_left(scene: Scene, before: int, within_s: float = 20.0) -> str:
-    """How many more files the server holds open, once that is few or time is up."""
+    """Growth of the server's open files, once it is small or time is up."""
     started = time.monotonic()
     while (more := open_files(scene) - before) > FEW_FILES and time.monotonic() < started + within_s:
         time.sleep(0.1)

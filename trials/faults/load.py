@@ -24,7 +24,7 @@ GRACE_S = 5.0
 @dataclass(frozen=True)
 class Request:
     sent_s: float
-    """By time.monotonic."""
+    """Time of sending, by time.monotonic."""
     ended_s: float
     outcome: str
     """`ok`, `wrong` (another score than the picture's), `lost`, or the code of an error."""

@@ -54,7 +54,7 @@ def kill_server_alone(scene: Scene) -> str:
 
 
 def terminate(scene: Scene) -> str:
-    """What is under way is answered, with a score or a refusal; what comes later is refused."""
+    """Send SIGTERM: requests under way must be answered, with a score or a refusal, and later ones refused."""
     signalled = time.monotonic()
     os.kill(scene.server.pid, signal.SIGTERM)
     scene.server.wait(scene.server.exit_timeout_s + 10)
@@ -64,7 +64,7 @@ def terminate(scene: Scene) -> str:
 
 
 def under_way(group: Group, moment_s: float) -> Counter[str]:
-    """What became of the requests that were sent before a moment and ended after it, retries included."""
+    """Outcomes of the requests that were sent before a moment and ended after it, retries included."""
     deadline = time.monotonic() + group.timeout_s
     while sum(request.ended_s > moment_s for request in group.requests) < group.workers:
         if time.monotonic() > deadline:
@@ -74,7 +74,7 @@ def under_way(group: Group, moment_s: float) -> Counter[str]:
 
 
 def clock_server(repository: Path, folder: Path) -> PrefixedServer:
-    """Its wall clock is what a file says; the monotonic one stays the machine's."""
+    """Server whose wall clock a file sets; its monotonic clock stays the machine's."""
     if not _FAKETIME:
         raise Skipped("libfaketime is not installed (apt-get install faketime)")
     (folder / "clock").write_text("+0")

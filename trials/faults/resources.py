@@ -29,7 +29,7 @@ OPEN_FILES = 256
 
 @contextlib.contextmanager
 def small_disk_server(repository: Path, folder: Path) -> Iterator[EmbeddedServer]:
-    """Its log lies in a file system of its own."""
+    """Server whose log lies in a file system of its own."""
     (disk := folder / "disk").mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={LOG_BYTES}", "tmpfs", str(disk)]
     if (mounted := subprocess.run(command, capture_output=True, text=True, check=False)).returncode:
@@ -60,7 +60,7 @@ def fill(path: Path) -> None:
 
 
 def small_shm_server(repository: Path, folder: Path) -> PrefixedServer:
-    """It has a /dev/shm of its own, which it sees alone."""
+    """Server with a /dev/shm of its own, which no other process sees."""
     probe = ["unshare", "-m", "sh", "-c", MOUNT_SHM, "sh", "true"]
     if (tried := subprocess.run(probe, capture_output=True, text=True, check=False)).returncode:
         raise Skipped(f"a server cannot be given its own /dev/shm here: {tried.stderr.strip()}")
@@ -123,7 +123,7 @@ def use_up_files(scene: Scene) -> str:
 
 @contextlib.contextmanager
 def explicit_server(repository: Path, folder: Path) -> Iterator[EmbeddedServer]:
-    """It loads models when told, from a copy of the repository."""
+    """Server that loads models on request, from a copy of the repository."""
     models = Path(shutil.copytree(repository, folder / "models"))
     log = folder / "tritonserver.log"
     with PrefixedServer(models, log_path=log, **ORDERS) as server:
@@ -150,7 +150,7 @@ def reload_broken(model: str, file_name: str, keep: float) -> Callable[[Scene], 
 
 
 def load(server: EmbeddedServer, model: str) -> str:
-    """Its HTTP status, and the beginning of what it says."""
+    """Load a model; returns the HTTP status and the beginning of the answer."""
     url = f"http://{server.http_url}/v2/repository/models/{model}/load"
     request = urllib.request.Request(url, b"{}", {ADMIN_HEADER: KEY})
     try:

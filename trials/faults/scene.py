@@ -35,7 +35,7 @@ class Skipped(Exception):
 class Scene:
     server: EmbeddedServer
     folder: Path
-    """For the fault's own files."""
+    """Folder for the fault's own files."""
     load: Load
     supervisor_messages: list[str] = field(default_factory=list)
 
@@ -120,13 +120,13 @@ def pictures() -> list[bytes]:
 
 
 def condition(scene: Scene) -> str:
-    """Whether the server lives, and how it ended if not."""
+    """State of the server: running, or how it ended."""
     status = scene.server.poll()
     return "the server lives" if status is None else f"the server ended {ending(status)}"
 
 
 def wait_for_restart(scene: Scene, within_s: float = 60.0) -> None:
-    """Until the supervisor has said that the server serves again.
+    """Wait until the supervisor has reported that the server serves again.
 
     Raises:
         ServingError: it has not in that time.
@@ -139,7 +139,7 @@ def wait_for_restart(scene: Scene, within_s: float = 60.0) -> None:
 
 
 def set_verbosity(server: EmbeddedServer, level: int) -> None:
-    """How much a server that takes `ORDERS` writes into its log: 0 as usual, 1 lines for every request."""
+    """Set how much a server that takes `ORDERS` writes into its log: 0 as usual, 1 lines for every request."""
     body = json.dumps({"log_verbose_level": level}).encode()
     request = urllib.request.Request(f"http://{server.http_url}/v2/logging", body, {ADMIN_HEADER: KEY})
     with urlopen(request, timeout=10) as answer:

@@ -39,7 +39,7 @@ Send = Callable[[Case], Answer]
 
 @dataclass
 class Kind:
-    """What became of all requests of one kind."""
+    """Outcomes of all requests of one kind."""
 
     name: str
     outcomes: dict[str, int] = field(default_factory=lambda: dict.fromkeys(OUTCOMES, 0))
@@ -96,7 +96,7 @@ def tried(name: str, cases: st.SearchStrategy[Case], send: Send, honest_score: f
 
 
 def try_all(server: EmbeddedServer, examples: int, say: Callable[[str], None]) -> list[Kind]:
-    """Every kind over both protocols."""
+    """Try every kind over both protocols."""
     channel, infer = open_grpc(server.grpc_url)
     honest = send_grpc(infer, Case("honest", grpc_requests.message().SerializeToString())).scores[0]
     sends: dict[str, tuple[dict[str, st.SearchStrategy[Case]], Send]] = {

@@ -70,7 +70,7 @@ def with_tail(tail: bytes, size: Any = None, header_length: Any = None, **header
 
 
 def is_wrong_shape(shape: Any) -> bool:
-    """Not what it should be, and not 0 or 1 in 32 bits, which 2.51 takes for one picture."""
+    """Check that a shape is wrong, and not 0 or 1 in 32 bits, which 2.51 takes for one picture."""
     plain = isinstance(shape, list) and all(isinstance(dim, int) and not isinstance(dim, bool) for dim in shape)
     return not (plain and len(shape) == 2 and shape[1] == 1 and shape[0] % WRAP in (0, 1))
 
@@ -130,7 +130,7 @@ def outputs(draw: Draw) -> Case:
 
 @kind
 def parameters(draw: Draw) -> Case:
-    """Of a type or value that no parameter of this name has."""
+    """Parameters with a type or value that no parameter of this name has."""
     no_count = st.integers(max_value=-1) | st.text(max_size=5) | st.floats(0.1, 0.9) | st.integers(min_value=2**64)
     wrong = st.one_of(
         st.dictionaries(st.sampled_from(["priority", "timeout"]), no_count, min_size=1),

@@ -32,14 +32,14 @@ class Known:
 
 @dataclass(frozen=True)
 class Fate:
-    """What one request did to a fresh server."""
+    """Effect of one request on a fresh server."""
 
     sent_bytes: int
     answer: Answer
     ended: int | None
     """The server's exit status; None when it lived."""
     grown_mib: float
-    """Of the server's memory, at its largest."""
+    """Growth of the server's memory, at its largest."""
 
     def __str__(self) -> str:
         if self.ended is not None:
@@ -100,7 +100,7 @@ def peak_bytes(pid: int) -> int:
 
 
 def fates(repository: Path, folder: Path, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Every known request, against a server as it comes and one with larger stacks."""
+    """Try every known request, against a server as it comes and one with larger stacks."""
     rows = []
     for known in KNOWN:
         started = time.monotonic()

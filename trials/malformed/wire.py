@@ -39,11 +39,11 @@ class Answer:
     """`closed`: the connection ended without an answer. `silent`: none came in time."""
     detail: str
     scores: tuple[float, ...] = ()
-    """Every FP32 value of the outputs."""
+    """All FP32 values of the outputs."""
 
 
 def problem(case: Case, answer: Answer, honest_score: float) -> str | None:
-    """What is wrong with this answer; None when nothing is.
+    """Describe what is wrong with this answer; None when nothing is.
 
     A connection closed without an answer is a refusal over HTTP, where the bytes may be no request at all.
     """
