@@ -66,12 +66,12 @@ class Encoder(_Section):
     normalize: bool = True
     """L2-normalise the embedding inside the graph. Every published CLIP head expects it."""
     layers: list[Annotated[int, Field(ge=0)]] = Field(default=[0], min_length=1)
-    """What is concatenated into the embedding: 0 is the model's final output, n what the n-th block from the
-    end puts out, before any later norm or projection. Vision transformers only."""
+    """Layers that are concatenated into the embedding: 0 is the model's final output, n the output of the n-th block
+    from the end, before any later norm or projection. Vision transformers only."""
     decode: Decode = "exact"
-    """How large JPEGs become pixels, in training and serving: `exact` as the model's library does it, bit by bit, or
-    `scaled` at 1/2, 1/4 or 1/8 of their size, several times as fast, where twice what the encoder sees remains.
-    A head fits only the one it was trained with."""
+    """Decoding of large JPEGs, in training and serving: `exact` as the model's library does it, bit by bit, or
+    `scaled` at 1/2, 1/4 or 1/8 of their size, several times as fast, where at least twice what the encoder sees
+    remains. A head fits only the one it was trained with."""
     concatenate: list[Encoder] = []
     """Instead of all of the above: several encoders, whose embeddings follow one another in the one that heads get."""
 
@@ -146,7 +146,7 @@ class Encoder(_Section):
 
 
 class Fit(_Section):
-    """How `training.fit` trains a head."""
+    """Settings of `training.fit`."""
 
     architecture: Literal["mlp", "laion-h14", "laion-aesthetic", "laion-aesthetic-relu"] = "mlp"
     """`mlp` has the `hidden_sizes`; the others have the layers of the published heads of those names."""
@@ -155,7 +155,7 @@ class Fit(_Section):
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """The share of hidden values that are left out in training."""
     loss: Literal["bce", "mse", "cross_entropy"] | None = None
-    """By default bce (binary, multilabel), cross_entropy (multiclass) or mse (regression)."""
+    """Loss; by default bce (binary, multilabel), cross_entropy (multiclass) or mse (regression)."""
     class_weights: bool = True
     """Weigh classes by the inverse of their frequency (bce's pos_weight)."""
     optimizer: Literal["adamw", "adam"] = "adamw"
@@ -167,7 +167,7 @@ class Fit(_Section):
     warmup_epochs: int = Field(default=0, ge=0)
     """Epochs of linear warm-up of the learning rate."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """What becomes of the learning rate after warm-up."""
+    """Course of the learning rate after warm-up."""
     batch_size: int = Field(default=256, ge=1)
     """Embeddings in one step."""
     max_epochs: int = Field(default=200, ge=1)
@@ -177,7 +177,7 @@ class Fit(_Section):
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Held out for the metrics, the operating points' check and nothing else."""
     validation_fraction: float = Field(default=0.15, gt=0, lt=1)
-    """For early stopping, then calibration and the choice of thresholds."""
+    """Share of the rows for early stopping, then for calibration and the choice of thresholds."""
     near_duplicate_cosine: float | None = Field(default=0.97, gt=0, le=1)
     """Embeddings at least this close share a side of the split; null looks at exact duplicates only."""
     seed: int = 0
@@ -194,9 +194,9 @@ class Published(_Section):
     sha256: Sha256 | None = None
     """The sha256 of the file, for the heads whose sum is not known here; for the others it must be the known one."""
     variant: Literal["published", "float16", "numeric"] = "published"
-    """Which reading of the two Keras heads, whose few categorical columns are looked up in a vocabulary of float16
-    values: `published` as the original graph does (a value that is no float16 is nearly always unknown), `float16`
-    with those columns rounded first, as the embeddings it was trained on were, `numeric` all left unknown."""
+    """Reading of the two Keras heads, whose few categorical columns are looked up in a vocabulary of float16 values:
+    `published` as the original graph does (a value that is no float16 is nearly always unknown), `float16` with
+    those columns rounded first, as the embeddings it was trained on were, `numeric` all left unknown."""
 
 
 class Head(_Section):
@@ -205,7 +205,7 @@ class Head(_Section):
     name: ModelName
     """The name of the head, of its output of image_score, and of its model `<name>_head`."""
     task: Literal["binary", "multiclass", "multilabel", "regression"] = "binary"
-    """What a score means: one probability, one of several classes, several labels that may all hold, or a value."""
+    """Meaning of a score: one probability, one of several classes, several labels that may all hold, or a value."""
     class_names: list[str] = Field(min_length=1)
     """Binary: what 0 and 1 mean, `[safe, nsfw]`. Multiclass: one per class. Multilabel: one per label.
     Regression: the name of its one value."""
@@ -215,7 +215,7 @@ class Head(_Section):
     """Instead of fixed thresholds, chosen on held-out data: `recall>=0.99`, `precision>=0.95`, `fpr<=0.001`, `f1`.
     Two of them make the bands allow, review and block."""
     calibration: Literal["platt", "temperature", "none"] = "platt"
-    """How logits become probabilities, fitted on data that the head's weights never saw."""
+    """Method that turns logits into probabilities, fitted on data that the head's weights never saw."""
     prevalence: float | None = Field(default=None, gt=0, lt=1)
     """Share of the positive class where the head will be used; probabilities are corrected for it."""
     published: Published | None = None
@@ -226,7 +226,7 @@ class Head(_Section):
     """Another head of the recipe, a candidate for this one's place: whenever this head scores, the candidate does
     beside it, and metrics compare the two. It is no output of `image_score`. Needs `serving: {watch: true}`."""
     fit: Fit = Fit()
-    """How the head is trained."""
+    """Training of the head."""
 
     @property
     def labels(self) -> list[str]:
@@ -265,7 +265,7 @@ class Head(_Section):
 
 
 class Engine(_Section):
-    """How `build.engine` makes a TensorRT plan from the ONNX file; ONNX serving ignores it.
+    """Settings of `build.engine`, which makes a TensorRT plan from the ONNX file; ONNX serving ignores them.
 
     The plan takes 1 to `serving.max_batch_size` images. Its precision is the ONNX file's (`build.precision`).
     """
@@ -277,9 +277,9 @@ class Engine(_Section):
 
 
 MAX_IR_VERSION = 10
-"""Of every ONNX file: the newest that onnxruntime 1.19, in the oldest container promised (24.10), reads."""
+"""Newest IR version of an ONNX file that onnxruntime 1.19, in the oldest container promised (24.10), reads."""
 MAX_OPSET = 21
-"""Of the default operators, likewise."""
+"""Newest opset of the default operators that it reads."""
 MIN_OPSET = 17
 """The first with LayerNormalization as one node."""
 
@@ -288,7 +288,7 @@ Cosine = Annotated[float, Field(gt=0, le=1)]
 
 
 class MinimumCosine(_Section):
-    """Between an embedding of the model's library in torch and that of the file that is built, at each precision.
+    """Lowest cosine between an embedding of the model's library in torch and that of the built file, at each precision.
 
     The build fails, and installs nothing, when any picture of the verification is below. A server whose embedding of a
     picture of its proof is below never becomes ready.
@@ -310,7 +310,7 @@ class MinimumCosine(_Section):
 
 
 class Build(_Section):
-    """How ONNX files are exported."""
+    """Export of ONNX files."""
 
     precision: Precision = "fp32"
     """The precision of the encoder that is served: fp16 for GPUs, int8 for CPUs. It is made from the fp32 file; heads
@@ -320,10 +320,10 @@ class Build(_Section):
     minimum_cosine: MinimumCosine = MinimumCosine()
     """The limits that each step is held to."""
     maximum_score_difference: float = Field(default=0.05, gt=0)
-    """Between a head's score of a picture where it is served and where it was verified, relative to the larger of 1 and
-    the score. A server over it on a picture of its proof never becomes ready."""
+    """Largest difference between a head's score of a picture where it is served and where it was verified, relative
+    to the larger of 1 and the score. A server over it on a picture of its proof never becomes ready."""
     engine: Engine = Engine()
-    """How TensorRT plans are built."""
+    """Building of TensorRT plans."""
 
     @property
     def limit(self) -> float:
@@ -342,7 +342,7 @@ class Build(_Section):
 
 
 class Serving(_Section):
-    """What `build.repository` stamps into the configs, and the limits on an input image.
+    """Values that `build.repository` stamps into the configs, and the limits on an input image.
 
     A request with the parameter `priority` 2 is bulk work: it is taken up when no other request waits, and may wait
     thirty times as long. Any other request is interactive.
@@ -351,20 +351,21 @@ class Serving(_Section):
     max_batch_size: int = Field(default=32, ge=1, le=1024)
     """The most images in one request, and in one run of the encoder."""
     max_queue_delay_us: int = Field(default=0, ge=0)
-    """How long the encoder waits for a fuller batch. 0 batches whatever has queued meanwhile; more needs both limits
-    below to be 0."""
+    """Longest wait of the encoder for a fuller batch. 0 batches whatever has queued meanwhile; more needs both
+    limits below to be 0."""
     queue_timeout_ms: int = Field(default=700, ge=0, le=3_600_000)
-    """How long an interactive request may wait for the preprocessing, and again for the encoder, before it is refused
-    as UNAVAILABLE; it may ask for less (its `timeout`, in microseconds). It is also how long the server needs to
-    recover from an overload. 0 is no limit."""
+    """Longest wait of an interactive request for the preprocessing, and again for the encoder, before it is refused
+    as UNAVAILABLE; it may ask for less (its `timeout`, in microseconds). The server needs as long to recover from an
+    overload. 0 is no limit."""
     max_queue_size: int = Field(default=4096, ge=0, le=1_000_000)
     """Requests that may wait in each queue; the next one is UNAVAILABLE at once. A bound on memory rather than on load:
     at it Triton's batcher takes up work twice a second. 0 is no limit, and with no timeout either no priorities."""
     warmup: Literal["full", "single", "none"] = "full"
-    """What each model runs before the server is ready: `full` a picture, then a batch of `max_batch_size`; `single`
-    one picture, for a large encoder on a CPU, whose full batch takes seconds at every start; `none` nothing."""
+    """Inferences of each model before the server is ready: `full` a picture, then a batch of `max_batch_size`;
+    `single` one picture, for a large encoder on a CPU, whose full batch takes seconds at every start; `none`
+    nothing."""
     preprocess: Literal["python", "dali"] = "python"
-    """What decodes JPEGs: `python` bit by bit as in training, or `dali`, NVIDIA's DALI, for a server with a GPU: its
+    """Decoder of JPEGs: `python` bit by bit as in training, or `dali`, NVIDIA's DALI, for a server with a GPU: its
     pixels are near (`build.minimum_cosine.dali`), and it decodes at full size only."""
     preprocess_instances: int = Field(default=2, ge=1)
     """Python processes that decode images; about one a core. With `preprocess: dali` the threads of one, per GPU."""
@@ -388,7 +389,7 @@ class Serving(_Section):
 
     @property
     def limits_queues(self) -> bool:
-        """Whether a request can be refused for load; only then there are priorities."""
+        """True when a request can be refused for load; only then there are priorities."""
         return bool(self.max_queue_size or self.queue_timeout_ms)
 
     @model_validator(mode="after")
@@ -415,9 +416,9 @@ class Recipe(_Section):
     heads: list[Head] = Field(min_length=1)
     """The classifiers on its embedding."""
     build: Build = Build()
-    """How ONNX files and plans are made."""
+    """Building of ONNX files and plans."""
     serving: Serving = Serving()
-    """What the server accepts, and how it uses the machine."""
+    """Inputs that the server accepts, and its use of the machine."""
 
     @model_validator(mode="after")
     def _engine_profile(self) -> Recipe:
