@@ -17,9 +17,9 @@ from dataclasses import dataclass
 MAX_PARTS = 2**18
 """Segments, chunks or blocks of one file; 32 MiB of GIF in its ordinary blocks of 255 bytes are half as many."""
 MAX_TABLE_BYTES = 2**18
-"""Of a JPEG's tables and thumbnails; Pillow reads each table in Python."""
+"""Most bytes of a JPEG's tables and thumbnails; Pillow reads each table in Python."""
 RUN_LENGTH_FACTOR = 16
-"""How many times fewer pixels a run-length BMP may have: Pillow decodes it in Python, 60 ns a pixel."""
+"""Pixel limit of a run-length BMP, as a divisor of the usual one: Pillow decodes it in Python, 60 ns a pixel."""
 
 MULTI_PASS_FRAMES = {0xC2, 0xC6, 0xCA, 0xCE}  # progressive, of each kind
 JPEG_FRAMES = set(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
@@ -47,7 +47,7 @@ class ImageError(ValueError):
 
 @dataclass(frozen=True)
 class Limits:
-    """What one file may ask for.
+    """Limits on one file.
 
     Attributes:
         max_pixels: largest width × height.
@@ -90,7 +90,7 @@ def without_ballast(data: bytes, format: str, limits: Limits) -> bytes:
 
 
 def _jpeg(data: bytes, limits: Limits) -> bytes:
-    """Without comments and application data but the first EXIF and XMP; scans counted where each is a pass."""
+    """Drop comments and application data but the first EXIF and XMP; count scans where each is a pass."""
     kept: list[bytes | memoryview] = [data[:2]]
     seen, frame, size = set(), b"", 0
     for marker, start, end in jpeg_segments(data):
@@ -157,7 +157,7 @@ def _check_scans(data: bytes, position: int, limit: int) -> None:
 
 
 def _png(data: bytes, limits: Limits) -> bytes:
-    """Only what makes the pixels, transparency and orientation; checksums of these, and order, as libpng wants."""
+    """Keep only what makes the pixels, transparency and orientation; check their sums and order, as libpng wants."""
     kept: list[bytes | memoryview] = [data[:8]]
     seen, frames, last = set(), 0, b""
     view = memoryview(data)

@@ -69,7 +69,7 @@ INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampl
 RESIZE_MODES = ("shortest", "longest", "squash")
 DECODES = ("exact", "scaled")
 OVERSAMPLING = 2
-"""How many pixels a scaled picture keeps at least, along each edge, for one of the resized picture's."""
+"""Pixels that a scaled picture keeps at least, along each edge, for one pixel of the resized picture."""
 DCT_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
 """JPEGs that libjpeg scales. A lossless one (0xC3) it decodes at its own size whatever is asked; Pillow then fails."""
 UPRIGHT = {  # EXIF orientation → the transposition that undoes it
@@ -85,7 +85,7 @@ TURNED, FROM_RIGHT, FROM_BELOW = {5, 6, 7, 8}, {2, 3, 6, 7}, {3, 4, 7, 8}
 """EXIF orientations that show rows as columns, and those that show the first pixel at the right, or below."""
 EXIF_ORIENTATION = 0x0112
 BAND_PIXELS = 2**20
-"""How much of a transparent or 16-bit picture is changed at once."""
+"""Pixels of a transparent or 16-bit picture that are converted at once."""
 
 
 Box = tuple[float, float, float, float]
@@ -113,7 +113,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class View:
-    """What one encoder sees of a picture: a square of `image_size` pixels.
+    """The part of a picture that one encoder sees: a square of `image_size` pixels.
 
     Attributes:
         image_size: edge of the square, in pixels.
@@ -353,7 +353,7 @@ def _ends_in_zeros(image: Image.Image) -> bool:
 
 
 def _is_dct_coded(data: bytes) -> bool:
-    """Whether every frame of a JPEG is one that libjpeg decodes at a fraction of its size."""
+    """Check that libjpeg can decode every frame of a JPEG at a fraction of its size."""
     headers = itertools.takewhile(lambda segment: segment[0] != JPEG_SOS, jpeg_segments(data))
     return all(marker in DCT_FRAMES for marker, _, _ in headers if marker in JPEG_FRAMES)
 

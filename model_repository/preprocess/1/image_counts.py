@@ -1,4 +1,4 @@
-"""What the preprocessing counts: images, those refused by their code, and how large they are."""
+"""Counts of the preprocessing: images, refused images by their code, and sizes."""
 
 from __future__ import annotations
 

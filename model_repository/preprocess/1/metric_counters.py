@@ -25,7 +25,7 @@ Edges = tuple[float, ...]
 
 
 class Registry(Protocol):
-    """Where counts go in the end."""
+    """Receiver of the counts: Triton's metrics, or a fake in tests."""
 
     def increment(self, name: str, labels: Labels, amount: float) -> None: ...
 
@@ -63,7 +63,7 @@ class TritonRegistry:
 
 
 class Counters:
-    """What was counted since the last flush; safe to use from several threads."""
+    """Counts since the last flush; safe to use from several threads."""
 
     def __init__(self, registry: Registry) -> None:
         self._registry = registry

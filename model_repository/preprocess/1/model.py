@@ -45,5 +45,5 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("pixels", pixels)])
 
     def is_sent(self, request, images):
-        """Whether somebody sent the images to have them scored: a probe and Triton's own warm-up are not counted."""
+        """True when a client sent the images to have them scored: a probe and Triton's own warm-up are not counted."""
         return request.request_id() != PROBE_ID and images.reshape(-1).tolist() != [self.warmup]
