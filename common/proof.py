@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 FORMAT = 1
-"""Of proof.json, which this code reads."""
+"""Format of proof.json that this code reads."""
 HEAD_TOLERANCE = 1e-4
-"""Between a head's scores of the same embeddings, relative to the largest: another release or batch differs by 1e-6."""
+"""Largest difference of a head's scores of the same embeddings, relative to the largest: another release or batch
+differs by 1e-6."""
 
 Row = Sequence[float]
 Rows = Sequence[Row]
@@ -39,26 +40,26 @@ class ProofPicture:
     file: bytes
     """Encoded, in a format and within the limits that the recipe serves."""
     reference: Row
-    """Of the model's library in torch."""
+    """Embedding by the model's library in torch."""
     verified: Row
-    """Of the file that is served, when the build verified it."""
+    """Embedding by the served file, when the build verified it."""
 
     @property
     def cosine(self) -> float:
-        """What the build measured."""
+        """Cosine of the two, as the build measured it."""
         return cosine(self.reference, self.verified)
 
 
 @dataclass(frozen=True)
 class ProofHead:
-    """What one revision of a head makes of the pictures, each (N, L)."""
+    """Scores that one revision of a head gives the pictures, each (N, L)."""
 
     name: str
     revision: int
     scores: Rows
-    """Of the reference embeddings."""
+    """Scores of the reference embeddings."""
     image_scores: Rows | None
-    """Of the verified embeddings, which is what image_score gives; None for a head that it does not have."""
+    """Scores of the verified embeddings, which image_score must give; None for a head that it does not have."""
 
 
 @dataclass(frozen=True)
@@ -71,9 +72,9 @@ class Proof:
     onnx_sha256: str
     precision: str
     minimum_cosine: float
-    """Between a served embedding and its reference."""
+    """Lowest cosine of a served embedding to its reference."""
     maximum_score_difference: float
-    """Between a score that image_score gives a picture and the verified one, relative to the larger of 1 and that."""
+    """Largest difference of a score by image_score from the verified one, relative to the larger of 1 and that."""
     batch_size: int
     """Pictures in one request."""
     verified_on: str
@@ -104,7 +105,7 @@ class Proof:
 
 @dataclass(frozen=True)
 class HeadAnswer:
-    """What a server gave for the pictures."""
+    """A server's scores of the pictures, by one head."""
 
     revisions: Sequence[int]
     """(N,)"""
@@ -119,9 +120,9 @@ class Answers:
     embeddings: Rows
     """(N, D) of image_embedding."""
     heads: Mapping[str, HeadAnswer] = field(default_factory=dict)
-    """Of each `<head>_head`, for the reference embeddings."""
+    """Answers of each `<head>_head` to the reference embeddings."""
     images: Mapping[str, HeadAnswer] = field(default_factory=dict)
-    """Of image_score, for the pictures."""
+    """Answers of image_score to the pictures."""
 
 
 # The comparison
@@ -196,7 +197,7 @@ def _spoken(proof: Proof, name: str, where: str, answer: HeadAnswer | None) -> t
 
 
 def _score_misses(proof: Proof, where: str, expected: Rows, scores: Rows, allowed: Rows) -> list[str]:
-    """For each picture the largest difference that is not allowed."""
+    """Describe, for each picture, the largest difference that is not allowed."""
     if [len(row) for row in scores] != [len(row) for row in expected]:
         return [f"{where}: {[len(row) for row in scores]} scores, expected {[len(row) for row in expected]}"]
     lines = []
@@ -219,7 +220,7 @@ def _badness(difference: float) -> float:
 
 
 def failure_message(proof: Proof, lines: Sequence[str], here: str | None = None) -> str:
-    """What was missed, where, and what to do.
+    """Message that names the misses, the place, and what to do.
 
     Args:
         here: the machine that serves, and its library; None when that is not known.
@@ -243,7 +244,7 @@ def success_message(proof: Proof, embeddings: Rows) -> str:
 
 
 def _floor(value: float) -> str:
-    """At most seven digits, never rounded up."""
+    """Round down to at most seven digits, so that the printed value is never too high."""
     return f"{math.floor(value * 1e7) / 1e7:.7g}"
 
 
@@ -341,7 +342,7 @@ def _proof(document: Mapping[str, Any]) -> Proof:
 
 
 def _check(proof: Proof) -> None:
-    """What reads well and cannot be a proof."""
+    """Refuse a proof that is well written and makes no sense."""
     embeddings = [row for picture in proof.pictures for row in (picture.reference, picture.verified)]
     scores = [rows for head in proof.heads for rows in (head.scores, head.image_scores) if rows is not None]
     numbers = [value for rows in (embeddings, *scores) for row in rows for value in row]

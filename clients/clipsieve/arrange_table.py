@@ -1,4 +1,4 @@
-"""Which columns of a table of scores say how its files are arranged, and its rows."""
+"""Reads from a table of scores the columns that arrange its files, and its rows."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ class Source:
     """The columns by which files are arranged."""
 
     name: str
-    """Of their paths."""
+    """Column of the files' paths."""
     score: str
     band: str | None
-    """Of `allow`, `review`, `block`, or of the class; None when nothing is decided."""
+    """Column of `allow`, `review`, `block`, or of the class; None when nothing is decided."""
     others: tuple[str, ...] = ()
     """Columns of scores that do not count."""
     head: str | None = None
-    """Which the rows must be of; for `probability`, which does not say."""
+    """Head that the rows must be of; needed for `probability`, whose name does not say."""
 
 
 def source_of(names: Sequence[str], head: str | None = None) -> Source:

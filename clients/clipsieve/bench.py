@@ -1,4 +1,4 @@
-"""How many images a second a server scores, and how long one waits, by the number of images in flight."""
+"""Measures how many images a second a server scores, and the latency, by the number of images in flight."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MOST_BYTES = 256 << 20
 
 @dataclass(frozen=True)
 class Figures:
-    """What was measured at one concurrency."""
+    """Figures at one concurrency."""
 
     concurrency: int
     images: int
@@ -71,7 +71,7 @@ async def _measured(client: AsyncClient, images: Iterator[bytes], concurrency: i
 
 
 def rounded(figures: Figures) -> Figures:
-    """With as many digits as mean something."""
+    """Round to the digits that mean something."""
     return replace(
         figures,
         images_per_s=round(figures.images_per_s, 1),

@@ -47,13 +47,14 @@ EMBEDDING_MODEL = "image_embedding"
 
 _FILE_READERS = 4
 _READY_TIMEOUT_S = 5.0
-"""For asking whether a server that gave no answer in time is still there."""
+"""Time limit of the question whether a server that gave no answer in time is still there."""
 
 _REQUEST_BYTES = 1 << 20
 """A request takes no further image once it holds so many: what a request costs is nothing beside decoding those."""
 
 _BUSY_PAUSE_S = (0.2, 1.0)
-"""Before an image is sent again to a server whose queue stayed full; between these, so that not all come at once."""
+"""Range of the pause before an image is sent again to a server whose queue stayed full; random, so that not all come
+at once."""
 
 _Result = TypeVar("_Result")
 
@@ -191,7 +192,7 @@ class AsyncClient(Settings):
             return _joined(chosen, [answer async for answer in answers])
 
     async def health(self, deep: bool = True, timeout_s: float = 5.0) -> Health:
-        """Whether the server can score an image.
+        """Check that the server can score an image.
 
         Args:
             deep: score a small image with every head, and compare the server's answers with its proof, if it has
@@ -274,7 +275,7 @@ class AsyncClient(Settings):
         return self._max_batch_sizes[model]
 
     async def _config(self, model: str) -> ModelConfig:
-        """What the server says of a model now; its batch size is kept. Waits as `_infer` does."""
+        """Fetch a model's config, and keep its batch size. Waits as `_infer` does."""
         config = await self._answered(model, lambda: self._connected().model_config(model, self.timeout_s))
         self._max_batch_sizes[model] = max(1, config.max_batch_size)
         return config
@@ -299,7 +300,7 @@ class AsyncClient(Settings):
                 return answer
 
     async def _of_model(self, model: str, call: Callable[[], Awaitable[_Result]]) -> _Result:
-        """What a call about a model gives.
+        """Await a call about a model, with its errors explained.
 
         Raises:
             ServerNotReady: the server does not know the model, and is still loading.
@@ -310,7 +311,7 @@ class AsyncClient(Settings):
         except InferenceFailed as error:
             if not is_unknown_model(error):
                 raise
-        with suppress(InferenceFailed):  # of something else than Triton, which has no such question
+        with suppress(InferenceFailed):  # another program answers here, which has no readiness check
             await self._check_ready()
         try:
             return await call()  # once more: it may have become ready since
@@ -344,7 +345,7 @@ class AsyncClient(Settings):
 
 
 def _head_names(config: ModelConfig) -> list[str]:
-    """Each head has an output of its name beside `<name>_revision`."""
+    """Heads are the outputs that have a `<name>_revision` beside them."""
     return [name for name in config.output_dims if f"{name}_revision" in config.output_dims]
 
 

@@ -1,4 +1,4 @@
-"""Every exception clipsieve raises or hands back.
+"""The exceptions that clipsieve raises or hands back.
 
 ClipsieveError
 ├── ServerUnavailable   nothing answered at the address, also after retries: raised
@@ -96,11 +96,11 @@ class VideoError(ImageRejected):
     def __init__(self, code: str, message: str, frames: int = 0) -> None:
         super().__init__(code, message)
         self.frames = frames
-        """How many frames were given before."""
+        """Number of frames that were given before."""
 
 
 class InputRefused(ClipsieveError, ValueError):
-    """What was named cannot be read as a list of images; nothing that comes after it is lost silently."""
+    """An input cannot be read as a list of images; the run ends here, so that nothing after it is lost silently."""
 
 
 class TableError(InputRefused):
@@ -108,11 +108,11 @@ class TableError(InputRefused):
 
 
 class FilterError(InputRefused):
-    """The tables, the shards and what is wanted do not fit together; the message names them."""
+    """The tables, the shards and the conditions do not fit together; the message names them."""
 
 
 class OutputRefused(ClipsieveError, ValueError):
-    """The output file cannot be written as asked."""
+    """The output file cannot be written as requested."""
 
 
 class ShardError(ClipsieveError):
@@ -123,7 +123,7 @@ class ShardError(ClipsieveError):
         self.shard = Path(shard)
         self.problem = problem
         self.samples = samples
-        """How many samples are whole and came before."""
+        """Number of whole samples that came before."""
 
     def __str__(self) -> str:
         return f"{self.shard}: {self.problem}"

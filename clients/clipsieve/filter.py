@@ -1,4 +1,4 @@
-"""Which rows of score tables are wanted.
+"""Selects rows of score tables.
 
 A row's score is compared in float32, as the server compares it: a score written as 0.3 is at least 0.3. Conditions
 are numbers and names, never expressions. A row with an error, or without a finite score, is dropped unless errors
@@ -24,7 +24,7 @@ _BANDS = frozenset({"allow", "review", "block"})
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which rows stay: those that meet every condition given."""
+    """Conditions on a row; a row stays that meets every condition given."""
 
     at_least: float | None = None
     below: float | None = None
@@ -49,10 +49,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class ScoreRow:
-    """What a table says about one sample."""
+    """One row of a table."""
 
     name: str
-    """Its key or path, as the table has it (see `clipsieve.paths`)."""
+    """Key or path of the sample, as the table has it (see `clipsieve.paths`)."""
     score: float | None
     bands: frozenset[str]
     """Everything its band or class is called: `{"0", "allow", "safe"}`."""
@@ -76,7 +76,7 @@ class Columns:
 
 @dataclass
 class Tally:
-    """What became of the rows."""
+    """Counts of kept and dropped rows."""
 
     kept: int = 0
     dropped: int = 0

@@ -12,7 +12,7 @@ from clipsieve.exceptions import ImageFailed, ImageRejected, InferenceFailed
 
 Tensors: TypeAlias = dict[str, np.ndarray]
 Answer: TypeAlias = "Tensors | ImageFailed"
-"""What a model says about one image, each output (1, …); or why it says nothing."""
+"""A model's answer to one image, each output (1, …); or the reason why there is none."""
 
 Infer: TypeAlias = Callable[[Sequence[bytes]], Awaitable[Tensors]]
 """One request for some images: each output (B, …). Raises ImageRejected or InferenceFailed for all of them."""

@@ -1,4 +1,4 @@
-"""From what a caller has, a path, bytes, an open file, a PIL image or an array, to the bytes of an encoded file."""
+"""Encodes what a caller has, a path, bytes, an open file, a PIL image or an array, as the bytes of an image file."""
 
 from __future__ import annotations
 
@@ -124,7 +124,7 @@ def _png_from_array(array: np.ndarray) -> bytes:
 
 
 def _png_from_picture(picture: Image.Image) -> bytes:
-    """As the server would see the file: turned upright, and in RGB where PNG has not the picture's mode."""
+    """Encode as PNG the picture that the server would see: turned upright, and in RGB where PNG has not its mode."""
     from PIL import ImageOps
 
     try:

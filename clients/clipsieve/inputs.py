@@ -1,4 +1,4 @@
-"""From what the user named to the paths of images, one after the other: nothing is ever held as one list.
+"""Finds the paths of images in what the user named, one after the other: they are never held as one list.
 
 A folder's names are sorted, so it is listed before its first image is sent; they are kept as a compact array.
 """
@@ -26,7 +26,7 @@ _LONGEST_PATH = 4096
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the user named.
+    """The inputs that the user named.
 
     Args:
         paths: image files, folders, patterns such as `photos/**/*.png`, lists (.csv, .parquet, .jsonl) or `-`.
@@ -100,7 +100,7 @@ def paths_from_list(file: BinaryIO) -> Iterator[str]:
 
 
 def _first_part(file: BinaryIO) -> bytes:
-    """Up to the first NUL, or a whole line when the list is slow to come, or more than any path."""
+    """Read up to the first NUL, or a whole line when the list is slow to come, or more than any path."""
     data = b""
     while b"\0" not in data and not data.endswith(b"\n") and len(data) <= 2 * _LONGEST_PATH:
         piece = file.read(_PIECE)

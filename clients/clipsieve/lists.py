@@ -60,7 +60,7 @@ def paths_from_table(path: str, column: str | None = None) -> Iterator[str]:
 
 
 def _values(file: Path, column: str | None) -> Iterator[tuple[int, Any]]:
-    """What the column holds, with the number of each row."""
+    """Values of the column, with the number of each row."""
     kind = file.suffix.lower()
     if kind == ".jsonl":
         yield from ((number, _value(file, row, column)) for number, row in json_lines(file))

@@ -51,7 +51,7 @@ class Outage:
             raise failure
 
     async def _poll(self, failure: ServerUnavailable, deadline: float) -> ServerUnavailable | None:
-        """None once the server takes requests; at the deadline, why it does not."""
+        """Wait until the server takes requests; returns None then, or at the deadline why it does not."""
         while time.monotonic() < deadline:
             await asyncio.sleep(_POLL_S)
             try:
@@ -59,7 +59,7 @@ class Outage:
             except ServerUnavailable as error:
                 failure = error
             except ClipsieveError:
-                return None  # what answers is no server of ours, or wants another token: a request tells
+                return None  # another program answers, or the token is refused: the next request raises that error
             else:
                 return None
         return failure

@@ -222,7 +222,7 @@ def _write_npy(file: BinaryIO, tables: Iterable[pa.Table], count: int) -> None:
 
 
 def _vectors(table: pa.Table) -> list[Any]:
-    """For each row its (D,) float32, or None."""
+    """Vectors of the rows, each (D,) float32, or None."""
     return [None if not each.is_valid else each.values.to_numpy().astype("<f4") for each in table["embedding"]]
 
 

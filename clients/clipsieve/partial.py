@@ -67,7 +67,7 @@ class PartialRun:
 
     @property
     def finished(self) -> Mapping[str, Any] | None:
-        """What `finish` was told, when all that is left to do is to `publish`."""
+        """Summary that `finish` was given, when all that is left to do is to `publish`."""
         try:
             return json.loads((self.folder / "finished.json").read_bytes())
         except FileNotFoundError:
@@ -75,7 +75,7 @@ class PartialRun:
 
     @property
     def rows(self) -> int:
-        """How many are committed."""
+        """Number of committed rows."""
         return sum(_rows_of(path) for path in self._parts)
 
     def last(self, column: str) -> Any:
@@ -115,7 +115,7 @@ class PartialRun:
 
         Args:
             write: writes the whole output into a file.
-            summary: what `finished` says when the process is killed before the output is in its place.
+            summary: value of `finished` when the process is killed before the output is in its place.
         """
         _write_whole(self.folder / "output", write)
         _write_whole(self.folder / "finished.json", lambda file: file.write(json.dumps(summary).encode()))

@@ -1,4 +1,4 @@
-"""What a run tells while it works, on stderr: a bar, JSON lines, or nothing."""
+"""Reports a run's progress on stderr: as a bar, as JSON lines, or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _EVENT_EVERY_S = 2.0
 
 
 class Tally:
-    """What became of the images of a run."""
+    """Counts of a run's images, by outcome."""
 
     def __init__(self, kept: int = 0) -> None:
         self.kept = kept
@@ -51,7 +51,7 @@ class Tally:
         return f"{good} {verb}, {failed} in {seconds:.1f} s: {good / seconds:.0f} images/s{kept}"
 
     def figures(self) -> dict[str, Any]:
-        """For machines."""
+        """Counts for the JSON lines."""
         seconds = self.seconds
         return {
             "done": self.done,
@@ -114,7 +114,7 @@ class Reporter:
 
     @contextmanager
     def logged(self) -> Iterator[None]:
-        """What the library logs meanwhile, such as a server that went away, is said."""
+        """Report what the library logs meanwhile, such as a server that went away."""
         log, handler = logging.getLogger("clipsieve"), _Said(self)
         log.addHandler(handler)
         try:

@@ -1,4 +1,4 @@
-"""Whether a server answers as its build verified: asks it for its proof, sends the pictures and compares.
+"""Checks that a server answers as its build verified: asks it for its proof, sends the pictures and compares.
 
 The proof is a model of the server's repository (`proof`): a few pictures with the embeddings and scores that the build
 measured, and the recipe's limits. `Client.health` uses it; see `proof_format` for what is compared.
@@ -16,7 +16,7 @@ from clipsieve.transport import PROBE_ID, Request, Tensor, Transport, embedding_
 
 PROOF_MODEL = "proof"
 NO_PROOF = "not proved: the server shows no model `proof`; install its repository again (make engines) to have it"
-"""Also said where a proxy hides the model."""
+"""Message for a server without a proof, and for a proxy that hides the model."""
 
 _ABSENT = ("NOT_FOUND", "UNIMPLEMENTED", "HTTP_405")
 """Codes of a server without the model, or of a proxy that lets the others through alone."""

@@ -15,7 +15,7 @@ _Result = TypeVar("_Result")
 _Calls: TypeAlias = "asyncio.Queue[asyncio.Future[Sequence[_Result]] | None]"
 
 _LEAST_CALLS = 4
-"""That many groups fit into what may be in flight: a server works on several at once."""
+"""Least number of groups that fit into what may be in flight: a server works on several at once."""
 
 _WINDOW = 4
 """Results kept behind a slow one, as a multiple of the items in flight."""
@@ -146,7 +146,7 @@ class _Drawer(Generic[_Item]):
         self._room.release()
 
     async def waiting(self) -> int:
-        """How many there are to take, which is none at the end only. Raises what `items` raised."""
+        """Number of items to take, which is none at the end only. Raises what `items` raised."""
         while not self._items:
             self._arrived.clear()
             ended = self._ended  # looked at first: what is drawn before the end is there then

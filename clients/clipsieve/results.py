@@ -1,4 +1,4 @@
-"""What a server has and what it answers, as plain data."""
+"""Plain data of a server: its heads and its answers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Threshold:
 
     value: float
     operating_point: str
-    """What the value was chosen for, e.g. `recall>=0.99`."""
+    """Rule that the value was chosen by, e.g. `recall>=0.99`."""
 
 
 @dataclass(frozen=True)
@@ -39,16 +39,16 @@ class Head:
     labels: tuple[str, ...]
     """One per column of its scores. A binary head has one: its positive class."""
     class_names: tuple[str, ...]
-    """For a binary head its negative and positive class, in that order."""
+    """Class names; of a binary head its negative and positive class, in that order."""
     notice: str | None = None
-    """What anyone who sees the scores should know, e.g. that this is a demonstration."""
+    """Notice to anyone who sees the scores, e.g. that this is a demonstration."""
     task: Task = "binary"
     thresholds: tuple[tuple[Threshold, ...], ...] | None = None
-    """For each label its thresholds, ascending; None when the server does not say."""
+    """Thresholds of each label, ascending; None when the server does not give them."""
 
     @classmethod
     def from_parameters(cls, name: str, parameters: Mapping[str, str]) -> Head:
-        """From the parameters of a head's config.pbtxt."""
+        """Read a head from the parameters of its config.pbtxt."""
 
         def listed(key: str) -> list[Any]:
             return json.loads(parameters.get(key) or "[]")
@@ -79,21 +79,21 @@ class Head:
 
 @dataclass(frozen=True, eq=False)
 class HeadScore:
-    """What one head says about one image."""
+    """One head's scores of one image."""
 
     scores: np.ndarray
     """(L,) float32, one per label."""
     decisions: np.ndarray
     """(L,) int32: how many of its thresholds each score passed; 0 is allow."""
     class_name: str | None
-    """For a binary head by its first threshold, for a multiclass head the highest score; otherwise None."""
+    """Class by the first threshold of a binary head, or the highest score of a multiclass head; otherwise None."""
     version: str
     """`<head>-<revision>`: changes whenever the head on the server does."""
 
 
 @dataclass(frozen=True, eq=False)
 class Score:
-    """What the heads say about one image. Without heads when there is an error: no score is ever made up.
+    """Scores of one image. Without heads when there is an error: no score is ever made up.
 
     `scores`, `decisions` and `class_name` are for the usual case of one head.
     """
@@ -101,7 +101,7 @@ class Score:
     path: str | None
     """The path that was given; None for what is not a path."""
     heads: Mapping[str, HeadScore] = field(default_factory=dict)
-    """By name, in the order they were asked for."""
+    """Scores by head, in the order of the request."""
     error: ImageRejected | InferenceFailed | None = None
 
     @property
@@ -120,7 +120,7 @@ class Score:
 
     @property
     def class_name(self) -> str | None:
-        """Of the only head."""
+        """Class name of the only head."""
         return self._only.class_name if self.heads else None
 
     @property
@@ -151,7 +151,7 @@ class Embedding:
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingScores:
-    """What one head says about N stored embeddings."""
+    """One head's scores of N stored embeddings."""
 
     scores: np.ndarray
     """(N, L) float32."""
@@ -163,7 +163,7 @@ class EmbeddingScores:
 
 @dataclass(frozen=True)
 class Health:
-    """What a health check found.
+    """Result of a health check.
 
     `unavailable`: nothing answers. `not_ready`: a server answers and is still loading, or has a model
     that failed to load. `failing`: it calls itself ready, but cannot score an image, or answers otherwise
@@ -175,5 +175,5 @@ class Health:
 
     @property
     def ok(self) -> bool:
-        """Whether it works; a restart would not help a busy server."""
+        """True when the server works; a restart would not help a busy server."""
         return self.status in ("ok", "busy")

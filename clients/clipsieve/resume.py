@@ -1,4 +1,4 @@
-"""Which inputs of a run already have a row.
+"""Finds the inputs of a run that already have a row.
 
 Rows are committed in the order of the inputs, so as long as inputs and rows agree one by one there is nothing
 to remember. Where they part, because files came or went in between, the rest of the rows is remembered as a

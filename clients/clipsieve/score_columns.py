@@ -1,4 +1,4 @@
-"""What the columns of a table of scores are, told by their names; `scoring.Columns` gives them these."""
+"""Recognises the columns of a table of scores by their names, which `scoring.Columns` gives them."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 def score_columns(names: Sequence[str]) -> list[str]:
-    """Those that hold scores."""
+    """The columns that hold scores."""
     return [name for name in names if name == "probability" or name.endswith("_score")]
 
 

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 Item = tuple[str, "ImageSource | ImageRejected"]
-"""What a row is called, usually the path, and the image; or why there is none, for a row with that error."""
+"""Name of a row, usually the path, and the image; or the error that takes its place."""
 
 Row = tuple[Any, ...]
 """Values in the order of the columns; None where there is none."""
@@ -43,7 +43,7 @@ Row = tuple[Any, ...]
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns a table of scores has, and how a result becomes its row.
+    """Columns of a table of scores; makes the row of a result.
 
     Args:
         heads: in the order of the columns.
@@ -72,7 +72,7 @@ class Columns:
 
     @property
     def is_plain(self) -> bool:
-        """Whether these are the six columns of one binary head."""
+        """True for the six columns of one binary head."""
         return len(self.heads) == 1 and self.heads[0].task == "binary" and self.key == "image_path"
 
     @property
@@ -230,7 +230,7 @@ def _is_single(head: Head) -> bool:
 
 
 def _decides(head: Head) -> bool:
-    """Whether its decisions are a column; of a multiclass head the class is."""
+    """True when the head's decisions are a column; of a multiclass head the class is."""
     return head.task in ("binary", "multilabel") or (head.task == "regression" and any(head.thresholds or ()))
 
 
@@ -249,7 +249,7 @@ def _check_threshold(columns: Columns) -> None:
 
 
 def _chosen_threshold(head: Head, operating_point: str) -> list[int]:
-    """For each label the place of the threshold of that name; of heads that decide nothing, nothing.
+    """Place of the threshold of that name, for each label; empty for heads that decide nothing.
 
     Raises:
         UnknownThreshold: the head has no such one, or the server does not say which it has.

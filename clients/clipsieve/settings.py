@@ -1,4 +1,4 @@
-"""How to reach a server: the arguments of both clients."""
+"""Settings of a connection: the arguments of both clients."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ class Settings:
     """Images in flight in one call; the server makes batches of them."""
     _: KW_ONLY
     images_per_request: int = 4
-    """At most so many small images share a request when many are waiting, which costs the client and the server less.
-    An image that cannot be scored still fails alone. Embeddings are sent in the largest batches the server takes."""
+    """Most small images that share a request when many are waiting, which costs the client and the server less. An
+    image that cannot be scored still fails alone. Embeddings are sent in the largest batches the server takes."""
     priority: PriorityName | None = None
     """`bulk` images are taken up when no `interactive` ones wait, of any client, and may wait longer. By default the
     image of a call with one is interactive, and those of a call with more are bulk."""
     retry: Retry = field(default_factory=Retry)
-    """How an inference is repeated when the server is unavailable or too busy."""
+    """Repetition of an inference when the server is unavailable or too busy."""
     wait_s: float = 0.0
-    """How long to wait for a server that does not answer, at the start or later, or is still loading its models, before
-    ServerUnavailable is raised, and to send an image again to one that is too busy. `health` never waits."""
+    """Longest wait for a server that does not answer, at the start or later, or is still loading its models, before
+    ServerUnavailable is raised, and for sending an image again to one that is too busy. `health` never waits."""
     tls: bool = False
     ca_file: str | Path | None = None
     """PEM certificates to trust instead of the system's; implies TLS."""

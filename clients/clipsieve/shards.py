@@ -50,13 +50,13 @@ class Sample:
     """The image of one key, or the reason why there is none."""
 
     key: str
-    """As in the tar; bytes that are not UTF-8 are surrogates, as in Python's paths (see `clipsieve.paths`)."""
+    """Key as in the tar; bytes that are not UTF-8 are surrogates, as in Python's paths (see `clipsieve.paths`)."""
     index: int
     """Position in the shard, from 0; every sample has one, also those with an error."""
     image: bytes = field(default=b"", repr=False)
     """The encoded file; empty when there is an error."""
     extension: str = ""
-    """Of the image, in lower case: `jpg`."""
+    """Extension of the image, in lower case: `jpg`."""
     error: ImageRejected | None = None
 
     @property
@@ -71,13 +71,13 @@ class Member:
     name: str
     key: str
     extension: str
-    """What follows the key and its dot, in lower case: `jpg`, `seg.png`."""
+    """The rest of the name after the key and its dot, in lower case: `jpg`, `seg.png`."""
     start: int
-    """Where its first header begins."""
+    """Offset of its first header."""
     data: int
     size: int
     end: int
-    """Where the next member's header begins."""
+    """Offset of the next member's header."""
     kind: str = ""
     """Empty for a plain file; else what it is: `a symbolic link`."""
 
@@ -88,7 +88,7 @@ class Member:
 
 @dataclass(frozen=True)
 class Span:
-    """Where the members of one sample lie."""
+    """Place of the members of one sample."""
 
     key: str
     members: tuple[Member, ...]
@@ -96,7 +96,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Layout:
-    """What is where in a shard."""
+    """Places of all samples in a shard."""
 
     spans: tuple[Span, ...]
     """One for each sample, in the order of `iter_samples`."""
@@ -105,7 +105,7 @@ class Layout:
 
 
 def is_shard(path: str | os.PathLike[str]) -> bool:
-    """Whether the name is a shard's: .tar, .tar.gz or .tgz."""
+    """True for the name of a shard: .tar, .tar.gz or .tgz."""
     return os.fspath(path).lower().endswith(SHARD_SUFFIXES)
 
 
@@ -118,7 +118,7 @@ def shard_stem(shard: Path) -> str:
 
 
 def scores_path(shard: Path, out_folder: Path | None = None) -> Path:
-    """Where a shard's scores belong: `<stem>.parquet` beside it, or in `out_folder`."""
+    """Path of a shard's scores: `<stem>.parquet` beside it, or in `out_folder`."""
     return (shard.parent if out_folder is None else out_folder) / f"{shard_stem(shard)}.parquet"
 
 
@@ -172,7 +172,7 @@ def iter_samples(
 
 
 def layout_of(shard: str | os.PathLike[str]) -> Layout:
-    """Where the samples of a shard lie; reads only headers, unless it is gzipped.
+    """Find the places of a shard's samples; reads only headers, unless it is gzipped.
 
     Raises:
         ShardError: as for `iter_samples`.
@@ -266,12 +266,12 @@ class ForwardFile:
 
 
 class _HeaderFile:
-    """What tarfile reads headers from: it may not ask for much at once, nor for a negative size."""
+    """File for tarfile to read headers from, which refuses to read much at once, or a negative size."""
 
     def __init__(self, file: ForwardFile) -> None:
         self.tell, self.seek = file.tell, file.seek
         self.last = b""
-        """What was read last: when tarfile finds no more members, the block it took for the end."""
+        """The last bytes read: when tarfile finds no more members, the block it took for the end."""
         self._file = file
 
     def read(self, size: int) -> bytes:
@@ -406,7 +406,7 @@ def _sample(group: _Group, first: int, max_image_bytes: int) -> Sample:
 
 
 def _member(entry: tarfile.TarInfo, end: int) -> Member | None:
-    """None for what belongs to no sample."""
+    """Read a member; None when it belongs to no sample."""
     folder, slash, base = entry.name.rpartition("/")
     stem, dot, extension = base.partition(".")
     if entry.isdir() or not stem or not dot or _META.match(entry.name):

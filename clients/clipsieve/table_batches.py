@@ -66,7 +66,7 @@ def numbered_rows(file: Path, mapping: tuple[str, str] | None = None) -> Iterato
 
 
 def json_lines(file: Path) -> Iterator[tuple[int, Any]]:
-    """Each line that is not empty, which need not be an object, with its number.
+    """Yield each line that is not empty, which need not be an object, with its number.
 
     Raises:
         TableError: as for `column_names`.

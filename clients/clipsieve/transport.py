@@ -1,4 +1,4 @@
-"""What the client needs of a connection, whichever protocol carries it.
+"""Interface of a connection, whichever protocol carries it.
 
 `grpc_transport` and `http_transport` are the two implementations; each is imported only when used.
 """
@@ -18,7 +18,7 @@ ProtocolName = Literal["grpc", "http"]
 PriorityName = Literal["interactive", "bulk"]
 
 PRIORITIES: dict[PriorityName, int] = {"interactive": 1, "bulk": 2}
-"""As Triton counts: 1 is taken first. A server without priorities takes no notice."""
+"""Priorities as Triton counts them: 1 is taken first. A server without priorities ignores them."""
 
 PROBE_ID = "probe"
 
@@ -34,7 +34,7 @@ _DTYPES = {"FP32": "<f4", "INT32": "<i4", "INT64": "<i8"}
 
 @dataclass(frozen=True)
 class Retry:
-    """When an inference meets a server that is unavailable or too busy, for both protocols.
+    """Repetition of an inference that meets a server that is unavailable or too busy, for both protocols.
 
     The deadline of the inference covers all attempts.
     """
@@ -48,7 +48,7 @@ class Retry:
 
 @dataclass(frozen=True)
 class Endpoint:
-    """Where a server is and how to enter."""
+    """Address of a server and the credentials for it."""
 
     protocol: ProtocolName
     address: str
@@ -66,7 +66,7 @@ class ModelConfig:
 
     max_batch_size: int
     output_dims: Mapping[str, tuple[int, ...]]
-    """Without the batch dimension, in the order of the config."""
+    """Dims of the outputs without the batch dimension, in the order of the config."""
     parameters: Mapping[str, str]
 
 
@@ -96,7 +96,7 @@ class Transport(Protocol):
     """One connection to one server. Methods raise only this package's exceptions."""
 
     async def is_ready(self, timeout_s: float) -> bool:
-        """Whether the server says that it is ready; this stays true when a Python stub has died."""
+        """Ask the server whether it is ready; this stays true when a Python stub has died."""
         ...
 
     async def model_config(self, model: str, timeout_s: float) -> ModelConfig: ...
@@ -164,7 +164,7 @@ def array_from_wire(datatype: str, shape: Sequence[int], data: bytes) -> np.ndar
 
 
 def _elements(data: bytes) -> list[bytes]:
-    """Of a BYTES tensor: each is its length in 4 bytes, then the bytes."""
+    """Elements of a BYTES tensor: each is its length in 4 bytes, then the bytes."""
     elements, start = [], 0
     while start < len(data):
         end = start + 4 + int.from_bytes(data[start : start + 4], "little")

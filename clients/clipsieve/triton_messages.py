@@ -1,4 +1,4 @@
-"""What Triton's messages mean: the one place where the client reads a server's words.
+"""Meanings of Triton's messages: the one place where the client reads a server's words.
 
 Seen from tritonserver 2.51, over gRPC with these codes and over HTTP with their numbers (404 for NOT_FOUND):
 
@@ -66,12 +66,12 @@ def failure_from_status(code: str, message: str, url: str) -> ClipsieveError:
 
 
 def is_unknown_model(error: InferenceFailed) -> bool:
-    """Whether there is no such model: on a server that is ready, for good; on another, perhaps not yet."""
+    """True when there is no such model: on a server that is ready, for good; on another, perhaps not yet."""
     return error.code == "NOT_FOUND"
 
 
 def is_process_dead(error: InferenceFailed) -> bool:
-    """Whether a model's Python process is gone; Triton never starts it again by itself."""
+    """True when a model's Python process is gone; Triton never starts it again by itself."""
     return PROCESS_DEAD in error.message
 
 

@@ -54,11 +54,11 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What is refused, from the header where it says so."""
+    """Limits on a video, checked against its header where that gives them."""
 
     max_duration_s: float = 4 * 3600.0
     max_pixels: int = 40_000_000
-    """Of one frame."""
+    """Most pixels of one frame."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Frame:
     """One picture of a video."""
 
     time_s: float
-    """Since the video's start."""
+    """Time since the video's start."""
     image: bytes = field(repr=False)
     """An encoded file."""
 
@@ -76,19 +76,19 @@ class VideoScore:
     """One score for a video."""
 
     score: float | None
-    """None when no frame has one."""
+    """Score of the video; None when no frame has one."""
     time_s: float | None
-    """Of the frame with the highest score, the first of them."""
+    """Time of the first frame with the highest score."""
     frames: int
-    """How many were looked at."""
+    """Number of frames that were looked at."""
     failed: int
-    """How many of these have no score."""
+    """Number of these without a score."""
     stopped: bool = False
     """A frame's score reached the threshold; those after it were not looked at."""
 
 
 def is_video(path: str | os.PathLike[str]) -> bool:
-    """Whether the name is a video's."""
+    """True for the name of a video."""
     return os.path.splitext(os.fspath(path))[1].lower() in VIDEO_SUFFIXES
 
 
@@ -122,7 +122,7 @@ def frames(
 
 
 def duration_of(path: str | os.PathLike[str], limits: Limits | None = None) -> float | None:
-    """How many seconds a video is long, as its header says; None when it does not.
+    """Length of a video in seconds, by its header; None when that does not say.
 
     Raises:
         MissingExtra, VideoError: as `frames`.
@@ -365,7 +365,7 @@ def _video_stream(container: Any) -> Any:
 
 
 def _duration_s(container: Any, stream: Any) -> float | None:
-    """How long the video stream is, where the file says."""
+    """Length of the video stream, where the file says."""
     if stream.duration and stream.time_base:
         return float(stream.duration * stream.time_base)
     if match := _DURATION.match(stream.metadata.get("DURATION", "")):
@@ -383,7 +383,7 @@ def _length_s(frame: Any) -> float:
 
 
 def _turn(frame: Any) -> Image.Transpose | None:
-    """How the frame must be turned to be shown; None also for angles that no camera writes."""
+    """Turn that makes the frame upright; None also for angles that no camera writes."""
     matrix = frame.side_data.get("DISPLAYMATRIX")
     if matrix is None:
         return None

@@ -40,7 +40,7 @@ How = Literal["max", "mean"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames of a video are looked at, and what becomes of their scores.
+    """Sampling of a video: the frames that are looked at, and the way their scores become one.
 
     Raises:
         ValueError: `stop_at` with `mean`, as the mean of a part is not the video's.
@@ -84,7 +84,7 @@ class VideoColumns:
 
     @property
     def time_names(self) -> list[str]:
-        """For each column of scores that of its time."""
+        """Names of the time columns, one for each column of scores."""
         return [name.removesuffix("score") + "time_s" for name in self.scores.score_names]
 
     def schema(self) -> pa.Schema:

@@ -24,7 +24,7 @@ _GROUP = "Measurement"
 
 @dataclass
 class BenchOptions:
-    """What is measured."""
+    """Options of the measurement."""
 
     count: Annotated[
         int,

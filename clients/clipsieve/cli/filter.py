@@ -30,7 +30,7 @@ Tables = Annotated[
 
 @dataclass
 class ScoreOptions:
-    """Which column is the score."""
+    """Options that choose the column of scores."""
 
     head: Annotated[
         str | None, option("--head", "Take <head>_score and <head>_decision.", group=_SCORES, metavar="NAME")
@@ -71,7 +71,7 @@ class KeepOptions:
 
 @dataclass
 class OutputOptions:
-    """Where what is kept goes."""
+    """Options of the output."""
 
     out: Annotated[
         Path | None,

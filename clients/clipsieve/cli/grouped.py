@@ -74,7 +74,7 @@ def _parameter(name: str, hint: Any, default: Any = inspect.Parameter.empty) -> 
 
 
 class GroupedCommand(TyperCommand):
-    """Its help lists the options under the titles of their groups, as plain text."""
+    """A command whose help lists the options under the titles of their groups, as plain text."""
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         sections: dict[str, list[tuple[str, str]]] = {}

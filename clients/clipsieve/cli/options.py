@@ -83,7 +83,7 @@ Timeout = Annotated[
 
 @dataclass
 class ServerOptions:
-    """How to reach the server."""
+    """Options that reach the server."""
 
     url: Annotated[
         str | None,
@@ -140,7 +140,7 @@ class ServerOptions:
 
 @dataclass
 class InputOptions:
-    """Which of what was named is taken."""
+    """Options that choose the files among those that were named."""
 
     pattern: Annotated[
         str | None,
@@ -168,7 +168,7 @@ class InputOptions:
 
 @dataclass
 class RunOptions:
-    """How a run over many images goes on and what it tells."""
+    """Options of a run over many images: resuming, and reporting."""
 
     concurrency: Annotated[
         int,
@@ -231,7 +231,7 @@ class RunOptions:
         }
 
     def reporter(self, to_file: bool) -> Reporter:
-        """With a bar where it would not mix with rows on the same terminal."""
+        """Reporter with a progress bar, unless it would mix with rows on the same terminal."""
         bar = sys.stderr.isatty() and (to_file or not sys.stdout.isatty())
         return Reporter(self.quiet, self.json_log, bar)
 

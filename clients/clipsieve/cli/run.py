@@ -114,7 +114,7 @@ async def run_to_stdout(
 
 
 def _publish_finished(run: PartialRun, finished: Mapping[str, Any], reporter: Reporter) -> int:
-    """Of a process that was killed when all that was left was to move the output to its place."""
+    """Move the output of a killed run to its place, when that was all that was left to do."""
     run.publish()
     reporter.say(f"{run.out}: all {finished.get('rows')} rows were there already")
     return int(finished.get("failed") or 0)
@@ -134,7 +134,7 @@ async def _counted(rows: Rows, tally: Tally, advance: Callable[[], None], error_
 
 
 def identity_of(inputs: Inputs, **options: object) -> dict[str, object]:
-    """What a command must repeat to go on with an unfinished run."""
+    """Options that must be the same to go on with an unfinished run."""
     named = json.dumps(inputs.paths)
     if len(named) > _LONGEST_SHOWN:
         named = f"{len(inputs.paths)} paths, sha256 {sha256(named.encode()).hexdigest()}"

@@ -17,7 +17,7 @@ from clipsieve.shards import is_shard, iter_samples, scores_paths
 
 
 def are_shards(inputs: Inputs) -> bool:
-    """Whether shards were named.
+    """True when shards were named.
 
     Raises:
         InputRefused: shards and something else: they have different tables.
@@ -38,7 +38,7 @@ def shards_in(inputs: Inputs) -> list[Path]:
 
 @dataclass(frozen=True)
 class ShardJob:
-    """What is done with each shard.
+    """The work on each shard.
 
     Args:
         identity: what a command must repeat to go on with an unfinished shard.
@@ -76,7 +76,7 @@ async def score_shards(shards: list[Path], folder: Path | None, job: ShardJob) -
 
 
 async def _score_shard(shard: Path, run: PartialRun, work: Work, reporter: Reporter) -> int:
-    """How many samples failed; 1 for a shard that cannot be read to its end."""
+    """Score one shard; returns how many samples failed, 1 for a shard that cannot be read to its end."""
     if run.finished is not None:
         failed = int(run.finished["failed"])
         run.publish()

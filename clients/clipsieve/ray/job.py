@@ -21,17 +21,18 @@ from clipsieve.ray.part import Part
 from clipsieve.ray.unit import Job, Outcome, Served, Servers, Status, UnitScorer, served
 
 _UNITS_AT_ONCE = 10_000
-"""In one dataset: Ray keeps a block for each."""
+"""Units in one dataset: Ray keeps a block for each."""
 
 _STORE_BYTES = 128 << 20
-"""Of a Ray of our own: what it carries is small."""
+"""Object store of a Ray that we start: the job carries little."""
 
 _QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".*", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
-"""What Ray reads when it is imported: it prints no line that matches, and does not warn of a change to come."""
+"""Variables that Ray reads when it is imported: it prints no line that matches, and does not warn of a change to
+come."""
 
 
 _AGAIN: dict[Status, type[Exception]] = {"unavailable": ServerUnavailable, "unwritten": OSError}
-"""What may go better another time or on another machine; and when it does not, what it is."""
+"""Outcomes that may go better another time or on another machine, and the error that is raised when they do not."""
 
 
 def check_installed() -> None:

@@ -25,19 +25,19 @@ _ROW_GROUP = 8192
 
 @dataclass(frozen=True)
 class Part:
-    """What is in an output file."""
+    """Content of an output file, by its metadata."""
 
     run_id: str
     rows: int
     failures: dict[str, int] = field(default_factory=dict)
     """Rows with an error, by its code."""
     model_versions: list[str] = field(default_factory=list)
-    """Of the rows that have a score; one, unless changes were allowed."""
+    """Versions in the rows that have a score; one, unless changes were allowed."""
     columns: list[str] = field(default_factory=list)
 
 
 def read_part(name: str, run_id: str) -> Part | None:
-    """What a file says of itself; None when it is not there, damaged, or of another run."""
+    """Read a file's metadata; None when it is not there, damaged, or of another run."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

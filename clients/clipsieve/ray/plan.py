@@ -1,4 +1,4 @@
-"""Which inputs a bulk job scores into which file. Made once; a job that is started again goes on with it.
+"""Plans which inputs a bulk job scores into which file. Made once; a job that is started again goes on with it.
 
 The output folder holds
 
@@ -51,7 +51,7 @@ _REMEDY = "repeat the command as it was to go on with it, give --overwrite to st
 
 @dataclass(frozen=True)
 class Plan:
-    """What there is to do.
+    """The units of a job and the files they are scored into.
 
     Args:
         out: the output folder, a path or an address.
@@ -77,11 +77,11 @@ class Plan:
         return pq.ParquetFile(filesystem.open_input_file(path))
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Without the open file."""
+        """Pickle without the open file."""
         return Plan, tuple(getattr(self, field.name) for field in fields(self))
 
     def names(self, unit: int) -> list[str]:
-        """Its inputs, as the user named them."""
+        """Inputs of a unit, as the user named them."""
         return [path_from_text(text) for text in self._table.read_row_group(unit).column(0).to_pylist()]
 
     def _all_names(self) -> Iterator[str]:
@@ -89,7 +89,7 @@ class Plan:
             yield from map(path_from_text, batch.column(0).to_pylist())
 
     def fits(self, unit: int, rows: int) -> bool:
-        """Whether a unit may have so many rows; those of a shard are not known before it is read."""
+        """Check that a unit may have so many rows; the rows of a shard are not known before it is read."""
         return self.of_shards or rows == self._table.metadata.row_group(unit).num_rows
 
     def parts_there(self) -> dict[int, str]:
@@ -103,7 +103,7 @@ class Plan:
         return part_of_shard(self.names(unit)[0]) if self.of_shards else f"part-{unit:05}.parquet"
 
     def resolved(self, name: str) -> str:
-        """Where an input is, from wherever one looks."""
+        """Absolute path or address of an input."""
         return name if is_remote(name) else os.path.join(self.folder, local_path(name))
 
 
@@ -180,7 +180,7 @@ def _new_plan(out: str, names: Iterator[str], rows_per_file: int, identity: Mapp
 
 
 def _write_plan(name: str, units: Iterable[list[str]]) -> list[int]:
-    """How many inputs each unit has."""
+    """Write the plan; returns how many inputs each unit has."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

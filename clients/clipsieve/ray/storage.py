@@ -131,7 +131,7 @@ def opened(name: str) -> NativeFile:
 
 
 def read_up_to(file: Any, size: int) -> bytes:
-    """That many bytes, or all; fewer only at the end."""
+    """Read that many bytes, or all; fewer only at the end."""
     if size < 0:
         return file.read()
     pieces = []

@@ -26,7 +26,7 @@ from clipsieve.settings import Settings
 from clipsieve.shards import iter_samples
 
 _WAIT_BEFORE_NEXT_S = 2.0
-"""How long an address that went away has to come back before the next one is asked."""
+"""Pause after an address went away before the next one is asked."""
 _SHUN_S = 30.0
 """An address that did not answer is asked last for so long."""
 
@@ -55,7 +55,7 @@ class Servers:
 
 @dataclass(frozen=True)
 class Job:
-    """What every worker must know.
+    """Facts that every worker needs.
 
     Args:
         columns: of the rows.
@@ -74,7 +74,7 @@ Status = Literal["done", "unavailable", "unwritten", "damaged", "failed"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a unit.
+    """Outcome of a unit.
 
     `done`: its file is there. `unavailable`: no server answered. `unwritten`: its file could not be
     written. `damaged`: its shard cannot be read to the end. `failed`: what would go wrong for the other units too.
@@ -89,7 +89,7 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Served:
-    """What the servers have in common."""
+    """Heads and version that the servers have in common."""
 
     heads: list[Head]
     version: str | None
@@ -193,7 +193,7 @@ async def _served(servers: Servers, names: list[str] | None, allow_version_chang
 async def _answers(
     servers: Servers, names: list[str] | None
 ) -> tuple[list[tuple[str, list[Head], str | None]], list[ServerUnavailable]]:
-    """What each server that answers has, and why the others do not; there is one that answers."""
+    """Answers of the servers, at least one, and the errors of those that do not answer."""
     give_up_at = time.monotonic() + servers.wait_s
     while True:
         answers = await asyncio.gather(*(_ask(client, names) for client in servers.clients()), return_exceptions=True)

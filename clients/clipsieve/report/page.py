@@ -45,12 +45,12 @@ Picture = bytes | str | Missing
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What the page shows first, and how much of the table."""
+    """Options of the page: what it shows first, and how much of the table."""
 
     score: str | None = None
     """The column of scores to begin with, `nsfw` or `nsfw_score`; by default the table's first."""
     threshold: float | None = None
-    """By default where the table's own decisions change, else 0.5 or the middle of the axis."""
+    """Threshold at the start; by default where the table's own decisions change, else 0.5 or the middle of the axis."""
     order: Order = "highest"
     limit: int = 5000
     """The most pictures, and the most errors, to put into the page; its counts are those of all rows."""
@@ -67,13 +67,13 @@ class ReportOptions:
 
 @dataclass(frozen=True)
 class ReportSummary:
-    """What went into a page."""
+    """Summary of a page's content."""
 
     rows: int
     scored: int
     shown: int
     missing: int
-    """Of those shown, how many have no picture."""
+    """Number of shown rows that have no picture."""
     bytes: int
 
     def __str__(self) -> str:
@@ -126,7 +126,7 @@ class _Counted:
 
 @contextmanager
 def _progress_bar(total: int, shown: bool) -> Iterator[Callable[[], None]]:
-    """On stderr; yields the function that advances it by one picture."""
+    """Show a bar on stderr; yields the function that advances it by one picture."""
     if not shown:
         yield lambda: None
         return
@@ -230,7 +230,7 @@ def _write_page(file: BinaryIO, facts: dict[str, Any], pictures: _Counted, linke
 
 
 def _entry(picture: Picture) -> str | dict[str, str]:
-    """As the page's script reads it: base64 of a JPEG, `{url}` or `{missing}`."""
+    """Entry for the page's script: base64 of a JPEG, `{url}` or `{missing}`."""
     if isinstance(picture, Missing):
         return {"missing": picture.reason}
     return {"url": picture} if isinstance(picture, str) else base64.b64encode(picture).decode()

@@ -56,7 +56,7 @@ class RowError:
 
 @dataclass
 class Column:
-    """What one column of scores says about every row."""
+    """One column of scores, and the decisions that go with it."""
 
     source: ScoreColumn
     scores: np.ndarray

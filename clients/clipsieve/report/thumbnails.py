@@ -21,7 +21,7 @@ from clipsieve.images import read_image
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
 MAX_PIXELS = 64_000_000
-"""Of the file; decoding one of this size takes about 250 MB for a moment."""
+"""Largest file in pixels; decoding one of this size takes about 250 MB for a moment."""
 
 _QUALITY = 80
 _ORIENTATION = 0x0112
@@ -38,10 +38,10 @@ _TURNS = {
 
 @dataclass(frozen=True)
 class Missing:
-    """There is no thumbnail."""
+    """A thumbnail that could not be made."""
 
     reason: str
-    """For people: `UNREADABLE: No such file or directory`."""
+    """Reason for people: `UNREADABLE: No such file or directory`."""
 
 
 def thumbnail_from_file(path: str, edge: int) -> bytes:
@@ -100,7 +100,7 @@ def _reduced(image: Image.Image, edge: int) -> Image.Image:
 
 
 def _turn(image: Image.Image) -> Image.Transpose | None:
-    """What makes the picture upright; None also when the EXIF block is damaged."""
+    """Transposition that makes the picture upright; None also when the EXIF block is damaged."""
     try:
         return _TURNS.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:
@@ -116,7 +116,7 @@ def _flattened(image: Image.Image) -> Image.Image:
 
 
 def _jpeg(image: Image.Image) -> bytes:
-    """Without the file's own metadata."""
+    """Encode a JPEG without the file's own metadata."""
     buffer = io.BytesIO()
     bare = Image.new("RGB", image.size)
     bare.paste(image)
