@@ -65,7 +65,7 @@ def _fetch(url: str, partial: Path) -> None:
             return
         except urllib.error.HTTPError as error:
             with closing(error):
-                if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:  # what is there is too long
+                if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:  # the partial file is too long
                     partial.unlink()
                 elif error.code < 500:
                     raise DownloadError(f"{url}: the server answered {error.code} {error.reason}") from error

@@ -115,7 +115,7 @@ class HeadAnswer:
 
 @dataclass(frozen=True)
 class Answers:
-    """All that a server is asked for."""
+    """Answers that a server gives to the questions of a proof."""
 
     embeddings: Rows
     """(N, D) of image_embedding."""

@@ -398,7 +398,7 @@ def test_url_forms(protocol, url, expected):
 @pytest.mark.parametrize(
     ("protocol", "url", "message"),
     [
-        ("grpc", "http://gpu:1", "is for http, but the protocol asked for is grpc"),
+        ("grpc", "http://gpu:1", "is for http, but protocol is grpc"),
         (None, "ftp://gpu", "https://"),
         ("tcp", None, "grpc or http"),
         (None, "grpc://", "names no server"),

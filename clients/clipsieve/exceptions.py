@@ -15,7 +15,7 @@ ClipsieveError
 ├── InputRefused        what was named is no list of images, or there is nothing to score
 │   ├── TableError      a table cannot be read, or lacks what is needed
 │   └── FilterError     tables, shards and what is to be kept do not fit together
-├── OutputRefused       the output cannot be written as asked
+├── OutputRefused       the output cannot be written as requested
 ├── ShardError          a WebDataset shard is cut off or damaged
 ├── ArrangeError        files cannot be put in order or linked
 ├── RayFailed           a job on a Ray cluster cannot go on
@@ -49,7 +49,7 @@ class NotClipsieve(ClipsieveError):
 
 
 class UnknownHead(ClipsieveError):
-    """The head asked for is not served; the message lists those that are."""
+    """The requested head is not served; the message lists those that are."""
 
 
 class AccessDenied(ClipsieveError):
@@ -57,7 +57,7 @@ class AccessDenied(ClipsieveError):
 
 
 class UnknownThreshold(ClipsieveError):
-    """The threshold or operating point asked for does not fit the heads; the message lists what does."""
+    """The requested threshold or operating point does not fit the heads; the message lists what does."""
 
 
 class VersionChanged(ClipsieveError):

@@ -67,7 +67,7 @@ class Reporter:
     """Messages and progress.
 
     Args:
-        quiet: no progress and no summary; notices and errors are still told.
+        quiet: no progress and no summary; notices and errors are still printed.
         as_json: each line is a JSON object with an `event`.
         bar: draw a progress bar; never where it would mix with rows on the same terminal.
     """

@@ -134,9 +134,7 @@ def parse_url(url: str | None, protocol: ProtocolName | None = None) -> tuple[Pr
         raise ValueError(f"url {url!r}: unknown scheme; use {', '.join(f'{name}://' for name in _SCHEMES)}")
     scheme_protocol, tls = _SCHEMES[scheme] if separator else (protocol or "grpc", False)
     if protocol not in (None, scheme_protocol):
-        raise ValueError(
-            f"url {url!r} is for {scheme_protocol}, but the protocol asked for is {protocol}: leave one of them out"
-        )
+        raise ValueError(f"url {url!r} is for {scheme_protocol}, but protocol is {protocol}: leave one of them out")
     if not address.strip("/"):
         raise ValueError(f"url {url!r} names no server: give host:port")
     return scheme_protocol, address.rstrip("/"), tls

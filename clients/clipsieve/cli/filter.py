@@ -118,7 +118,7 @@ def filter_command(scores: Tables, score: ScoreOptions, keep: KeepOptions, outpu
 
     clipsieve filter shards/*.parquet --head nsfw --below 0.3 --out kept/
 
-    Exit status: 0 done, 1 failure, 2 usage: also tables that do not fit what is asked.
+    Exit status: 0 done, 1 failure, 2 usage: also tables that do not fit the options.
     """
     wanted = keep.wanted()
     output.check()

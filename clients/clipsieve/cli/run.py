@@ -56,7 +56,7 @@ async def run_to_file(run: PartialRun, items: Iterator[Item], work: Work, report
     """Do what is left of a run and commit it.
 
     Raises:
-        ClipsieveError, OSError: what ended the run; what was done is committed and was told.
+        ClipsieveError, OSError: what ended the run; rows that were done are committed and reported.
     """
     tally = Tally(run.rows)
     if tally.kept:
@@ -142,7 +142,7 @@ def identity_of(inputs: Inputs, **options: object) -> dict[str, object]:
 
 
 def started(inputs: Inputs) -> Iterator[str]:
-    """The paths, of which the first was found.
+    """The paths, once the first of them exists.
 
     Raises:
         InputRefused: there is none, or the list cannot be read: known before anything else is done.

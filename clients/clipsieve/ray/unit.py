@@ -28,7 +28,7 @@ from clipsieve.shards import iter_samples
 _WAIT_BEFORE_NEXT_S = 2.0
 """Pause after an address went away before the next one is asked."""
 _SHUN_S = 30.0
-"""An address that did not answer is asked last for so long."""
+"""Time during which an address that did not answer is tried last."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def served(servers: Servers, names: list[str] | None, allow_version_change: bool
 
     Raises:
         ServerUnavailable: none answers, or all are still loading, also after `servers.wait_s`.
-        UnknownHead: one has not the heads asked for.
+        UnknownHead: a server lacks a requested head.
         VersionChanged: two have different heads, and that is not allowed.
     """
     return asyncio.run(_served(servers, names, allow_version_change))
