@@ -5,9 +5,9 @@
     python -m benchmarks.growth --recipe demo --rounds 2 --seconds 1 --only heads rates
 
 A real embedded server scores real photographs, asked over gRPC from this process; what it spends is its own processes'
-time. Heads are copies of the recipe's first. Cases take turns, round after round, and medians are told; latencies under
-an offered load are those of all rounds together. A part that fails is told, and the others go on. Prints tables and
-one JSON line, of which `benchmarks.results` draws a picture for each part.
+time. Heads are copies of the recipe's first. Cases take turns, round after round, and medians are reported;
+latencies under an offered load are those of all rounds together. A part that fails is reported, and the others go on.
+Prints tables and one JSON line, of which `benchmarks.results` draws a picture for each part.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""1 to 16 heads, all of them asked for; and one that is asked for while 16 are installed."""
+"""1 to 16 heads, all of them requested; and one requested while 16 are installed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CASES = (*(Case(count, count) for count in COUNTS), Case(COUNTS[-1], 1))
 
 
 def measure(scene: Scene) -> dict[str, Any]:
-    """One server for each number of heads, all running: an idle one costs next to nothing, which is told."""
+    """One server for each number of heads, all running: an idle one costs next to nothing, and that is reported."""
     with ExitStack() as stack:
         servers = {COUNTS[0]: scene.server}
         servers |= {count: stack.enter_context(scene.serve(count)) for count in COUNTS[1:]}

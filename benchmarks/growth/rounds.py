@@ -1,4 +1,4 @@
-"""Measuring in turn: every case once a round, so that a slow minute of the machine hits them all; told are medians."""
+"""Measures every case once a round, so that a slow minute of the machine hits them all; results are medians."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ and layouts. Servers get one image a request from the same generator, at the bes
 MLflow also with the best number of workers). Rounds are interleaved, and each measurement begins with uncounted work;
 told are medians, of p99 that of all rounds' answers at an equal offered load: 80 % of what the slowest carries. CPU and
 memory are the peer's own. clip-retrieval reads a folder: its own count of its loop is taken, without its start. A peer
-that cannot be installed or started is told with the reason, and nothing is downloaded but packages, with --install.
+that cannot be installed or started is listed with the reason, and nothing is downloaded but packages, with --install.
 Prints tables and one JSON line.
 """
 
@@ -49,7 +49,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
 
 
 def install_all(names: list[str] | None) -> int:
-    """The environments of the named peers, or of all; what failed is told."""
+    """Install the environments of the named peers, or of all; failures are printed."""
     chosen = {ENVIRONMENT_OF[name] for name in names or ENVIRONMENT_OF if name in ENVIRONMENT_OF}
     for environment in ENVIRONMENTS.values():
         if environment.name in chosen:

@@ -132,11 +132,11 @@ class Contest:
 
     @contextmanager
     def _attempt(self, name: str) -> Iterator[Measured]:
-        """A peer's row; what goes wrong is told there, and ends that peer's part alone."""
+        """A peer's row; an error is stored there, and ends that peer's part alone."""
         row = self.rows.setdefault(name, Measured(name))
         try:
             yield row
-        except Exception as error:  # of whichever library the peer is asked through
+        except Exception as error:  # the peer's client library may raise anything
             row.problem = str(error) if isinstance(error, PeerError) else f"{type(error).__name__}: {error}"
             self._contestants.pop(name, None)
             say(f"{name}: {row.problem}")
@@ -157,7 +157,7 @@ def wait_for_answer(server: Server, picture: bytes) -> None:
     """Ask until it answers.
 
     Raises:
-        PeerError: it ended, refuses, or did not answer in time; with what it said last.
+        PeerError: it ended, refuses, or did not answer in time; the message has its last error.
     """
     problem = ""
 

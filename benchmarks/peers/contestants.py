@@ -41,7 +41,7 @@ class Contestant(ABC):
         """Score as many pictures as it can."""
 
     def warm(self, seconds: float) -> None:
-        """Work that is not counted, after others had their turn: memory that lay idle may have to be found again."""
+        """Work that is not counted, after others had their turn: memory that lay idle may be slow at first."""
         self.saturate(seconds)
 
     def one_by_one(self) -> list[float] | None:

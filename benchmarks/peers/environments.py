@@ -43,7 +43,7 @@ class Environment:
     requirements: tuple[str, ...]
     """Requirements, as `uv pip install` takes them."""
     distribution: str
-    """The one whose version is told."""
+    """Distribution whose version is shown."""
 
     @property
     def folder(self) -> Path:
@@ -88,7 +88,7 @@ ENVIRONMENTS = {
         Environment("mlflow", ("--requirements", str(ROOT / "requirements" / "mlflow.txt")), "mlflow"),
         # clip-anytorch imports pkg_resources, which newer setuptools leave out.
         Environment("clip-retrieval", ("clip-retrieval", "setuptools<81"), "clip-retrieval"),
-        # Its command line breaks with newer clicks, it asks transformers for what 4.49 left out.
+        # Its command line breaks with newer clicks, and it imports from transformers what 4.49 removed.
         Environment(
             "infinity",
             ("infinity-emb[server,torch]", "transformers<4.49", "optimum<2", "click<8.2", "pillow", "einops"),

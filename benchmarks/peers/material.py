@@ -139,7 +139,7 @@ def _write_weights(material: Material, manifest: EncoderManifest) -> None:
     from build.tower import weights_sha256
 
     torch.manual_seed(encoder.seed)
-    logging.disable(logging.WARNING)  # random weights are what is wanted
+    logging.disable(logging.WARNING)  # open_clip warns of random weights, which are intended here
     model = open_clip.create_model(encoder.model)
     logging.disable(logging.NOTSET)
     if weights_sha256(model.get_submodule("visual")) != manifest.weights_sha256:

@@ -89,7 +89,7 @@ def _common_machine(results: Mapping[str, Result]) -> dict[str, Any] | None:
     return machines[0] if all(each == machines[0] for each in machines) else None
 
 
-# ---- what was asked for ----
+# ---- targets ----
 
 
 def _targets_in_short(results: Mapping[str, Result]) -> str:
