@@ -15,7 +15,7 @@ limits it is stable under 0.1, shifted under 0.25, and drifted from there on. KS
 cumulative shares at an edge of a bin. With fewer than --minimum scores there is no verdict: both are noise then. They
 are noise, too, when the held-out data was small: PSI of n and m scores is about (bins - 1) * (1/n + 1/m) by chance.
 
-Prints a table (or JSON, with --json). Exit status 0: nothing drifted; 3: something did; 1: it cannot be told.
+Prints a table (or JSON, with --json). Exit status 0: nothing drifted; 3: something did; 1: the comparison failed.
 
 The same as PromQL, of the last day. The gauge's label gt is the lower edge of the bin that ends at le:
 

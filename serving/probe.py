@@ -22,7 +22,7 @@ class Finding:
     Attributes:
         kind: `busy`, the server works and refuses for want of room in a queue; `late`, no answer within the deadline;
             `failed`, anything else.
-        message: what the server said.
+        message: the server's message.
     """
 
     kind: Literal["busy", "late", "failed"]

@@ -177,7 +177,7 @@ def switch(before: Served, text: str, probes: ProbeSet, proof: Proof, server: Co
     """Serve what the config `text` names, or, if that fails in any way, what was served before.
 
     The proof knows both versions first, and keeps knowing both: a server of this repository may be started at any
-    moment, and others serve the old one until they are told.
+    moment, and others serve the old one until they reload it.
 
     Raises:
         ServingError: it failed.

@@ -28,7 +28,7 @@ def control_options(control: Control, admin_key: str | None) -> list[str]:
         ServingError: `explicit` without a key, or with one that is too short or cannot stand in an option.
     """
     if control == "none":
-        mode, admin_key = ["--model-control-mode=none"], secrets.token_hex(16)  # which nobody has
+        mode, admin_key = ["--model-control-mode=none"], secrets.token_hex(16)  # nobody has this key
     else:
         mode, admin_key = ["--model-control-mode=explicit", "--load-model=*"], check_admin_key(admin_key)
     return [

@@ -42,7 +42,7 @@ INIT = Path("/proc/1/stat")
 """The container's first process is the server (start.sh becomes it)."""
 
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""Asks this machine itself: $http_proxy would be asked for loopback as well."""
+"""Opens URLs without a proxy: $http_proxy would be used for loopback as well."""
 
 
 class Unhealthy(Exception):

@@ -120,7 +120,7 @@ class Batches:
         decode: DALI; whatever it raises, its pictures are decoded again by the transform.
         max_batch_size: how many files `decode` takes.
         threads: how many images the transform decodes at once.
-        log: is told why DALI failed, the first time; the rest is counted.
+        log: gets the reason when DALI fails for the first time; later failures are counted.
     """
 
     def __init__(
