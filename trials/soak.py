@@ -5,8 +5,8 @@
 
 Measures what the server can do, then offers a share of it (80 %) with arrivals at random (Poisson), photographs and
 drawn pictures of mixed sizes, and prints a line every ten seconds. In the end: p99 of the last sixth of the time
-against the first (asked for: within 20 %), the memory of the server and its Python processes at the end against that
-after the first sixth (asked for: under 3 % more), a picture, and one JSON line.
+against the first (target: within 20 %), the memory of the server and its Python processes at the end against that
+after the first sixth (target: under 3 % more), a picture, and one JSON line.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ TICK_S = 0.002
 CALIBRATION_S = 12.0
 IN_FLIGHT = 32  # while measuring what the server can do
 LARGEST_BYTES = 1_000_000
-ENOUGH = 0.75  # of what is offered, in every interval; arrivals at random make some intervals emptier than others
+ENOUGH = 0.75  # share of the offered requests done in every interval; random arrivals make some intervals emptier
 
 
 @dataclass(frozen=True)

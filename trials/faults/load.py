@@ -109,7 +109,7 @@ class Load:
 
     async def _run_group(self, group: Group) -> None:
         async with AsyncClient(self._url, timeout_s=group.timeout_s, wait_s=group.wait_s) as client:
-            await client.heads()  # what it learns once, before anything is harmed
+            await client.heads()  # fetched once, before the fault
             await asyncio.gather(*(self._work(client, group, worker) for worker in range(group.workers)))
 
     async def _work(self, client: AsyncClient, group: Group, worker: int) -> None:

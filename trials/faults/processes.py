@@ -1,4 +1,4 @@
-"""Faults of processes: killed, stopped, told to end, and a clock that jumps."""
+"""Faults of processes: SIGKILL, SIGSTOP, SIGTERM, and a clock that jumps."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def kill_server_alone(scene: Scene) -> str:
     os.kill(scene.server.pid, signal.SIGKILL)
     time.sleep(3)
     for path in files:
-        path.unlink(missing_ok=True)  # nobody else would
+        path.unlink(missing_ok=True)  # tritonserver was killed and leaves it behind
     return f"{condition(scene)}; nobody restarts it"
 
 
