@@ -30,7 +30,7 @@ RECIPES = Path(__file__).resolve().parent
 
 
 class RecipeError(ExpectedError):
-    """The recipe cannot be used; the message names the key, the value found and what to do."""
+    """The recipe cannot be used; the message names the key, its value and what to do."""
 
 
 class _Section(BaseModel):
@@ -530,7 +530,7 @@ def _recipe_path(name_or_path: str | Path) -> Path:
 
 
 def _explain(issue: Any) -> str:
-    """One line for one pydantic error: where, what was found, what to do."""
+    """One line for one pydantic error: the place, the value and what to do."""
     key = ".".join(str(part) for part in issue["loc"]) or "recipe"
     if issue["type"] == "extra_forbidden":
         valid = list(_section_at(issue["loc"][:-1]).model_fields)
