@@ -71,7 +71,7 @@ DECODES = ("exact", "scaled")
 OVERSAMPLING = 2
 """Pixels that a scaled picture keeps at least, along each edge, for one pixel of the resized picture."""
 DCT_FRAMES = {0xC0, 0xC1, 0xC2, 0xC9, 0xCA}
-"""JPEGs that libjpeg scales. A lossless one (0xC3) it decodes at its own size whatever is asked; Pillow then fails."""
+"""JPEGs that libjpeg scales. It decodes a lossless one (0xC3) at full size, whatever is requested; Pillow fails."""
 UPRIGHT = {  # EXIF orientation → the transposition that undoes it
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,

@@ -101,7 +101,7 @@ class Counters:
                 self._increment(name, labels, amount)
 
     def _increment(self, name: str, labels: Labels, amount: int) -> None:
-        """Nothing is said of a series that did not change, unless it is new."""
+        """Send the series that changed or are new, and no others."""
         if amount or (name, labels) not in self._known:
             self._registry.increment(name, labels, amount)
             self._known.add((name, labels))
