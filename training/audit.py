@@ -29,7 +29,7 @@ from recipes.schema import Head, load_recipe
 from training.errors import INTERRUPTED, StepError
 from training.leakage import group_rows
 from training.neighbours import Neighbours, unit_vectors
-from training.progress import console
+from training.progress import say
 from training.store import store_folder
 from training.store_view import Embeddings, read_embeddings
 
@@ -264,7 +264,7 @@ def _report(findings: list[Finding], count: int) -> None:
     kinds = Counter(finding.kind for finding in findings)
     suspects = len({finding.row for finding in findings})
     told = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
-    console.print(f"{suspects} of {count} labelled rows to look at" + (f": {told}" if told else ""))
+    say(f"{suspects} of {count} labelled rows to look at" + (f": {told}" if told else ""))
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -25,7 +25,7 @@ from common.cpu import core_count
 from common.manifest import sha256_of, tool_versions, write_atomically
 from recipes.errors import run_step
 from training.errors import INTERRUPTED, StepError
-from training.progress import console, tracked
+from training.progress import say, tracked
 
 CLASS_NAMES = ("angular", "round")
 SPLITS = ("train", "held_out")
@@ -231,7 +231,7 @@ def main(argv: list[str] | None = None) -> None:
     settings = {"count": arguments.count, "held_out": arguments.held_out, "seed": arguments.seed}
     settings |= {"code_sha256": sha256_of(Path(__file__)), "versions": tool_versions("numpy", "pillow")}
     if is_drawn(arguments.folder, settings):
-        console.print(f"{arguments.folder}: drawn before, nothing to do")
+        say(f"{arguments.folder}: drawn before, nothing to do")
     else:
         (arguments.folder / MADE).unlink(missing_ok=True)
         draw_set(arguments.folder, arguments.count, arguments.held_out, arguments.seed)

@@ -37,7 +37,7 @@ from recipes.schema import load_recipe
 from training.datasets import samples_in
 from training.encoder import OnnxEncoder
 from training.errors import INTERRUPTED, StepError
-from training.progress import console, tracked
+from training.progress import say, tracked
 from training.sample import Sample
 from training.store import Row, Store, store_folder
 from training.tables import Columns
@@ -221,12 +221,12 @@ def _in_order(
 
 
 def _report(summary: Summary, errors: Path) -> None:
-    console.print(
+    say(
         f"{summary.embedded} embedded, {summary.reused} reused, {summary.unchanged} unchanged, "
         f"{len(summary.failures)} failed"
     )
     if summary.failures:
-        console.print(f"why they failed: {errors}", soft_wrap=True)
+        say(f"why they failed: {errors}")
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -45,7 +45,7 @@ from training.metrics import task_metrics
 from training.model_card import model_card
 from training.operating_points import realised
 from training.plots import Column, evaluation_pngs, loss_curve_png
-from training.progress import console
+from training.progress import say
 from training.split import saved_split
 from training.store import part_files, store_folder
 from training.store_view import Embeddings, read_embeddings
@@ -263,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
     report = report_of(manifest, data, measured, slices)
     for name, content in _files(folder, manifest, measured, report).items():
         write_atomically(arguments.out / name, content)
-    console.print(f"head {manifest.name}: {len(measured.row)} {measured.rows} images, see model_card.md")
+    say(f"head {manifest.name}: {len(measured.row)} {measured.rows} images, see model_card.md")
     print(arguments.out / "report.json")
 
 

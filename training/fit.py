@@ -35,7 +35,7 @@ from training.head_files import head_manifest, is_fitted, write_head, write_trac
 from training.head_fit import Fitted, fit_head, plan_of
 from training.labelled import labelled_rows, strata_of
 from training.leakage import group_rows
-from training.progress import console
+from training.progress import console, say
 from training.split import saved_split
 from training.store import store_folder
 from training.store_view import read_embeddings
@@ -58,7 +58,7 @@ def _print_result(fitted: Fitted, manifest: HeadManifest) -> None:
     table.add_row("best epoch", str(manifest.training["best_epoch"]))
     console.print(table)
     if manifest.notice:
-        console.print(manifest.notice)
+        say(manifest.notice)
 
 
 def _recall_text(point: Threshold) -> str:
@@ -117,7 +117,7 @@ def main(argv: list[str] | None = None) -> None:
         folder, strata_of(data, head.task), data.sha256, head.class_names, head.fit, groups.ids, prescribed
     )
     if arguments.if_changed and is_fitted(head_folder(head), head, recipe, encoder, data, split):
-        console.print(f"head {head.name}: fitted before to the same data, nothing to do")
+        say(f"head {head.name}: fitted before to the same data, nothing to do")
         print(head_folder(head) / "head.json")
         return
     fitted = fit_head(data, head, _device(), split)

@@ -25,7 +25,7 @@ from training.head_fit import Fitted
 from training.labelled import Labelled
 from training.leakage import Groups
 from training.plots import Column, fit_pngs
-from training.progress import console
+from training.progress import say
 from training.split import Split
 from training.tracking import git_commit, started_run
 
@@ -119,7 +119,7 @@ def write_tracked_head(uri: str, head: Head, fitted: Fitted, manifest: HeadManif
         tracked = manifest.model_copy(update={"training": manifest.training | where})
         path = write_head(head_folder(head), fitted, tracked, weights)
         version = run.log_head(path.parent, head.name)
-        console.print(f"tracked as MLflow run {run.id}, model {head.name} version {version}")
+        say(f"tracked as MLflow run {run.id}, model {head.name} version {version}")
     return path
 
 

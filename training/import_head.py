@@ -39,7 +39,7 @@ from recipes.errors import run_step
 from recipes.schema import Head, Published, Recipe, load_recipe
 from training.download import check_sha256, download
 from training.errors import INTERRUPTED, StepError
-from training.progress import console
+from training.progress import say
 from training.published import PREPROCESSING, PUBLISHED, PublishedHead, published_head
 from training.published_keras import VARIANTS, Variant, import_keras
 from training.published_torch import import_torch
@@ -76,7 +76,7 @@ def import_head(head: Head, notice: str | None, folder: Path, options: Options) 
     asked, published = _asked(head), published_head(_asked(head).name)
     _check_head(head, published)
     if _is_imported(head, folder):
-        console.print(f"head {head.name}: {published.name} is imported already")
+        say(f"head {head.name}: {published.name} is imported already")
         return folder / "head.json"
     _check_replaceable(folder, options.replace)
     file = published_file(asked, published, options.accept_unknown_sha256)
@@ -288,7 +288,7 @@ def main(argv: list[str] | None = None) -> None:
         recipe = load_recipe(arguments.recipe)
         heads = _recipe_heads(recipe, arguments.head)
         if not heads:
-            console.print(f"recipe {recipe.name} has no published heads: nothing to import")
+            say(f"recipe {recipe.name} has no published heads: nothing to import")
         for head in heads:
             print(import_head(head, recipe.notice, paths.head_folder(head), options))
 

@@ -23,7 +23,7 @@ from common.paths import encoder_folder
 from recipes.errors import run_step
 from recipes.schema import load_recipe
 from training.errors import INTERRUPTED
-from training.progress import console, tracked
+from training.progress import say, tracked
 from training.store import Row, Store, store_folder
 from training.stored_embeddings import Source, check_rows, sources_in
 
@@ -84,7 +84,7 @@ def main(argv: list[str] | None = None) -> None:
         check_rows(source, encoder)
     folder = arguments.store or store_folder(recipe)
     added, unchanged = ingest_sources(sources, Store(folder, encoder, arguments.dtype))
-    console.print(f"{added} rows added, {unchanged} unchanged")
+    say(f"{added} rows added, {unchanged} unchanged")
     print(folder)
 
 

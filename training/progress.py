@@ -14,6 +14,11 @@ Item = TypeVar("Item")
 console = Console(stderr=True)
 
 
+def say(message: str) -> None:
+    """Print a line as it is: a path is not broken at the terminal's width, and brackets are no markup."""
+    console.print(message, soft_wrap=True, markup=False, highlight=False)
+
+
 def tracked(items: Iterable[Item], doing: str, total: int, unit: str) -> Iterator[Item]:
     """The items themselves, with a bar that shows how many there are per second."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())

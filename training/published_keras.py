@@ -22,7 +22,7 @@ import numpy as np
 
 from common.manifest import Layer, Linear, RankLookup, Relu, Standardize
 from training.errors import StepError
-from training.progress import console
+from training.progress import say
 from training.published import PublishedHead
 
 Variant = Literal["published", "float16", "numeric"]
@@ -84,7 +84,7 @@ def import_keras(archive: Path, published: PublishedHead, variant: Variant, veri
     Raises:
         StepError: no SavedModel in the archive, TensorFlow cannot be had, another model, or other scores.
     """
-    console.print(
+    say(
         f"{published.name}: reading it with TensorFlow {_TENSORFLOW} in a throwaway environment "
         "(the first time, some 200 MB are downloaded)"
     )

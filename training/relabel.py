@@ -24,7 +24,7 @@ from recipes.errors import run_step
 from recipes.schema import Head, Recipe, load_recipe
 from training.errors import INTERRUPTED, StepError
 from training.labels import LabelError, label_from
-from training.progress import console
+from training.progress import say
 from training.store import store_folder
 from training.store_view import append_corrections, read_names
 from training.tables import Table, read_table
@@ -200,7 +200,7 @@ def main(argv: list[str] | None = None) -> None:
     label_of = _known_label(names) if recipe is None else _head_label(recipe.head(arguments.head))
     changes = changes_in(read_table(arguments.corrections), names, label_of)
     changed = apply_changes(store, changes)
-    console.print(f"{changed} rows of {len(changes)} images have another label now, in {store}")
+    say(f"{changed} rows of {len(changes)} images have another label now, in {store}")
     print(changed)
 
 
