@@ -33,7 +33,7 @@ _FILES = {
     ),
     "process": (
         *("test_client_ray", "test_client_resume", "test_readme", "test_benchmarks", "test_peers", "test_bad_files"),
-        *("test_fuzz_images", "test_demo", "test_container", "test_tune"),
+        *("test_fuzz_images", "test_perf", "test_demo", "test_container", "test_tune"),
     ),
     "browser": ("test_report_page",),
 }
