@@ -27,7 +27,7 @@ from clipsieve.outputs import (
     write_table,
 )
 from clipsieve.scoring import embedding_schema
-from clipsieve.sorting import arranged, sort_column
+from clipsieve.sorting import sort_column, sorted_tables
 
 SCHEMA = Columns((Head("demo", ("ring",), ("disc", "ring")),)).schema()
 NAMES = SCHEMA.names
@@ -116,7 +116,7 @@ def test_rows_are_written_as_they_come():
 def test_order_by_a_column(top):
     values = [0.5, None, 0.9, 0.1, 0.7]
     tables = [pa.table({"path": pa.array(["x"]), "score": pa.array([each], pa.float32())}) for each in values]
-    (ordered,) = arranged(iter(tables), "score", top)
+    (ordered,) = sorted_tables(iter(tables), "score", top)
     expected = [pytest.approx(each, abs=1e-6) if each else None for each in [0.9, 0.7, 0.5, 0.1, None]]
     assert ordered["score"].to_pylist() == expected[: top or 5]
 

@@ -52,7 +52,7 @@ def quick_retries(monkeypatch):
 
 @pytest.fixture
 def small_parts(monkeypatch):
-    monkeypatch.setattr("clipsieve.bulk.COMMIT_ROWS", 16)
+    monkeypatch.setattr("clipsieve.commits.COMMIT_ROWS", 16)
 
 
 # --- which inputs are done ---
@@ -304,7 +304,7 @@ def _kill_once(command: list, model: FakeModel, images: int, after_s: float) -> 
 @pytest.mark.parametrize("suffix", [".parquet", ".jsonl"])
 def test_killed_at_any_moment_it_ends_with_one_row_each(url, model, photos, tmp_path, suffix):
     out = tmp_path / f"out{suffix}"
-    start = "import clipsieve.bulk as b; b.COMMIT_ROWS = 20; from clipsieve.cli.main import main; main()"
+    start = "import clipsieve.commits as b; b.COMMIT_ROWS = 20; from clipsieve.cli.main import main; main()"
     command = [sys.executable, "-c", start, "score", photos, "--url", url, "--out", out, "--concurrency", "4"]
     rng = random.Random(1)
     for _ in range(4):

@@ -43,7 +43,8 @@ class Scored(NamedTuple):
     """`allow`, `review`, `block` or the name of a class; None when there is none."""
 
 
-Row = Scored | tuple[str, float | None, str | None]
+ScoredRow = Scored | tuple[str, float | None, str | None]
+"""What is arranged: path, score and band."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ class Arranged:
 # Times
 
 
-def plan_touches(rows: Iterable[Row], newest_ns: int) -> tuple[list[Touch], int]:
+def plan_touches(rows: Iterable[ScoredRow], newest_ns: int) -> tuple[list[Touch], int]:
     """Times one second apart, the highest score's the newest; equal scores keep their order, so the first is newer.
 
     A path that comes twice counts with its highest score. Also returns how many rows have no score.
@@ -112,7 +113,7 @@ def plan_touches(rows: Iterable[Row], newest_ns: int) -> tuple[list[Touch], int]
     return [Touch(path, newest_ns - place * _STEP_NS) for place, path in enumerate(order)], unscored
 
 
-def touch(rows: Iterable[Row], record: Path, *, newest_s: float | None = None, dry_run: bool = False) -> Arranged:
+def touch(rows: Iterable[ScoredRow], record: Path, *, newest_s: float | None = None, dry_run: bool = False) -> Arranged:
     """Order files by their scores through their times of modification.
 
     Args:
@@ -237,7 +238,7 @@ def _write_record(record: Path, times: Mapping[str, _Times]) -> None:
 # Links
 
 
-def plan_links(rows: Iterable[Row], existing: Mapping[str, str | None], relative_to: Path | None) -> Arranged:
+def plan_links(rows: Iterable[ScoredRow], existing: Mapping[str, str | None], relative_to: Path | None) -> Arranged:
     """A link for each file, in a folder named for its band.
 
     A name that another file has already is made unique by the start of its path's SHA-256: `cat-1f2e3d4c.jpg`.
@@ -273,7 +274,7 @@ def plan_links(rows: Iterable[Row], existing: Mapping[str, str | None], relative
     return plan
 
 
-def link(rows: Iterable[Row], folder: Path, *, relative: bool = True, dry_run: bool = False) -> Arranged:
+def link(rows: Iterable[ScoredRow], folder: Path, *, relative: bool = True, dry_run: bool = False) -> Arranged:
     """Link files into a folder per band; running it again adds only what is missing.
 
     Args:

@@ -24,7 +24,7 @@ def sort_column(names: Sequence[str], score_names: Sequence[str], by: str) -> st
     raise ValueError(f"cannot sort by {by!r}; use score, path or one of {', '.join(names)}")
 
 
-def arranged(tables: Iterable[pa.Table], column: str, top: int | None) -> Iterator[pa.Table]:
+def sorted_tables(tables: Iterable[pa.Table], column: str, top: int | None) -> Iterator[pa.Table]:
     """The rows in order of a column, numbers from the highest and texts from the first, rows without one last.
 
     Args:

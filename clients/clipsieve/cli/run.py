@@ -13,7 +13,7 @@ from hashlib import sha256
 from itertools import chain
 from typing import Any, BinaryIO
 
-from clipsieve.bulk import commit_rows, failed_rows, names_in
+from clipsieve.commits import commit_rows, committed_names, failed_rows
 from clipsieve.exceptions import InputRefused, ShardError
 from clipsieve.inputs import Inputs
 from clipsieve.outputs import write_table
@@ -24,7 +24,7 @@ from clipsieve.scoring import Item, Row
 
 _LONGEST_SHOWN = 200
 
-Arrange = Callable[[Iterator[Any]], Iterator[Any]]
+Sort = Callable[[Iterator[Any]], Iterator[Any]]
 Rows = AsyncGenerator[Row, None]
 Summary = Callable[[Tally], tuple[str, dict[str, Any]]]
 """The last line of a run, and its figures for machines."""
@@ -42,13 +42,13 @@ class Work:
     Args:
         summary: of what was done.
         rows: from items to rows; told the run, which knows what the rows before came from.
-        arrange: puts the finished tables in order.
+        sort: puts the finished tables in order.
         limit: the most rows in memory, where they are large.
     """
 
     summary: Summary
     rows: Callable[[Iterator[Item], PartialRun], Rows]
-    arrange: Arrange = iter
+    sort: Sort = iter
     limit: int | None = None
 
 
@@ -77,7 +77,7 @@ def finish(run: PartialRun, work: Work) -> int:
     rows, failed = run.rows, failed_rows(run)
 
     def write(file: BinaryIO) -> None:
-        write_table(file, run.out.suffix.lower(), work.arrange(run.tables()), run.schema, rows)
+        write_table(file, run.out.suffix.lower(), work.sort(run.tables()), run.schema, rows)
 
     run.finish(write, {"rows": rows, "failed": failed})
     return failed
@@ -87,7 +87,7 @@ async def run_over_inputs(run: PartialRun, inputs: Iterator[str], work: Work, re
     """A run whose rows are called by the paths of its inputs; how many of them have an error."""
     if run.finished is not None:
         return _publish_finished(run, run.finished, reporter)
-    done = Done(names_in(run))
+    done = Done(committed_names(run))
     items = ((path, path) for path in done.without(inputs))
     tally = await run_to_file(run, items, work, reporter)
     if done.left_over:

@@ -34,7 +34,7 @@ from clipsieve.partial import PartialRun, check_free
 from clipsieve.printing import printer
 from clipsieve.progress import Reporter
 from clipsieve.scoring import Columns, Item, Versions, stream_rows
-from clipsieve.sorting import arranged, sort_column
+from clipsieve.sorting import sort_column, sorted_tables
 
 _HEADS, _OUTPUT = "Heads and decisions", "Output"
 _TABLE_ROWS = 8192
@@ -236,7 +236,7 @@ class _Job:
             versions.check(run.last("model_version") or "")
             return stream_rows(client, items, columns, versions)
 
-        return Work(image_summary("scored"), rows, (lambda tables: arranged(tables, *order)) if order else iter)
+        return Work(image_summary("scored"), rows, (lambda tables: sorted_tables(tables, *order)) if order else iter)
 
     async def _print(self, rows: Rows, columns: Columns) -> None:
         """Rows as they come; those that have an order, or are a table to look at, when all are there."""
@@ -249,7 +249,7 @@ class _Job:
             return
         tables = [table async for table in _tables(rows, columns, order)]
         with printer(columns.names, self.output.format.value) as write:
-            for table in arranged(tables, *order) if order else tables:
+            for table in sorted_tables(tables, *order) if order else tables:
                 write(rows_from_table(table))
 
 
@@ -263,6 +263,6 @@ async def _tables(rows: Rows, columns: Columns, order: tuple[str, int | None] | 
             if len(waiting) >= _TABLE_ROWS:
                 best.append(table_from_rows(waiting, schema))
                 waiting = []
-                best = list(arranged(best, *order)) if order and order[1] else best
+                best = list(sorted_tables(best, *order)) if order and order[1] else best
     for table in [*best, table_from_rows(waiting, schema)]:
         yield table

@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from clipsieve.bulk import failed_rows
 from clipsieve.cli.run import Work, finish, run_to_file
+from clipsieve.commits import failed_rows
 from clipsieve.exceptions import InputRefused, OutputRefused, ShardError
 from clipsieve.inputs import Inputs
 from clipsieve.partial import PartialRun, folder_of

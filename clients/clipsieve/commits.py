@@ -1,4 +1,4 @@
-"""A run over many images: rows are committed as they come, and what is committed stays."""
+"""Rows of a run, committed as they come: what is committed stays when the run is killed."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def failed_rows(run: PartialRun) -> int:
     return sum(len(table) - table["error"].null_count for table in run.tables(["error"]))
 
 
-def names_in(run: PartialRun) -> Iterator[str]:
+def committed_names(run: PartialRun) -> Iterator[str]:
     """The first column of the committed rows, in their order."""
     for table in run.tables([run.schema.names[0]]):
         yield from table.column(0).to_pylist()
