@@ -28,7 +28,7 @@ from build.repository import install
 from clipsieve import Client
 from common.photos import sample_photos
 from recipes.schema import Recipe, load_recipe
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, ServerSettings
 from serving.no_proxy import grpc_client
 
 CONCURRENCY = 32
@@ -90,7 +90,9 @@ def with_watch(recipe: Recipe, watch: bool) -> Recipe:
 def served(recipe: Recipe, folder: Path) -> EmbeddedServer:
     install(recipe, folder / "model_repository", "onnx")
     log = folder / "tritonserver.log"
-    return EmbeddedServer(folder / "model_repository", http_port=0, grpc_port=0, metrics_port=0, log_path=log)
+    return EmbeddedServer(
+        folder / "model_repository", ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log)
+    )
 
 
 def main() -> int:

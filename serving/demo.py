@@ -18,7 +18,7 @@ import pyarrow.csv
 from common.paths import ARTIFACTS, repository_folder
 from recipes.errors import run_step
 from recipes.schema import load_recipe
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, ServerSettings
 from serving.triton_wheel import ServingError
 
 OUTPUT = ARTIFACTS / "demo"
@@ -93,7 +93,8 @@ def main(argv: list[str] | None = None) -> int:
     recipe = load_recipe("demo")
     class_names = recipe.heads[0].class_names
     with EmbeddedServer(
-        repository_folder(recipe), http_port=0, grpc_port=0, metrics_port=0, log_path=OUTPUT / "tritonserver.log"
+        repository_folder(recipe),
+        ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=OUTPUT / "tritonserver.log"),
     ) as server:
         rows = score(arguments.images, server.grpc_url, "grpc", OUTPUT / "scores.csv")
         http_rows = score(arguments.images, server.http_url, "http", OUTPUT / "scores-http.csv")

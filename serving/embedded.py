@@ -25,10 +25,10 @@ from recipes.errors import run_step
 from recipes.schema import load_recipe
 from serving.supervisor import Pace, Supervisor, ending
 from serving.triton_wheel import ServingError
-from serving.tritonserver import EmbeddedServer, free_ports
+from serving.tritonserver import EmbeddedServer, ServerSettings, free_ports
 from serving.tritonserver_options import admin_key_from_environment
 
-__all__ = ["EmbeddedServer", "free_ports", "main", "refuse_plans"]
+__all__ = ["EmbeddedServer", "ServerSettings", "free_ports", "main", "refuse_plans"]
 
 CURL_SED = 's/.*/{"inputs":[{"name":"image","datatype":"BYTES","shape":[1,1],"data":["&"]}]}/'
 
@@ -75,13 +75,15 @@ def parser() -> argparse.ArgumentParser:
 def embedded_server(arguments: argparse.Namespace, repository: Path) -> EmbeddedServer:
     return EmbeddedServer(
         repository,
-        http_port=arguments.http_port,
-        grpc_port=arguments.grpc_port,
-        metrics_port=arguments.metrics_port,
-        log_path=arguments.log,
-        control=arguments.control,
-        admin_key=admin_key_from_environment(),
-        tracing_url=arguments.tracing,
+        ServerSettings(
+            http_port=arguments.http_port,
+            grpc_port=arguments.grpc_port,
+            metrics_port=arguments.metrics_port,
+            log_path=arguments.log,
+            control=arguments.control,
+            admin_key=admin_key_from_environment(),
+            tracing_url=arguments.tracing,
+        ),
     )
 
 

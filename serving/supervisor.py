@@ -81,20 +81,25 @@ class Supervisor:
 
     def next_problem(self) -> str:
         """Block until the server needs a restart; why."""
-        failures, since = 0, None
+        failures = 0
+        before_failures: Work | None = None
         while True:
             status = self.server.wait(self.pace.interval_s)
             if status is not None:
                 return f"tritonserver ended {ending(status)}"
             if broken := broken_stubs(self.server.pid):
                 return "; ".join(broken)
-            before = since or self.work()
+            before = before_failures or self.work()
             finding = self.look(before)
-            failures, since = (failures + 1, before) if finding else (0, None)
-            if finding and (finding.is_final or failures >= self.pace.patience):
+            if finding is None:
+                failures = 0
+                before_failures = None
+                continue
+            failures += 1
+            before_failures = before
+            if finding.is_final or failures >= self.pace.patience:
                 return f"{finding} ({failures} probes in a row)" if failures > 1 else str(finding)
-            if finding:
-                self.say(f"a probe failed, looking again in {self.pace.interval_s:g} s: {finding}")
+            self.say(f"a probe failed, looking again in {self.pace.interval_s:g} s: {finding}")
 
     def look(self, before: Work) -> Finding | None:
         """Probe once; None for a server that works, however slowly: something was finished since `before`."""

@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Literal
@@ -31,47 +32,55 @@ SHARED_MEMORY_BYTES = 16 * 2**20  # of each Python process, at the start and by 
 STACK_BYTES = 64 * 2**20  # 2.51 ends by a stack overflow on deeply nested JSON, and on bodies in many small chunks
 
 
+@dataclass(frozen=True, kw_only=True)
+class ServerSettings:
+    """How a server listens, logs, waits and is controlled."""
+
+    http_port: int = 8000
+    """On loopback, as are the others; 0 picks a free one on entering."""
+    grpc_port: int = 8001
+    metrics_port: int = 8002
+    log_path: Path
+    """Where the server's log goes."""
+    ready_timeout_s: float = 300
+    """How long models may take to load."""
+    exit_timeout_s: int = 30
+    """How long requests in flight may take when it stops."""
+    control: Control = "none"
+    """`explicit` lets those with the `admin_key` load other versions of a model; see `control_options`."""
+    admin_key: str | None = None
+    tracing_url: str | None = None
+    """Where OpenTelemetry's spans go; see `tracing_options`."""
+    options: Sequence[str] = ()
+    """More of tritonserver's own."""
+
+    def triton_options(self) -> list[str]:
+        return [*control_options(self.control, self.admin_key), *tracing_options(self.tracing_url), *self.options]
+
+
 class EmbeddedServer:
     """A tritonserver process; use it as a context manager.
 
     Args:
         repository: a model repository made by `build.repository`.
-        http_port, grpc_port, metrics_port: loopback ports; 0 picks a free one on entering.
-        log_path: where the server's log goes.
-        ready_timeout_s: how long models may take to load.
-        exit_timeout_s: how long requests in flight may take when it stops.
-        control: `explicit` lets those with the `admin_key` load other versions of a model; see `control_options`.
-        tracing_url: where OpenTelemetry's spans go; see `tracing_options`.
-        options: more of tritonserver's own.
+        settings: see there.
 
     Raises:
         ServingError: on entering, when the server cannot start or answer, with the end of its log; a `ProofMissed`
             when it answers otherwise than its build verified.
     """
 
-    def __init__(
-        self,
-        repository: Path,
-        *,
-        http_port: int = 8000,
-        grpc_port: int = 8001,
-        metrics_port: int = 8002,
-        log_path: Path,
-        ready_timeout_s: float = 300,
-        exit_timeout_s: int = 30,
-        control: Control = "none",
-        admin_key: str | None = None,
-        tracing_url: str | None = None,
-        options: Sequence[str] = (),
-    ) -> None:
-        self._options = [*control_options(control, admin_key), *tracing_options(tracing_url), *options]
+    def __init__(self, repository: Path, settings: ServerSettings) -> None:
+        self._options = settings.triton_options()
         self._regions: list[Path] = []
         self.repository = repository
-        self.http_port, self.grpc_port, self.metrics_port = http_port, grpc_port, metrics_port
+        self.http_port = settings.http_port
+        self.grpc_port = settings.grpc_port
+        self.metrics_port = settings.metrics_port
         self._held_ports = contextlib.ExitStack()
-        self.log_path = log_path
-        self.ready_timeout_s = ready_timeout_s
-        self.exit_timeout_s = exit_timeout_s
+        self.log_path = settings.log_path
+        self.ready_timeout_s = settings.ready_timeout_s
+        self.exit_timeout_s = settings.exit_timeout_s
         self._proof: Proof | None = None
         self._process: subprocess.Popen | None = None
         self._is_stopped = False

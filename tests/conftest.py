@@ -29,7 +29,7 @@ from build.repository import install  # noqa: E402
 from common.manifest import EncoderManifest  # noqa: E402
 from common.paths import encoder_folder, head_folder, repository_folder  # noqa: E402
 from recipes.schema import Recipe, load_recipe  # noqa: E402
-from serving.embedded import EmbeddedServer  # noqa: E402
+from serving.embedded import EmbeddedServer, ServerSettings  # noqa: E402
 from tests.fakes import FakeModel, serve_grpc  # noqa: E402
 
 
@@ -89,7 +89,7 @@ def repository(demo: Recipe, patient_demo: Recipe, encoder: EncoderManifest) -> 
 def server(repository: Path) -> Iterator[EmbeddedServer]:
     """The real tritonserver on free ports. Tests that harm a server start their own."""
     log = Path(_artifacts.name) / "tritonserver.log"
-    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_path=log) as running:
+    with EmbeddedServer(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log)) as running:
         yield running
 
 

@@ -22,7 +22,7 @@ from clipsieve.transport import Retry
 from clipsieve.triton_messages import failure_from_status
 from serving.embedded import EmbeddedServer
 from serving.model_control import ControlledServer
-from serving.tritonserver import held_ports
+from serving.tritonserver import ServerSettings, held_ports
 from tests.fakes import SERVE, UNKNOWN_MODEL, Failure, FakeModel
 
 NOT_FOUND, UNAVAILABLE, CANCELLED = (
@@ -309,7 +309,9 @@ def test_run_that_starts_before_the_real_server(gated, gate, pictures, tmp_path)
     with ExitStack() as stack:
         (port,) = stack.enter_context(held_ports(0))
         options = ["--url", f"127.0.0.1:{port}", "--wait", str(_WAIT_S)]
-        server = EmbeddedServer(gated, grpc_port=port, http_port=0, metrics_port=0, log_path=tmp_path / "log")
+        server = EmbeddedServer(
+            gated, ServerSettings(grpc_port=port, http_port=0, metrics_port=0, log_path=tmp_path / "log")
+        )
         run = stack.enter_context(_running(pictures, tmp_path / "out.parquet", *options))
         pool = stack.enter_context(ThreadPoolExecutor(1))
         run.read_until("waiting for the server")
@@ -333,12 +335,9 @@ def test_run_that_meets_a_real_server_while_it_loads(gated, gate, pictures, tmp_
     with (
         EmbeddedServer(
             gated,
-            grpc_port=0,
-            http_port=0,
-            metrics_port=0,
-            log_path=tmp_path / "log",
-            control="explicit",
-            admin_key=key,
+            ServerSettings(
+                grpc_port=0, http_port=0, metrics_port=0, log_path=tmp_path / "log", control="explicit", admin_key=key
+            ),
         ) as server,
         ControlledServer(server.grpc_url, key, _WAIT_S) as controlled,
         ThreadPoolExecutor(1) as pool,

@@ -21,7 +21,7 @@ import yaml
 from common.paths import ROOT
 from common.proof_file import proof_path
 from serving.container import health
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, ServerSettings
 from serving.triton_wheel import TritonWheel
 from serving.tritonserver_options import ADMIN_APIS, ADMIN_HEADER, control_options, tracing_options
 
@@ -196,7 +196,7 @@ def test_start_checks_first_and_then_starts_triton_as_the_embedded_server_does(t
     assert text.index("python3 -m common.preflight") < text.index("exec tritonserver")
     kept = ("--model-control", "--disable-auto", "--backend-config", "--exit-timeout")
     wheel = TritonWheel(environment=tmp_path, site_packages=tmp_path, python="3.11")
-    embedded = EmbeddedServer(tmp_path, log_path=tmp_path / "log")._command(wheel, tmp_path)
+    embedded = EmbeddedServer(tmp_path, ServerSettings(log_path=tmp_path / "log"))._command(wheel, tmp_path)
     (tmp_path / "models").mkdir()
     flags = start(tmp_path / "models", tmp_path).stdout.splitlines()[1:]
     assert {flag for flag in flags if flag.startswith(kept)} == {flag for flag in embedded if flag.startswith(kept)}

@@ -34,7 +34,7 @@ from common.photos import sample_photos
 from common.pixels import import_served, served_module, served_transform
 from recipes.errors import run_step
 from recipes.schema import Recipe, RecipeError, Serving, load_recipe, parse_recipe
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, ServerSettings
 from serving.triton_wheel import find_wheel
 from trials.hostile_images import jpeg_of_scans, jpeg_segment
 
@@ -471,7 +471,7 @@ def dali_server(models, tmp_path_factory):
     if not (find_wheel().site_packages / "nvidia" / "dali").is_dir():
         pytest.skip("nvidia.dali is not installed in the server's environment (.triton or $CLIPSIEVE_TRITON)")
     log = tmp_path_factory.mktemp("log") / "tritonserver.log"
-    with EmbeddedServer(models, http_port=0, grpc_port=0, metrics_port=0, log_path=log) as running:
+    with EmbeddedServer(models, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log)) as running:
         yield running
 
 

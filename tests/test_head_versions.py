@@ -21,7 +21,7 @@ from common.proof import Proof
 from common.proof_file import read_proof
 from common.served_versions import installed_versions, served_versions
 from serving.config_text import edited, parsed
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, ServerSettings
 from serving.head_probe import PROBES, ProbeSet, disagreement, probe_set
 from serving.head_versions import add_version, only_rollout, read_replaced, read_served, write_config
 from serving.rollout import check_fits
@@ -154,7 +154,9 @@ def test_the_server_serves_what_the_policies_say(repository, tmp_path):
             config = head / "config.pbtxt"
             config.write_text(config.read_text().replace('"demo_head"', f'"{head.name}"'))
     with (
-        EmbeddedServer(models, http_port=0, grpc_port=0, metrics_port=0, log_path=tmp_path / "log") as server,
+        EmbeddedServer(
+            models, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=tmp_path / "log")
+        ) as server,
         grpc.InferenceServerClient(server.grpc_url) as client,
     ):
         ready = {

@@ -34,7 +34,7 @@ from common.triton_messages import ENSEMBLES, QUEUE_REFUSALS
 from recipes.errors import run_step
 from recipes.schema import load_recipe, parse_recipe
 from serving.container import health
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, ServerSettings
 from serving.monitoring import local
 from serving.monitoring.dashboard import dashboard
 from serving.monitoring.local import local_config, watched
@@ -84,7 +84,9 @@ def watching(encoder: EncoderManifest, tmp_path_factory) -> Iterator[EmbeddedSer
     install(recipe, folder / "models")
     log = folder / "tritonserver.log"
     models = folder / "models"
-    with EmbeddedServer(models, http_port=0, grpc_port=0, metrics_port=0, log_path=log, options=[QUANTILES]) as server:
+    with EmbeddedServer(
+        models, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log, options=[QUANTILES])
+    ) as server:
         yield server
 
 

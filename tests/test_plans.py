@@ -25,7 +25,7 @@ from common.paths import encoder_folder
 from common.photos import verification_pictures
 from common.plans import cc_model_filenames, manifest_path, plan_problems, repository_problems
 from common.proof_file import read_proof
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, ServerSettings
 from serving.triton_wheel import ServingError
 
 HOPPER, ADA = Gpu("NVIDIA H200", "9.0"), Gpu("NVIDIA L4", "8.9")
@@ -338,7 +338,8 @@ def test_triton_chooses_its_tensorrt_backend_for_plans(demo, artefact, tmp_path,
         add_plan(artefact, one)
     install(demo, tmp_path / "models", "tensorrt")
     server = EmbeddedServer(
-        tmp_path / "models", http_port=0, grpc_port=0, metrics_port=0, log_path=tmp_path / "log", ready_timeout_s=60
+        tmp_path / "models",
+        ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=tmp_path / "log", ready_timeout_s=60),
     )
     with pytest.raises(ServingError), server:
         pass

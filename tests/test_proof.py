@@ -52,7 +52,7 @@ from common.proof import (
 from common.proof_file import ProofFileError, proof_path, proof_problems, read_proof
 from recipes.schema import Recipe, Serving, parse_recipe
 from serving.container import health
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, ServerSettings
 from serving.proof import ProofMissed, ask
 from serving.triton_wheel import ServingError
 
@@ -65,7 +65,8 @@ def copy(repository: Path, tmp_path: Path) -> Path:
 
 def start(repository: Path, tmp_path: Path) -> EmbeddedServer:
     return EmbeddedServer(
-        repository, http_port=0, grpc_port=0, metrics_port=0, log_path=tmp_path / "log", exit_timeout_s=4
+        repository,
+        ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=tmp_path / "log", exit_timeout_s=4),
     )
 
 
@@ -525,7 +526,9 @@ def wrong_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("wrong")
     models = Path(shutil.copytree(repository, folder / "models"))
     damage_encoder(models)
-    with UnprovedServer(models, http_port=0, grpc_port=0, metrics_port=0, log_path=folder / "log") as server:
+    with UnprovedServer(
+        models, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=folder / "log")
+    ) as server:
         yield server
 
 

@@ -33,7 +33,7 @@ from recipes.errors import run_step
 from recipes.schema import parse_recipe
 from serving import rollout
 from serving.config_text import edited
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, ServerSettings
 from serving.head_probe import ProbeSet
 from serving.head_versions import Served, read_served
 from serving.model_control import ControlledServer
@@ -100,7 +100,7 @@ def controlled(demo, encoder, tmp_path_factory) -> Iterator[Controlled]:
     ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "exit_timeout_s": 4}
     options = {"control": "explicit", "admin_key": KEY, "log_path": folder / "log"}
     with (
-        EmbeddedServer(folder / "models", **ports, **options) as server,
+        EmbeddedServer(folder / "models", ServerSettings(**ports, **options)) as server,
         ControlledServer(server.grpc_url, KEY) as connection,
     ):
         yield Controlled(server, folder / "models", connection, heads, folder / "source", folder / "rolled.yaml")

@@ -21,7 +21,7 @@ from common.paths import encoder_folder
 from common.photos import sample_photos
 from common.pixels import served_transform
 from recipes.schema import Recipe, parse_recipe
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, ServerSettings
 
 SMALL = {
     "embed_dim": 32,
@@ -54,7 +54,8 @@ def served(request, demo, tmp_path_factory) -> Iterator[tuple[Recipe, EncoderMan
     install(recipe, folder / "models")
     assert check_installed(recipe, folder / "models") == []
     with EmbeddedServer(
-        folder / "models", http_port=0, grpc_port=0, metrics_port=0, log_path=folder / "log", exit_timeout_s=4
+        folder / "models",
+        ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=folder / "log", exit_timeout_s=4),
     ) as server:
         yield recipe, encoder, server
 

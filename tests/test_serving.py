@@ -24,14 +24,15 @@ from clipsieve import Client, InferenceFailed
 from clipsieve.cli.main import app
 from common.paths import ROOT
 from recipes.errors import run_step
-from serving.embedded import EmbeddedServer, main, refuse_plans
+from serving.embedded import EmbeddedServer, ServerSettings, main, refuse_plans
 from serving.triton_wheel import ServingError, find_wheel
 from serving.tritonserver_options import tracing_options
 
 
 def start(repository: Path, tmp_path: Path) -> EmbeddedServer:
     return EmbeddedServer(
-        repository, http_port=0, grpc_port=0, metrics_port=0, log_path=tmp_path / "log", exit_timeout_s=4
+        repository,
+        ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=tmp_path / "log", exit_timeout_s=4),
     )
 
 
@@ -114,11 +115,13 @@ def test_traces_reach_a_collector(repository, tmp_path):
         threading.Thread(target=collector.serve_forever, daemon=True).start()
         with EmbeddedServer(
             repository,
-            http_port=0,
-            grpc_port=0,
-            metrics_port=0,
-            log_path=tmp_path / "log",
-            tracing_url=f"http://127.0.0.1:{collector.server_port}/v1/traces",
+            ServerSettings(
+                http_port=0,
+                grpc_port=0,
+                metrics_port=0,
+                log_path=tmp_path / "log",
+                tracing_url=f"http://127.0.0.1:{collector.server_port}/v1/traces",
+            ),
         ):
             pass  # ready means that a picture was scored; what is left is sent at the end
         collector.shutdown()

@@ -28,7 +28,7 @@ from waiting import PATIENCE_S, until
 from clipsieve import Client
 from clipsieve.transport import Retry
 from common.paths import ROOT
-from serving.embedded import EmbeddedServer, keep_serving, parser
+from serving.embedded import EmbeddedServer, ServerSettings, keep_serving, parser
 from serving.probe import Finding, finding_from, probe
 from serving.processes import broken_stubs, children
 from serving.proof import ProofMissed
@@ -209,7 +209,9 @@ def test_without_restarts_the_command_ends_with_its_server():
 @contextlib.contextmanager
 def started(repository: Path, tmp_path: Path) -> Iterator[EmbeddedServer]:
     log = tmp_path / "log"
-    with EmbeddedServer(repository, http_port=0, grpc_port=0, metrics_port=0, log_path=log, exit_timeout_s=4) as server:
+    with EmbeddedServer(
+        repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log, exit_timeout_s=4)
+    ) as server:
         yield server
 
 

@@ -13,7 +13,7 @@ from build.head import build_head
 from build.repository import install
 from clipsieve import Client, UnknownHead
 from recipes.schema import parse_recipe
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, ServerSettings
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +33,8 @@ def two_heads(demo, encoder, tmp_path_factory):
         build_head(head.source, recipe.build.opset)
     install(recipe, folder / "models")
     with EmbeddedServer(
-        folder / "models", http_port=0, grpc_port=0, metrics_port=0, log_path=folder / "log", exit_timeout_s=4
+        folder / "models",
+        ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=folder / "log", exit_timeout_s=4),
     ) as server:
         yield server
 

@@ -28,7 +28,7 @@ from common.manifest import ScoreDistribution, read_head, write_manifest
 from common.score_edges import PROBABILITY_EDGES
 from recipes.schema import RecipeError, load_recipe, parse_recipe
 from serving.drift import SERVED, TRAINED, drifts, histograms
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, ServerSettings
 from serving.probe import probe
 
 # ---- configs ----
@@ -129,7 +129,8 @@ def watching(encoder, tmp_path_factory):
     install(recipe, folder / "models")
     assert check(folder / "models") == []
     with EmbeddedServer(
-        folder / "models", http_port=0, grpc_port=0, metrics_port=0, log_path=folder / "log", exit_timeout_s=4
+        folder / "models",
+        ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=folder / "log", exit_timeout_s=4),
     ) as server:
         yield server, folder
 

@@ -29,7 +29,7 @@ from common.manifest import write_atomically
 from common.paths import repository_folder
 from common.photos import sample_photos
 from recipes.schema import load_recipe
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, ServerSettings
 from serving.monitoring.local import watched
 from serving.monitoring.preview import DASHBOARD, layout, page
 from serving.monitoring.queries import Prometheus, Window, variables_of
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> int:
     log = arguments.out / "tritonserver.log"
     with (
         EmbeddedServer(
-            repository, http_port=0, grpc_port=0, metrics_port=0, log_path=log, options=[QUANTILES]
+            repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log, options=[QUANTILES])
         ) as server,
         watched(
             server.http_port, server.metrics_port, arguments.out / "prometheus", interval_s=INTERVAL_S

@@ -33,7 +33,7 @@ from common.model_config import read_config
 from common.paths import repository_folder
 from common.pixels import served_module
 from recipes.schema import Serving, load_recipe
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, ServerSettings
 from trials.image_mutations import FORMATS, mutant
 from trials.reference_decoders import COMMANDS, missing, verdicts
 
@@ -128,7 +128,7 @@ def serve(arguments: argparse.Namespace) -> list[dict]:
     repository = arguments.repository or repository_folder(load_recipe("demo"))
     decode = transform_of(repository)
     ports = dict.fromkeys(("http_port", "grpc_port", "metrics_port"), 0)
-    with EmbeddedServer(repository, log_path=arguments.out / "tritonserver.log", **ports) as server:
+    with EmbeddedServer(repository, ServerSettings(log_path=arguments.out / "tritonserver.log", **ports)) as server:
         before, rows = stub_pids(), []
         with Client(server.grpc_url, concurrency=16) as client:
             for start in range(0, arguments.count, BLOCK):

@@ -37,7 +37,7 @@ from build.repository import install
 from build.repository_queues import BULK
 from build.repository_warmup import gradient_picture
 from recipes.schema import Recipe, load_recipe
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, ServerSettings
 
 DEADLINE_S = 30.0  # the client's own default
 CONCURRENCY = 32  # for the capacity, as the client's
@@ -179,7 +179,9 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(temporary)
         install(recipe, folder / "models")
         log = folder / "tritonserver.log"
-        with EmbeddedServer(folder / "models", http_port=0, grpc_port=0, metrics_port=0, log_path=log) as server:
+        with EmbeddedServer(
+            folder / "models", ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log)
+        ) as server:
             rounds = asyncio.run(measure(server.grpc_url, gradient_picture(arguments.edge), arguments))
     report(rounds)
     limits = {"max_queue_size": recipe.serving.max_queue_size, "queue_timeout_ms": recipe.serving.queue_timeout_ms}

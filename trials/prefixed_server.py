@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, ServerSettings
 from serving.triton_wheel import TritonWheel
 
 
 class PrefixedServer(EmbeddedServer):
-    """Arguments: those of `EmbeddedServer` but for the ports, which are free ones; and
+    """Arguments: the repository, `ServerSettings` but for the ports, which are free ones; and
 
     prefix: a command that ends by running the command that follows it, in the same process.
     environment: variables beside those of the embedded server.
@@ -26,7 +26,8 @@ class PrefixedServer(EmbeddedServer):
         environment: Mapping[str, str] | None = None,
         **options: Any,
     ) -> None:
-        super().__init__(repository, http_port=0, grpc_port=0, metrics_port=0, log_path=log_path, **options)
+        settings = ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log_path, **options)
+        super().__init__(repository, settings)
         self._prefix = list(prefix)
         self._more_environment = dict(environment or {})
 

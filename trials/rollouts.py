@@ -35,7 +35,7 @@ from common.manifest import Threshold, read_head, write_manifest
 from common.paths import head_folder, repository_folder
 from recipes.errors import run_step
 from recipes.schema import load_recipe
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, ServerSettings
 from serving.model_control import ControlledServer
 from serving.no_proxy import grpc_client
 from serving.probe import tiny_png
@@ -133,7 +133,10 @@ def measure(folder: Path, rollouts: int) -> list[Result]:
     heads = two_heads(folder)
     models = Path(shutil.copytree(repository_folder(load_recipe("demo")), folder / "models"))
     server = EmbeddedServer(
-        models, http_port=0, grpc_port=0, metrics_port=0, log_path=folder / "log", control="explicit", admin_key=KEY
+        models,
+        ServerSettings(
+            http_port=0, grpc_port=0, metrics_port=0, log_path=folder / "log", control="explicit", admin_key=KEY
+        ),
     )
     with (
         server,

@@ -16,7 +16,7 @@ from build.repository import install
 from common.manifest import read_encoder
 from common.paths import encoder_folder
 from recipes.schema import Recipe
-from serving.embedded import EmbeddedServer
+from serving.embedded import EmbeddedServer, ServerSettings
 
 MEGAPIXELS = 0.3
 """Size of the pictures in the parts that do not vary it."""
@@ -73,7 +73,9 @@ class Scene:
         """Returns a server of this repository, not started yet."""
         say(f"a server with {heads} {'head' if heads == 1 else 'heads'}")
         log = self.folder / f"tritonserver-{heads}.log"
-        return EmbeddedServer(self._install(heads), http_port=0, grpc_port=0, metrics_port=0, log_path=log)
+        return EmbeddedServer(
+            self._install(heads), ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log)
+        )
 
     def _recipe(self, heads: int) -> Recipe:
         return with_head_copies(self.recipe, heads, self.folder / "heads")

@@ -27,7 +27,7 @@ from build.repository_check import RepositoryError
 from clipsieve import AsyncClient
 from common.manifest import ManifestError
 from recipes.schema import Precision, RecipeError
-from serving.embedded import EmbeddedServer, free_ports
+from serving.embedded import EmbeddedServer, ServerSettings, free_ports
 from serving.triton_wheel import ServingError
 
 CORES = os.cpu_count() or 1
@@ -166,7 +166,7 @@ def start_ours(material: Material, folder: Path, precision: Precision) -> Iterat
             make_encoder(recipe)
             install(recipe, models, "onnx")
         started_s = time.perf_counter()
-        with EmbeddedServer(models, http_port=0, grpc_port=0, metrics_port=0, log_path=log) as server:
+        with EmbeddedServer(models, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log)) as server:
             yield OurServer(server, recipe.heads[0].name, started_s)
     except (BuildError, ManifestError, RecipeError, RepositoryError, ServingError) as error:
         raise PeerError(str(error)) from error
