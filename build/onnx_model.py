@@ -18,7 +18,7 @@ MAX_FILE_BYTES = 2_000_000_000
 """Weights above this are written beside the model: protobuf reads no message of 2 GiB, the graph included."""
 
 MATRIX_OPS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
-"""What multiplies matrices; the rest moves numbers or treats them one by one."""
+"""Operators that multiply matrices; the others move numbers or treat them one by one."""
 
 _SMALL_BYTES = 1024
 
@@ -73,7 +73,7 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def downstream_of(graph: onnx.GraphProto, kinds: Iterable[str]) -> list[bool]:
-    """For each node whether it is of these kinds, or computes from what one of them put out."""
+    """Tell for each node whether it is of these kinds, or computes from the output of one that is."""
     reached: set[str] = set()
     found = []
     for node in graph.node:

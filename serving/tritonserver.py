@@ -34,10 +34,10 @@ STACK_BYTES = 64 * 2**20  # 2.51 ends by a stack overflow on deeply nested JSON,
 
 @dataclass(frozen=True, kw_only=True)
 class ServerSettings:
-    """How a server listens, logs, waits and is controlled."""
+    """Settings of an embedded server: its ports, log, time limits and control."""
 
     http_port: int = 8000
-    """On loopback, as are the others; 0 picks a free one on entering."""
+    """Port on loopback, as are the others; 0 picks a free one on entering."""
     grpc_port: int = 8001
     metrics_port: int = 8002
     log_path: Path

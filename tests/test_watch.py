@@ -16,6 +16,7 @@ from pictures import jpeg
 from waiting import until
 
 from build import watch_configs
+from build.repository_warmup import draw_picture, warmup_file, warmup_tensor
 from common.manifest import ScoreDistribution
 from common.paths import MODEL_REPOSITORY, ROOT
 from common.pixels import served_module, served_transform
@@ -168,6 +169,29 @@ def test_counting_changes_no_pixel_and_no_limit(counted):
     plain = served_transform(encoder_manifest().preprocessing, load_recipe("demo").serving)
     assert np.array_equal(transform(jpeg()), plain(jpeg()))
     assert {name: value for name, value in vars(transform).items() if name != "counters"} == vars(plain)
+
+
+def test_a_probe_and_the_warm_up_are_not_counted(registry, tmp_path):
+    serving = load_recipe("demo").serving
+    warmup_file(tmp_path).parent.mkdir(parents=True)
+    warmup_file(tmp_path).write_bytes(warmup_tensor(serving))
+    transform = served_transform(encoder_manifest().preprocessing, serving)
+    counters = metric_counters.Counters(registry)
+    transforms = image_counts.RequestTransforms(transform, counters, tmp_path / "preprocess")
+
+    def send(request_id: str, *files: bytes) -> None:
+        images = np.array(files, object)
+        transforms.of(request_id, images).batch(images)
+
+    warmup = draw_picture(serving)
+    send("", warmup)
+    send("probe", jpeg())
+    counters.flush()
+    assert registry.values["clipsieve_images_total", ()] == 0
+    send("", jpeg())
+    send("", warmup, jpeg())
+    counters.flush()
+    assert registry.values["clipsieve_images_total", ()] == 3
 
 
 # ---- scores ----

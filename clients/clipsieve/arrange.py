@@ -44,7 +44,7 @@ class Scored(NamedTuple):
 
 
 ScoredRow = Scored | tuple[str, float | None, str | None]
-"""What is arranged: path, score and band."""
+"""A file to arrange: path, score and band."""
 
 
 @dataclass(frozen=True)

@@ -13,22 +13,22 @@ import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingI
 from clip_pixels import BatchError, Transform  # pyright: ignore[reportMissingImports] (copied beside it)
 from dali_batches import DESCRIPTIONS, Batches, Task, pixels_of_request
 from dali_decoder import DaliDecoder
-from metric_counters import PROBE_ID, Counters, Flusher, TritonRegistry  # pyright: ignore[reportMissingImports] (copied beside it)
+from metric_counters import Counters, Flusher, TritonRegistry  # pyright: ignore[reportMissingImports] (copied beside it)
 
 
 class TritonPythonModel:
     def initialize(self, args):
         config = json.loads(args["model_config"])
         parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
-        self.transform = Transform.from_parameters(parameters)
+        transform = Transform.from_parameters(parameters)
         counters = Counters(TritonRegistry(pb_utils, image_counts.DESCRIPTIONS | DESCRIPTIONS))
-        self.counted = image_counts.CountedTransform.of(self.transform, counters)
+        self.transforms = image_counts.RequestTransforms(transform, counters, Path(args["model_repository"]))
         gpu = int(args["model_instance_device_id"]) if args["model_instance_kind"] == "GPU" else None
         limits = {"threads": int(parameters["dali_threads"]), "max_batch_size": config["max_batch_size"]}
         decoder = DaliDecoder(Path(__file__).parent, gpu=gpu, **limits)
         if decoder.gpu != gpu:
             pb_utils.Logger.log_warn("preprocess: no mixed.dali, so JPEGs are decoded on the CPU; build where a GPU is")
-        self.batches = Batches(self.transform, decoder, log=pb_utils.Logger.log_warn, **limits)
+        self.batches = Batches(transform, decoder, log=pb_utils.Logger.log_warn, **limits)
         self.flusher = Flusher(counters.flush)
 
     def finalize(self):
@@ -41,9 +41,9 @@ class TritonPythonModel:
         return [self.respond(list(itertools.islice(results, len(of_request)))) for of_request in tasks]
 
     def tasks(self, request):
-        images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()  # (B, 1) object
-        transform = self.transform if request.request_id() == PROBE_ID else self.counted
-        return [Task(data, transform) for data in images.reshape(-1)]
+        images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)  # (B,) object
+        transform = self.transforms.of(request.request_id(), images)
+        return [Task(data, transform) for data in images]
 
     def respond(self, results):
         try:

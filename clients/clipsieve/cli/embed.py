@@ -51,7 +51,7 @@ def embed(paths: Paths, output: EmbeddingOutput, inputs: InputOptions, server: S
 
 
 async def _embed(client: AsyncClient, inputs: Inputs, out: Path, overwrite: bool, reporter: Reporter) -> int:
-    """How many images have no embedding."""
+    """Embed the images into the file; returns how many have no embedding."""
     paths = started(inputs)
 
     def rows(items: Iterator[Item], run: PartialRun) -> Rows:

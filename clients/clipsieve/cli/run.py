@@ -31,17 +31,17 @@ Summary = Callable[[Tally], tuple[str, dict[str, Any]]]
 
 
 def image_summary(verb: str) -> Summary:
-    """Of a run over images; `verb` is what happened to each: `scored`."""
+    """Make the summary of a run over images; `verb` says what happened to each, such as `scored`."""
     return lambda tally: (tally.summary(verb), tally.figures())
 
 
 @dataclass(frozen=True)
 class Work:
-    """What is done to each input of a run.
+    """The work of a run on each of its inputs.
 
     Args:
-        summary: of what was done.
-        rows: from items to rows; told the run, which knows what the rows before came from.
+        summary: makes the last line.
+        rows: from items to rows; gets the run, which knows the inputs of the rows before.
         sort: puts the finished tables in order.
         limit: the most rows in memory, where they are large.
     """

@@ -9,21 +9,17 @@ from pathlib import Path
 
 import triton_python_backend_utils as pb_utils  # pyright: ignore[reportMissingImports] (inside Triton only)
 from clip_pixels import BatchError, Transform
-from image_counts import DESCRIPTIONS, CountedTransform
-from metric_counters import PROBE_ID, Counters, Flusher, TritonRegistry
-
-LENGTH_BYTES = 4  # before each element of a BYTES tensor in a file
+from image_counts import DESCRIPTIONS, RequestTransforms
+from metric_counters import Counters, Flusher, TritonRegistry
 
 
 class TritonPythonModel:
     def initialize(self, args):
         parameters = json.loads(args["model_config"])["parameters"]
-        self.transform = Transform.from_parameters({key: value["string_value"] for key, value in parameters.items()})
+        transform = Transform.from_parameters({key: value["string_value"] for key, value in parameters.items()})
         counters = Counters(TritonRegistry(pb_utils, DESCRIPTIONS))
-        self.counted = CountedTransform.of(self.transform, counters)
+        self.transforms = RequestTransforms(transform, counters, Path(args["model_repository"]))
         self.flusher = Flusher(counters.flush)
-        warmup = Path(args["model_repository"]) / "warmup" / "image"
-        self.warmup = warmup.read_bytes()[LENGTH_BYTES:] if warmup.is_file() else None
 
     def finalize(self):
         self.flusher.stop()
@@ -33,9 +29,8 @@ class TritonPythonModel:
 
     def respond(self, request):
         try:
-            images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy()  # (B, 1) object
-            transform = self.counted if self.is_sent(request, images) else self.transform
-            pixels = transform.batch(images.reshape(-1))  # (B, H, W, 3) uint8
+            images = pb_utils.get_input_tensor_by_name(request, "image").as_numpy().reshape(-1)  # (B,) object
+            pixels = self.transforms.of(request.request_id(), images).batch(images)  # (B, H, W, 3) uint8
         except BatchError as error:
             refusal = pb_utils.TritonError(str(error), pb_utils.TritonError.INVALID_ARG)
             return pb_utils.InferenceResponse(error=refusal)
@@ -43,7 +38,3 @@ class TritonPythonModel:
             refusal = pb_utils.TritonError(f"preprocess: {type(error).__name__}", pb_utils.TritonError.INTERNAL)
             return pb_utils.InferenceResponse(error=refusal)
         return pb_utils.InferenceResponse(output_tensors=[pb_utils.Tensor("pixels", pixels)])
-
-    def is_sent(self, request, images):
-        """True when a client sent the images to have them scored: a probe and Triton's own warm-up are not counted."""
-        return request.request_id() != PROBE_ID and images.reshape(-1).tolist() != [self.warmup]
