@@ -1,4 +1,4 @@
-"""What other releases, tools and machines read, byte for byte: head.json, a store's files, stamped configs.
+"""What other releases, tools and machines read, byte for byte: manifests, a store's files, stamped configs.
 
 tests/golden/ holds the texts; model_repository/ is the golden of the default recipe (test_repository.py). Who changes
 one on purpose writes it again, and says in the commit what that does to artefacts that exist:
@@ -11,15 +11,18 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
+import pytest
 from artefacts import encoder_manifest
 
 from build.repository_configs import stamped, to_text
 from common.manifest import (
     Calibration,
     EncoderManifest,
+    EngineManifest,
     HeadManifest,
     Linear,
     Preprocessing,
@@ -29,6 +32,8 @@ from common.manifest import (
     Standardize,
     Tensor,
     Threshold,
+    read_encoder,
+    read_engine,
     read_head,
     write_manifest,
 )
@@ -87,6 +92,125 @@ def test_head_json_and_its_revision(tmp_path: Path) -> None:
     write_manifest(demo_head(), tmp_path / "head.json")
     assert_golden((tmp_path / "head.json").read_text(encoding="utf-8"), "head.json")
     assert f"{read_head(GOLDEN).revision:016x}" == "4a4a0f8a7840a9df"
+
+
+def figures(*names: str, value: float | None = 0.75) -> dict[str, Any]:
+    """Figures with their intervals, as training.metrics writes them."""
+    spread = None if value is None else [0.5, 1.0]
+    return {key: part for name in names for key, part in ((name, value), (f"{name}_95_interval", spread))}
+
+
+AT_A_THRESHOLD = ("auroc", "average_precision", "accuracy", "recall", "precision", "fpr")
+AT_A_BOUND = ("recall_at_precision_0.95", "fpr_at_recall_0.99")
+CONFUSION = {"true_positive": 3, "false_positive": 1, "false_negative": 1, "true_negative": 3}
+ONE_LABEL = {
+    "n": 8,
+    "positives": 4,
+    "threshold": 0.25,
+    **figures(*AT_A_THRESHOLD),
+    **figures(*AT_A_BOUND, value=None),
+    **figures("ece", "brier"),
+    "confusion": CONFUSION,
+}
+SEVERAL_LABELS = {
+    "n": 8,
+    "macro": figures("auroc", "average_precision", "ece", "brier"),
+    "labels": {
+        "round": ONE_LABEL,
+        "angular": {"n": 8, "positives": 0, "reason": "no positives, so nothing to tell apart"},
+    },
+    **figures("accuracy"),
+}
+TRAINED = {
+    "data_sha256": "d" * 64,
+    "counts": {part: {"angular": 4, "round": 4} for part in ("train", "validation", "test")},
+    "duplicates": {
+        "exact_duplicate_groups": 1,
+        "exact_duplicate_rows": 2,
+        "near_duplicate_groups": 0,
+        "near_duplicate_rows": 0,
+    },
+    "left_out": 1,
+    "seed": 0,
+    "loss": "bce",
+    "best_epoch": 7,
+    "device": "cpu",
+}
+TRACKED = {"mlflow_run_id": "1" * 32, "mlflow_tracking_uri": "local"}
+FIGURE = {"value": 0.75, "interval_95": [0.5, 1.0]}
+REALISED = {"n": 8, "prevalence": 0.5, "recall": FIGURE, "precision": None, "fpr": FIGURE, "f1": FIGURE}
+PUBLISHED = {"name": "laion-nsfw-b32", "file": "b32.zip", "sha256": "e" * 64, "url": "https://example.org/b32.zip"}
+DIFFERENCES = {"float16": {"max_difference": 0.0, "flipped": 0.0}, "float32": {"max_difference": 0.5, "flipped": 0.25}}
+CHECKED = {
+    "variant": "float16",
+    "verified": {"vectors_of_each_kind": 9, "max_difference": {"float16": 0.0, "float32": 1e-7}, "tensorflow": "2.15"},
+    "variants": {"published": DIFFERENCES, "float16": DIFFERENCES},
+}
+HEADS: dict[str, dict[str, Any]] = {
+    "binary": {"metrics": ONE_LABEL, "training": TRAINED | TRACKED},
+    "multilabel": {"metrics": SEVERAL_LABELS, "training": TRAINED | {"loss": "bce"}},
+    "multiclass": {"metrics": SEVERAL_LABELS | {"confusion": [[3, 1], [1, 3]]}, "training": TRAINED},
+    "regression": {"metrics": {"n": 8} | figures("mse", "pearson", "spearman"), "training": TRAINED},
+    "published_torch": {"metrics": {}, "training": {"published": PUBLISHED | {"variant": "published"}}},
+    "published_keras": {"metrics": {}, "training": {"published": PUBLISHED | CHECKED}},
+    "of_another_release": {"metrics": {"n": 8, "odd": 0.5}, "training": {"seed": 0, "odd": [1, None]}},
+}
+
+
+def head_of(kind: str) -> HeadManifest:
+    """The demo's head with the metrics and the training of another kind of head."""
+    task = kind if kind in ("multilabel", "multiclass", "regression") else "binary"
+    row = [Threshold(value=0.25, operating_point="fixed").model_dump() | {"realised": REALISED}]
+    parts = {"task": task, "thresholds": [row] if task != "regression" else [[]]}
+    return HeadManifest.model_validate(demo_head().model_dump() | parts | HEADS[kind])
+
+
+@pytest.mark.parametrize("kind", HEADS)
+def test_head_json_of_every_kind(tmp_path: Path, kind: str) -> None:
+    """Written as it was before, and what was read is written again as it was."""
+    path = tmp_path / "head.json"
+    write_manifest(head_of(kind), path)
+    assert_golden(path.read_text(encoding="utf-8"), f"head_{kind}.json")
+    write_manifest(read_head(tmp_path), path)
+    assert_golden(path.read_text(encoding="utf-8"), f"head_{kind}.json")
+
+
+PARITY = {"pictures": 24, "cosine_min": 0.9999999, "cosine_mean": 1.0, "max_abs_difference": 1e-7}
+SCALED = {"scaled_pictures": 8, "scaled_cosine_mean": 0.9990000001, "scaled_cosine_min": 0.998}
+
+
+@pytest.mark.parametrize("parity", [{}, PARITY, PARITY | SCALED], ids=["unchecked", "exact", "scaled"])
+def test_encoder_json(tmp_path: Path, parity: dict[str, float], request: pytest.FixtureRequest) -> None:
+    name = f"encoder_{request.node.callspec.id}.json"
+    path = tmp_path / "encoder.json"
+    write_manifest(EncoderManifest.model_validate(demo_encoder().model_dump() | {"parity": parity}), path)
+    assert_golden(path.read_text(encoding="utf-8"), name)
+    write_manifest(read_encoder(tmp_path), path)
+    assert_golden(path.read_text(encoding="utf-8"), name)
+
+
+def test_engine_json(tmp_path: Path) -> None:
+    encoder = demo_encoder()
+    manifest = EngineManifest.model_validate(
+        {
+            "encoder": encoder.fingerprint(),
+            "onnx_sha256": "b" * 64,
+            "plan_sha256": "f" * 64,
+            "tensorrt": "10.16.1.11",
+            "gpu": "NVIDIA L4",
+            "compute_capability": "8.9",
+            "profile": {"min_batch_size": 1, "opt_batch_size": 8, "max_batch_size": 32},
+            "workspace_bytes": 2**30,
+            "precision": "fp16",
+            "input": encoder.input,
+            "output": encoder.output,
+            "parity": PARITY,
+            "versions": {"python": "3.11.0"},
+        }
+    )
+    write_manifest(manifest, tmp_path / "engine.json")
+    assert_golden((tmp_path / "engine.json").read_text(encoding="utf-8"), "engine.json")
+    assert read_engine(tmp_path / "engine.json") == manifest
 
 
 def test_files_of_a_store(tmp_path: Path) -> None:
