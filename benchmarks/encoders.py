@@ -90,9 +90,9 @@ def build(name: str, encoder: dict, folder: Path) -> Row:
         megabytes=sum(path.stat().st_size for path in built.glob("model.onnx*")) / 1e6,
         seconds=seconds,
         peak_gib=usage.ru_maxrss / 2**20,
-        cosine_min=manifest.parity["cosine_min"],
-        cosine_mean=manifest.parity["cosine_mean"],
-        max_abs_difference=manifest.parity["max_abs_difference"],
+        cosine_min=manifest.parity.cosine_min,
+        cosine_mean=manifest.parity.cosine_mean,
+        max_abs_difference=manifest.parity.max_abs_difference,
     )
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from common.manifest import Parity
+
 
 def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """(B, D) and (B, D) → (B,) float64, row by row; NaN, which fails every limit, where a row is all zeros."""
@@ -13,12 +15,12 @@ def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
         return (first * second).sum(axis=1) / lengths
 
 
-def compare_embeddings(expected: np.ndarray, embeddings: np.ndarray) -> dict[str, float]:
-    """Two (B, D) float32 arrays, row by row: pictures, cosine_min, cosine_mean, max_abs_difference."""
+def compare_embeddings(expected: np.ndarray, embeddings: np.ndarray) -> Parity:
+    """Compare two (B, D) float32 arrays, row by row."""
     found = cosines(expected, embeddings)
-    return {
-        "pictures": len(expected),
-        "cosine_min": float(found.min()),
-        "cosine_mean": float(found.mean()),
-        "max_abs_difference": float(np.abs(expected - embeddings).max()),
-    }
+    return Parity(
+        pictures=len(expected),
+        cosine_min=float(found.min()),
+        cosine_mean=float(found.mean()),
+        max_abs_difference=float(np.abs(expected - embeddings).max()),
+    )

@@ -24,6 +24,7 @@ from common.cpu import find_cpu
 from common.manifest import (
     EncoderManifest,
     ManifestError,
+    Parity,
     Tensor,
     onnx_files,
     read_encoder,
@@ -82,7 +83,7 @@ def build_encoder(recipe: Recipe, folder: Path) -> EncoderManifest:
         release_weights(graph)  # memory for onnxruntime's copy of them
         embeddings = onnx_embeddings(path, reference.pixels)
         parity = check_embeddings(reference, embeddings, recipe, "fp32")
-        parity |= check_decode(path, manifest.preprocessing, recipe)
+        parity = parity.model_copy(update=check_decode(path, manifest.preprocessing, recipe))
         return _install(manifest, parity, path, folder, torch=reference.embeddings, embeddings=embeddings)
 
 
@@ -113,15 +114,10 @@ def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifes
             speeds = images_per_second([path, source / "model.onnx"], pixels)
             print(f"encoder {full.id}: {speed_report(precision, *speeds)}", file=sys.stderr)
         parity = check_embeddings(reference, embeddings, recipe, precision)
-        parity = _decode_parity(full) | parity
+        parity = parity.model_copy(update=full.parity.scaled())
         here = str(find_cpu())
         manifest = full.model_copy(update={"precision": precision, "made_from": full.onnx_sha256, "cpu": here})
         return _install(manifest, parity, path, folder, embeddings=embeddings)
-
-
-def _decode_parity(manifest: EncoderManifest) -> dict[str, float]:
-    """What of the parity is the decoding's: the same at every precision."""
-    return {key: value for key, value in manifest.parity.items() if key.startswith("scaled_")}
 
 
 def _to_float16(source: Path, path: Path, pixels: np.ndarray) -> np.ndarray:
@@ -152,14 +148,14 @@ def describe(recipe: Recipe, towers: list[Tower], embed_dim: int) -> EncoderMani
         normalize=all(tower.normalize for tower in towers),
         precision="fp32",
         sources=[tower.source for tower in towers],
-        parity={},
+        parity=Parity(),
         cpu=str(find_cpu()),
         versions=versions(recipe),
     )
 
 
 def _install(
-    manifest: EncoderManifest, parity: dict[str, float], path: Path, folder: Path, **arrays: np.ndarray
+    manifest: EncoderManifest, parity: Parity, path: Path, folder: Path, **arrays: np.ndarray
 ) -> EncoderManifest:
     """Move a checked file, with its weights and its embeddings, into `folder`; the manifest is written last."""
     import numpy as np
@@ -184,13 +180,13 @@ def up_to_date(
         manifest = read_encoder(folder)
     except ManifestError:
         return None
-    path = folder / "model.onnx"
+    path, scaled = folder / "model.onnx", manifest.parity.scaled_cosine_mean
     same = (
         manifest.recipe == recipe_part(recipe)
         and manifest.versions == versions(recipe)
         and (manifest.precision, manifest.made_from) == (precision, made_from)
-        and manifest.parity["cosine_min"] >= recipe.build.minimum_cosine.at(precision)
-        and manifest.parity.get("scaled_cosine_mean", 1) >= recipe.build.minimum_cosine.scaled
+        and manifest.parity.cosine_min >= recipe.build.minimum_cosine.at(precision)
+        and (scaled is None or scaled >= recipe.build.minimum_cosine.scaled)
         and manifest.source_sha256 == [source_sha256(encoder) for encoder in recipe.encoder.towers]
         and path.is_file()
         and (folder / VERIFICATION).is_file()
@@ -246,11 +242,11 @@ def main(argv: list[str] | None = None) -> int:
 def _report(manifest: EncoderManifest) -> None:
     parity, views = manifest.parity, " and ".join(str(view.image_size) for view in manifest.preprocessing)
     pixels = "pixels bit-equal"
-    if "scaled_cosine_mean" in parity:
-        pixels += f" when decoded exactly, mean cosine {parity['scaled_cosine_mean']:.5f} to them when scaled"
+    if parity.scaled_cosine_mean is not None:
+        pixels += f" when decoded exactly, mean cosine {parity.scaled_cosine_mean:.5f} to them when scaled"
     print(
         f"encoder {manifest.id}, {manifest.precision}: {manifest.embed_dim} dims, {views} px; "
-        f"{parity['pictures']:.0f} pictures against torch: {pixels}, cosine ≥ {parity['cosine_min']:.7f}",
+        f"{parity.pictures:.0f} pictures against torch: {pixels}, cosine ≥ {parity.cosine_min:.7f}",
         file=sys.stderr,
     )
 

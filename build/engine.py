@@ -28,6 +28,7 @@ from common.manifest import (
     EncoderManifest,
     EngineManifest,
     ManifestError,
+    Parity,
     onnx_files,
     read_encoder,
     read_engine,
@@ -57,7 +58,7 @@ NO_FP16_ON_CPUS = (
     "int8, which is made for CPUs. TARGET=onnx builds the fp16 file all the same, for a server with a GPU elsewhere."
 )
 
-CheckPlan = Callable[[ModuleType, Path, "PlanSpec"], dict[str, float]]
+CheckPlan = Callable[[ModuleType, Path, "PlanSpec"], Parity]
 
 
 class EngineError(ExpectedError):
@@ -170,7 +171,7 @@ def describe(encoder: EncoderManifest, spec: PlanSpec, tensorrt: str, gpu: Gpu) 
         precision=encoder.precision,
         input=encoder.input,
         output=encoder.output,
-        parity={},
+        parity=Parity(),
         versions=tool_versions("onnx", "onnxruntime"),
     )
 
@@ -183,8 +184,8 @@ def up_to_date(wanted: EngineManifest, folder: Path, minimum_cosine: float) -> E
         return None
     plan = folder / "model.plan"
     same = (
-        manifest.model_copy(update={"plan_sha256": "", "parity": {}, "versions": wanted.versions}) == wanted
-        and manifest.parity["cosine_min"] >= minimum_cosine
+        manifest.model_copy(update={"plan_sha256": "", "parity": wanted.parity, "versions": wanted.versions}) == wanted
+        and manifest.parity.cosine_min >= minimum_cosine
         and plan.is_file()
         and sha256_of(plan) == manifest.plan_sha256
     )

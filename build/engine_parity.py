@@ -12,7 +12,7 @@ import onnxruntime
 from build.cosine import compare_embeddings
 from build.encoder import VERIFICATION
 from build.tensorrt_plan import PlanError, PlanSpec, run_plan
-from common.manifest import EncoderManifest
+from common.manifest import EncoderManifest, Parity
 from common.photos import verification_pictures
 from common.pixels import served_pixels
 from recipes.schema import Recipe, Serving
@@ -20,10 +20,10 @@ from recipes.schema import Recipe, Serving
 
 def plan_checker(
     recipe: Recipe, encoder: EncoderManifest, device: str = "cuda"
-) -> Callable[[ModuleType, Path, PlanSpec], dict[str, float]]:
+) -> Callable[[ModuleType, Path, PlanSpec], Parity]:
     """A check of one plan file; it needs the GPU that the plan is for. The plan's embeddings are left beside it."""
 
-    def check(trt: ModuleType, plan: Path, spec: PlanSpec) -> dict[str, float]:
+    def check(trt: ModuleType, plan: Path, spec: PlanSpec) -> Parity:
         pixels = served_pixels(encoder.preprocessing, Serving(), verification_pictures())
         expected = _onnx_embeddings(spec, pixels)
         embeddings = run_plan(trt, plan.read_bytes(), spec, pixels, device)
@@ -33,23 +33,20 @@ def plan_checker(
     return check
 
 
-def check_plan(expected: np.ndarray, embeddings: np.ndarray, recipe: Recipe) -> dict[str, float]:
-    """Two (B, D) float32 arrays, onnxruntime's and the plan's.
-
-    Returns:
-        pictures, cosine_min, cosine_mean, max_abs_difference.
+def check_plan(expected: np.ndarray, embeddings: np.ndarray, recipe: Recipe) -> Parity:
+    """Compare two (B, D) float32 arrays, onnxruntime's and the plan's.
 
     Raises:
         PlanError: with the figure and the limit.
     """
-    found = compare_embeddings(expected, embeddings)
-    limit, lowest = recipe.build.limit, found["cosine_min"]
+    parity = compare_embeddings(expected, embeddings)
+    limit, lowest = recipe.build.limit, parity.cosine_min
     if not lowest >= limit:  # NaN fails as well
         raise PlanError(
             f"cosine {lowest:.7f} between onnxruntime and the plan is below "
             f"build.minimum_cosine.{recipe.build.precision} {limit}"
         )
-    return found
+    return parity
 
 
 def _onnx_embeddings(spec: PlanSpec, pixels: np.ndarray) -> np.ndarray:

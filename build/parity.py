@@ -22,6 +22,7 @@ from build.cosine import compare_embeddings, cosines
 from build.errors import ParityError
 from build.layers import HiddenLayers, blocks_of, summary_of_tokens
 from build.tower import Tower, views_of
+from common.manifest import Parity
 from common.photos import Picture, verification_pictures
 from common.pixels import served_pixels
 from recipes.schema import Precision, Recipe, Serving
@@ -76,13 +77,8 @@ def _check_pixels(tower: Tower, pictures: list[Picture]) -> None:
             )
 
 
-def check_embeddings(
-    reference: Reference, embeddings: np.ndarray, recipe: Recipe, precision: Precision
-) -> dict[str, float]:
+def check_embeddings(reference: Reference, embeddings: np.ndarray, recipe: Recipe, precision: Precision) -> Parity:
     """Compare (N, embed_dim) float32 embeddings with torch's.
-
-    Returns:
-        pictures, cosine_min, cosine_mean, max_abs_difference.
 
     Raises:
         ParityError: naming the worst picture, the figure and the limit.

@@ -15,6 +15,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -25,7 +26,7 @@ from rich.table import Table
 from build.cosine import compare_embeddings
 from build.encoder import VERIFICATION
 from build.errors import BuildError
-from common.manifest import ManifestError, read_encoder, read_engine, read_head, write_atomically
+from common.manifest import ManifestError, Parity, read_encoder, read_engine, read_head, write_atomically
 from common.paths import ARTIFACTS, encoder_folder, head_folder
 from recipes.errors import run_step
 from recipes.schema import Head, Precision, Recipe, load_recipe
@@ -58,13 +59,12 @@ class Comparison:
     stage: str
     minimum_cosine: float
     """The recipe's limit at this precision."""
-    embeddings: dict[str, float]
-    """pictures, cosine_min, cosine_mean, max_abs_difference."""
+    parity: Parity
     heads: list[HeadChange]
 
     @property
     def passed(self) -> bool:
-        return self.embeddings["cosine_min"] >= self.minimum_cosine  # false for NaN
+        return self.parity.cosine_min >= self.minimum_cosine  # false for NaN
 
 
 def verify(recipe: Recipe) -> list[Comparison]:
@@ -150,7 +150,7 @@ def saved_embeddings(folder: Path, name: str) -> np.ndarray:
 def print_table(recipe: Recipe, comparisons: list[Comparison]) -> None:
     """On stderr: one line for each stage and head."""
     console = Console(stderr=True, width=max(110, Console(stderr=True).width))  # a log has no width of its own
-    pictures = int(comparisons[0].embeddings["pictures"])
+    pictures = int(comparisons[0].parity.pictures)
     table = Table(
         title=f"{recipe.name}: each step against torch, {pictures} pictures", title_justify="left", box=SIMPLE
     )
@@ -166,13 +166,13 @@ def print_table(recipe: Recipe, comparisons: list[Comparison]) -> None:
     ):
         table.add_column(column, justify="left" if column in ("step", "head") else "right", no_wrap=True)
     for comparison in comparisons:
-        found = comparison.embeddings
+        parity = comparison.parity
         cells = [
             comparison.stage,
-            f"{found['cosine_min']:.7f}",
+            f"{parity.cosine_min:.7f}",
             f"{comparison.minimum_cosine:g}",
-            f"{found['cosine_mean']:.7f}",
-            f"{found['max_abs_difference']:.1e}",
+            f"{parity.cosine_mean:.7f}",
+            f"{parity.max_abs_difference:.1e}",
         ]
         for change in comparison.heads:
             changed = f"{change.decisions_changed} of {change.scores}"
@@ -187,10 +187,21 @@ def write_report(recipe: Recipe, comparisons: list[Comparison]) -> Path:
         "recipe": recipe.name,
         "encoder": recipe.encoder.id,
         "versions": read_encoder(encoder_folder(recipe)).versions,
-        "stages": [asdict(comparison) | {"passed": comparison.passed} for comparison in comparisons],
+        "stages": [_stage_report(comparison) for comparison in comparisons],
     }
     write_atomically(path, (json.dumps(report, indent=2) + "\n").encode())
     return path
+
+
+def _stage_report(comparison: Comparison) -> dict[str, Any]:
+    parity = comparison.parity.model_dump() | {"pictures": int(comparison.parity.pictures)}
+    return {
+        "stage": comparison.stage,
+        "minimum_cosine": comparison.minimum_cosine,
+        "embeddings": parity,
+        "heads": [asdict(change) for change in comparison.heads],
+        "passed": comparison.passed,
+    }
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -203,7 +214,7 @@ def main(argv: list[str] | None = None) -> None:
     print(write_report(recipe, comparisons))
     for comparison in comparisons:
         if not comparison.passed:
-            cosine, limit = comparison.embeddings["cosine_min"], comparison.minimum_cosine
+            cosine, limit = comparison.parity.cosine_min, comparison.minimum_cosine
             raise BuildError(f"{comparison.stage}: cosine {cosine:.7f} is below build.minimum_cosine's {limit}")
     if recipe.serving.preprocess == "dali":
         from build.dali_parity import describe, measure_dali  # torch takes seconds to import

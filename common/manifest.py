@@ -9,13 +9,17 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
+from common.head_figures import HeadMetrics, Realised
+from common.head_training import HeadTraining
+from common.manifest_parts import GrowingPart, Part
 from recipes.errors import ExpectedError
 from recipes.schema import Decode, Precision
 
@@ -26,11 +30,7 @@ class ManifestError(ExpectedError):
     """A manifest is missing, malformed, or does not fit its neighbour."""
 
 
-class _Part(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-
-class Tensor(_Part):
+class Tensor(Part):
     """One input or output of an ONNX file; `dims` leaves out the batch dimension, as config.pbtxt does."""
 
     name: str
@@ -38,7 +38,7 @@ class Tensor(_Part):
     dims: list[int]
 
 
-class Preprocessing(_Part):
+class Preprocessing(Part):
     """The steps from an encoded image to pixels; mean and std are applied inside the encoder graph."""
 
     image_size: int
@@ -65,7 +65,7 @@ def preprocessing_id(views: list[Preprocessing]) -> str:
     return "+".join(view.id for view in views)
 
 
-class WeightsSource(_Part):
+class WeightsSource(Part):
     """The origin of an encoder's weights."""
 
     encoder: str
@@ -80,13 +80,32 @@ class WeightsSource(_Part):
     """The repository's commit, 40 hexadecimal digits."""
 
 
-class EncoderManifest(_Part):
+class Parity(GrowingPart):
+    """Nearness of a built file's embeddings to its reference's, on the verification's pictures."""
+
+    pictures: float = 0
+    """How many were compared; a whole number, written as 24.0."""
+    cosine_min: float = math.nan
+    """NaN, which passes no limit, as long as nothing was compared."""
+    cosine_mean: float = math.nan
+    max_abs_difference: float = math.nan
+    scaled_pictures: float | None = None
+    """Of an encoder with `decode: scaled`: photographs decoded at a fraction of their size, compared with the whole."""
+    scaled_cosine_mean: float | None = None
+    scaled_cosine_min: float | None = None
+
+    def scaled(self) -> dict[str, float]:
+        """The figures of scaled decoding, which are the same at every precision."""
+        return {key: value for key, value in self.model_dump().items() if key.startswith("scaled_")}
+
+
+class EncoderManifest(Part):
     """encoder.json: the exported image tower."""
 
     kind: Literal["encoder"] = "encoder"
     id: str
     recipe: dict[str, Any]
-    """The recipe's `encoder` and `build` sections that produced it."""
+    """The recipe's `encoder` and `build` sections that produced it, word for word."""
     weights_sha256: str
     """Sum of the tower's parameters, whatever file they came from: equal weights have equal sums."""
     source_sha256: list[str | None]
@@ -100,10 +119,10 @@ class EncoderManifest(_Part):
     precision: Precision
     made_from: str | None = None
     """`onnx_sha256` of the fp32 file that this one was made from; None for that file itself."""
-    sources: list[WeightsSource] = []
+    sources: list[WeightsSource] = Field(default=[])
     """The origin of each encoder's weights."""
-    parity: dict[str, float]
-    """Figures of the build's check against the model's library, or against its embeddings."""
+    parity: Parity
+    """The build's check against the model's library, or against its embeddings."""
     cpu: str | None = None
     """The CPU that the check ran on, with its instruction sets."""
     versions: dict[str, str]
@@ -122,7 +141,7 @@ class EncoderManifest(_Part):
         )
 
 
-class EncoderFingerprint(_Part):
+class EncoderFingerprint(Part):
     """Facts that an embedding, the head trained on it and the served encoder must agree on."""
 
     id: str
@@ -133,7 +152,7 @@ class EncoderFingerprint(_Part):
     embed_dim: int
 
 
-class BatchProfile(_Part):
+class BatchProfile(Part):
     """Batch sizes of a plan's one optimization profile: it takes min to max, and is fastest at opt."""
 
     min_batch_size: int
@@ -141,7 +160,7 @@ class BatchProfile(_Part):
     max_batch_size: int
 
 
-class EngineManifest(_Part):
+class EngineManifest(Part):
     """engine.json: a TensorRT plan, which fits one TensorRT version and one compute capability."""
 
     kind: Literal["engine"] = "engine"
@@ -161,12 +180,12 @@ class EngineManifest(_Part):
     """The ONNX file's; the network is strongly typed."""
     input: Tensor
     output: Tensor
-    parity: dict[str, float]
-    """Figures of the build's check against onnxruntime."""
+    parity: Parity
+    """The build's check against onnxruntime."""
     versions: dict[str, str]
 
 
-class Linear(_Part):
+class Linear(Part):
     """`y = x @ weight.T + bias`; names of tensors in head.safetensors, weight (out, in), bias (out,)."""
 
     type: Literal["linear"] = "linear"
@@ -174,7 +193,7 @@ class Linear(_Part):
     bias: str
 
 
-class Standardize(_Part):
+class Standardize(Part):
     """`y = (x - mean) / std`; names of tensors in head.safetensors, each (embed_dim,)."""
 
     type: Literal["standardize"] = "standardize"
@@ -182,7 +201,7 @@ class Standardize(_Part):
     std: str
 
 
-class RankLookup(_Part):
+class RankLookup(Part):
     """Some columns replaced by a rank: `y[:, c]` is the rank of the interval that holds `x[:, c]`, or 0.
 
     The intervals of the columns follow one another in `low`, `high` and `ranks`, each (N,) float32; both
@@ -198,11 +217,11 @@ class RankLookup(_Part):
     ranks: str
 
 
-class Relu(_Part):
+class Relu(Part):
     type: Literal["relu"] = "relu"
 
 
-class Dropout(_Part):
+class Dropout(Part):
     """Active in training only; the exported graph leaves it out."""
 
     type: Literal["dropout"] = "dropout"
@@ -212,17 +231,17 @@ class Dropout(_Part):
 Layer = Annotated[Linear | Standardize | RankLookup | Relu | Dropout, Field(discriminator="type")]
 
 
-class Threshold(_Part):
+class Threshold(Part):
     """A score at or above `value` passes it."""
 
     value: float
     operating_point: str
     """The rule that chose the value, e.g. `fixed` or `recall>=0.99`."""
-    realised: dict[str, Any] | None = None
-    """Recall, precision and false positive rate on the test split, each with its 95 % interval."""
+    realised: Realised | None = None
+    """Its figures on the test split; None for a regression, and for a published head."""
 
 
-class Calibration(_Part):
+class Calibration(Part):
     """Applied to the logits before the activation: `logit * scale + offset`, one value per label."""
 
     method: Literal["platt", "temperature"]
@@ -230,14 +249,14 @@ class Calibration(_Part):
     offset: list[float]
 
 
-class Prevalence(_Part):
+class Prevalence(Part):
     """Shares of the positive class; the logit is shifted by the difference of their log-odds."""
 
     training: float
     target: float
 
 
-class ScoreDistribution(_Part):
+class ScoreDistribution(Part):
     """Distribution of a head's scores on held-out data; served scores are compared with it to see a drift."""
 
     images: int
@@ -250,13 +269,13 @@ class ScoreDistribution(_Part):
 _DECIDING = ("name", "encoder", "labels", "layers", "activation", "calibration", "prevalence", "weights_sha256")
 
 
-class HeadManifest(_Part):
+class HeadManifest(Part):
     """head.json: one classifier on the embedding. Weights lie beside it in head.safetensors."""
 
     kind: Literal["head"] = "head"
     name: str
     recipe: dict[str, Any]
-    """The recipe's entry in `heads` that produced it."""
+    """The recipe's entry in `heads` that produced it, word for word."""
     notice: str | None = None
     licence: str | None = None
     task: Literal["binary", "multiclass", "multilabel", "regression"] = "binary"
@@ -273,11 +292,11 @@ class HeadManifest(_Part):
     thresholds: list[list[Threshold]]
     """Thresholds of each label, ascending; `decision` counts how many of them the score passed."""
     weights_sha256: str
-    metrics: dict[str, Any]
+    metrics: HeadMetrics
+    """Figures on the test split; none for a published head."""
     score_distribution: ScoreDistribution | None = None
     """Scores on the validation and test splits, which the weights never saw; a published head has none."""
-    training: dict[str, Any]
-    """Data fingerprint, counts, split and seed."""
+    training: HeadTraining
     versions: dict[str, str]
 
     @property

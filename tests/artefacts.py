@@ -8,6 +8,8 @@ from typing import Literal
 import numpy as np
 from safetensors.numpy import save_file
 
+from common.head_figures import head_metrics
+from common.head_training import HeadTraining
 from common.manifest import (
     EncoderManifest,
     HeadManifest,
@@ -56,8 +58,8 @@ def write_head(
         calibrated=False,
         thresholds=[[Threshold(value=value, operating_point="fixed") for value in thresholds]],
         weights_sha256=sha256_of(folder / "head.safetensors"),
-        metrics={},
-        training={},
+        metrics=head_metrics({}),
+        training=HeadTraining(),
         versions={},
     )
     write_manifest(manifest, folder / "head.json")

@@ -113,7 +113,8 @@ def test_a_head_is_near_the_bayes_optimum_calibrated_and_keeps_its_recall() -> N
     assert by_name["recall>=0.99"].value < by_name["precision>=0.95"].value
     realised = by_name["recall>=0.99"].realised
     assert realised is not None
-    low, high = realised["recall"]["interval_95"]
+    assert realised.recall is not None
+    low, high = realised.recall.interval_95
     recall = (scores[targets == 1] >= by_name["recall>=0.99"].value).mean()
     assert low <= recall <= high
     [expected, _] = fitted.report["operating_points"]["nsfw"]

@@ -78,8 +78,8 @@ def test_no_path_of_the_building_machine_is_in_the_file(model):
 
 
 def test_the_build_checked_itself(encoder):
-    assert encoder.parity["pictures"] == len(verification_pictures()) > 20
-    assert encoder.parity["cosine_min"] >= 0.99999
+    assert encoder.parity.pictures == len(verification_pictures()) > 20
+    assert encoder.parity.cosine_min >= 0.99999
 
 
 @pytest.mark.parametrize("batch", [1, 3, 32])
@@ -219,7 +219,7 @@ def test_a_precision_is_made_from_the_fp32_file_and_found_again(demo, encoder, p
     assert full == encoder
     assert (reduced.precision, reduced.made_from) == (precision, full.onnx_sha256)
     assert reduced.fingerprint() == full.fingerprint()  # a head fits both
-    assert getattr(recipe.build.minimum_cosine, precision) <= reduced.parity["cosine_min"] < 1 - 1e-9
+    assert getattr(recipe.build.minimum_cosine, precision) <= reduced.parity.cosine_min < 1 - 1e-9
     folder = encoder_folder(recipe)
     assert folder.name.endswith(f"-{precision}")
     assert (folder / "model.onnx").stat().st_size < 0.65 * (encoder_folder(demo) / "model.onnx").stat().st_size

@@ -17,7 +17,7 @@ from build.engine import EngineError, Toolchain, build_engine, choose_target, ma
 from build.engine_parity import check_plan, plan_checker
 from build.tensorrt_plan import PlanError, PlanSpec
 from common.gpu import Gpu, Machine
-from common.manifest import BatchProfile, ManifestError, read_engine, sha256_of, write_manifest
+from common.manifest import BatchProfile, ManifestError, Parity, read_engine, sha256_of, write_manifest
 from common.paths import ROOT, encoder_folder
 from common.photos import verification_pictures
 from recipes.errors import run_step
@@ -29,7 +29,7 @@ NOTHING = Toolchain(Machine(gpu_problem="libcuda.so.1: cannot open"), None, "No 
 
 
 def passes(trt, path, spec):
-    return {"photos": 9.0, "cosine_min": 1.0}
+    return Parity(pictures=9, cosine_min=1.0)
 
 
 @pytest.fixture
@@ -140,7 +140,7 @@ def test_a_plan_lies_beside_its_manifest(folder):
     assert manifest.onnx_sha256 == sha256_of(folder / "model.onnx")
     assert manifest.plan_sha256 == sha256_of(target / "model.plan")
     assert manifest.profile == BatchProfile(min_batch_size=1, opt_batch_size=32, max_batch_size=32)
-    assert manifest.parity["cosine_min"] == 1.0
+    assert manifest.parity.cosine_min == 1.0
 
 
 def test_the_profile_follows_the_recipe(folder):
@@ -184,7 +184,7 @@ def test_another_release_builds_again(folder):
 
 
 def test_a_stricter_limit_is_held_against_the_plan(folder):
-    build(folder, check=lambda trt, path, spec: {"photos": 9.0, "cosine_min": 0.999995})
+    build(folder, check=lambda trt, path, spec: Parity(pictures=9, cosine_min=0.999995))
     data = load_recipe("demo").model_dump(mode="json")
     assert not build(folder)[1]
     data["build"]["minimum_cosine"]["fp32"] = 0.999999
@@ -260,8 +260,8 @@ def test_the_plan_is_held_against_the_onnx_file(folder):
     """The real check with the fake's embeddings: what a plan computes has to be what onnxruntime computes."""
     expected = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
     demo = load_recipe("demo")
-    figures = check_plan(expected, expected, demo)
-    assert figures == {"pictures": 2, "cosine_min": 1.0, "cosine_mean": 1.0, "max_abs_difference": 0.0}
+    parity = check_plan(expected, expected, demo)
+    assert parity == Parity(pictures=2, cosine_min=1.0, cosine_mean=1.0, max_abs_difference=0.0)
     with pytest.raises(PlanError, match=r"cosine 0.70\d+ between onnxruntime and the plan is below .* 0.99999"):
         check_plan(expected, np.array([[1, 1, 0], [0, 1, 0]], np.float32), demo)
     with pytest.raises(PlanError, match="cosine nan"):

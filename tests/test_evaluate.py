@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 from tiny_encoder import EMBED_DIM, write_tiny_encoder
 
 from common import paths
+from common.head_figures import LabelMetrics
 from common.manifest import read_encoder, read_head
 from recipes.errors import run_step
 from recipes.schema import load_recipe
@@ -69,14 +70,17 @@ def test_the_report_agrees_with_the_fit(store: Store, tmp_path: Path, capsys) ->
     assert _evaluate(tmp_path / "out") == 0
     assert capsys.readouterr().out == f"{tmp_path / 'out' / 'report.json'}\n"
     report, manifest = _report(tmp_path / "out"), read_head(_head_folder())
+    metrics = manifest.metrics
+    assert isinstance(metrics, LabelMetrics)
     assert report["rows"]["which"] == "test"
     assert report["same_data_as_trained"]
-    assert report["metrics"]["auroc"] == pytest.approx(manifest.metrics["auroc"])
-    assert report["metrics"]["confusion"] == manifest.metrics["confusion"]
+    assert report["metrics"]["auroc"] == pytest.approx(metrics.auroc)
+    assert metrics.confusion is not None
+    assert report["metrics"]["confusion"] == metrics.confusion.model_dump()
     fitted = json.loads((_head_folder() / "report.json").read_text())
     assert report["calibration"]["after"]["ece"] == pytest.approx(fitted["calibration"]["after"]["ece"])
     [point] = report["operating_points"]["round"]
-    assert point["recall"]["value"] == pytest.approx(manifest.metrics["recall"])
+    assert point["recall"]["value"] == pytest.approx(metrics.recall)
 
 
 def test_plots_and_a_card_lie_beside_it(store: Store, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from tiny_encoder import EMBED_DIM, write_tiny_encoder
 
 from common import paths
+from common.head_figures import LabelMetrics
 from common.manifest import EncoderFingerprint, Linear, Relu, Standardize, read_head, sha256_of
 from recipes.errors import run_step
 from recipes.schema import load_recipe
@@ -107,12 +108,12 @@ def test_manifest_says_what_was_trained(store: Store, encoder: EncoderFingerprin
     assert manifest.encoder == encoder
     assert manifest.weights_sha256 == sha256_of(_head_folder() / "head.safetensors")
     assert manifest.notice == load_recipe("demo").notice
-    assert manifest.training["counts"] == {
+    assert manifest.training.counts == {
         "train": {"angular": 65, "round": 65},
         "validation": {"angular": 15, "round": 15},
         "test": {"angular": 20, "round": 20},
     }
-    assert manifest.training["seed"] == 0
+    assert manifest.training.seed == 0
     assert {"python", "torch"} <= manifest.versions.keys()
 
 
@@ -123,12 +124,15 @@ def test_the_written_head_has_the_metrics_it_claims(store: Store, encoder: Encod
     split = _split(store, data)
     scores, labels = _scores_by_hand(_head_folder(), data.embedding[split.test]), data.label[split.test]
     metrics = read_head(_head_folder()).metrics
+    assert isinstance(metrics, LabelMetrics)
     wins = (scores[labels == 1][:, None] > scores[labels == 0][None]).mean()
-    assert metrics["auroc"] == pytest.approx(wins)
-    assert metrics["accuracy"] == pytest.approx(((scores >= 0.5) == labels).mean())
-    assert metrics["auroc_95_interval"][0] <= metrics["auroc"] <= metrics["auroc_95_interval"][1]
-    assert metrics["n"] == 40
-    assert metrics["auroc"] > 0.9  # the best possible is 0.998
+    assert metrics.auroc == pytest.approx(wins)
+    assert metrics.accuracy == pytest.approx(((scores >= 0.5) == labels).mean())
+    assert metrics.auroc is not None
+    assert metrics.auroc_95_interval is not None
+    assert metrics.auroc_95_interval[0] <= metrics.auroc <= metrics.auroc_95_interval[1]
+    assert metrics.n == 40
+    assert metrics.auroc > 0.9  # the best possible is 0.998
 
 
 def test_the_score_distribution_is_that_of_the_held_out_rows(store: Store, encoder: EncoderFingerprint) -> None:
@@ -148,7 +152,7 @@ def test_report_holds_the_loss_curve(store: Store) -> None:
     report = json.loads((_head_folder() / "report.json").read_text())
     validation = report["loss"]["validation"]
     assert validation.index(min(validation)) == report["training"]["best_epoch"]
-    assert report["metrics"] == read_head(_head_folder()).metrics
+    assert report["metrics"] == read_head(_head_folder()).metrics.model_dump()
 
 
 def test_fits_are_equal_whatever_the_order_of_embedding(store: Store, encoder: EncoderFingerprint, tmp_path) -> None:
@@ -201,8 +205,9 @@ def test_copies_stay_on_one_side(store: Store, encoder: EncoderFingerprint) -> N
 def test_unlabelled_rows_are_left_out(store: Store) -> None:
     store.append([*_rows(60), _row(900, None, np.full(EMBED_DIM, np.nan, np.float32))])
     assert _fit() == 0
-    counts = read_head(_head_folder()).training["counts"].values()
-    assert sum(sum(part.values()) for part in counts) == 60
+    counts = read_head(_head_folder()).training.counts
+    assert counts is not None
+    assert sum(sum(part.values()) for part in counts.values()) == 60
 
 
 def _one_class() -> list[Row]:

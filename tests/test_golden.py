@@ -19,6 +19,8 @@ import pytest
 from artefacts import encoder_manifest
 
 from build.repository_configs import stamped, to_text
+from common.head_figures import Figure, LabelMetrics, Realised
+from common.head_training import HeadTraining
 from common.manifest import (
     Calibration,
     EncoderManifest,
@@ -65,7 +67,7 @@ def demo_encoder() -> EncoderManifest:
 
 def demo_head() -> HeadManifest:
     """A head with every part that a manifest can have."""
-    realised = {"recall": {"value": 0.75, "interval_95": [0.5, 1.0]}}
+    realised = Realised(recall=Figure(value=0.75, interval_95=[0.5, 1.0]))
     return HeadManifest(
         name="demo",
         recipe=load_recipe("demo").head(None).model_dump(mode="json"),
@@ -81,9 +83,9 @@ def demo_head() -> HeadManifest:
         prevalence=Prevalence(training=0.5, target=0.125),
         thresholds=[[Threshold(value=0.25, operating_point="recall>=0.9", realised=realised)]],
         weights_sha256="c" * 64,
-        metrics={"n": 8, "auroc": 0.875},
+        metrics=LabelMetrics(n=8, auroc=0.875),
         score_distribution=ScoreDistribution(images=8, edges=[0.25, 0.5], ratios=[[0.25, 0.75]]),
-        training={"data_sha256": "d" * 64, "seed": 0},
+        training=HeadTraining(data_sha256="d" * 64, seed=0),
         versions={"python": "3.11.0"},
     )
 

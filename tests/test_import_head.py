@@ -73,7 +73,7 @@ def keras_head(tmp_path_factory):
 
 def test_a_keras_head_is_verified_against_its_original_graph(keras_head):
     manifest = read_head(keras_head)
-    published = manifest.training["published"]
+    published = manifest.training.model_dump()["published"]
     assert published["sha256"] == PUBLISHED["laion-nsfw-b32"].sha256
     assert published["variant"] == "published"
     assert set(published["verified"]["max_difference"]) == {"float16", "float32", "float32_edges"}
@@ -139,7 +139,8 @@ def test_the_h14_head_gives_its_raw_value(tmp_path):
     assert manifest.activation == "none"
     assert manifest.task == "binary"
     assert manifest.encoder.normalize
-    assert manifest.training["published"]["sha256"] == sha256_of(tmp_path / "h14_nsfw.pth")
+    assert manifest.training.published is not None
+    assert manifest.training.published.sha256 == sha256_of(tmp_path / "h14_nsfw.pth")
     built_scores(tmp_path / "out", unit_vectors(5, 1024))
 
 
@@ -178,7 +179,9 @@ def test_a_head_trained_here_is_not_lost(tmp_path):
     with pytest.raises(StepError, match="holds a head that was trained here; move it away, or pass --replace"):
         import_head(head, None, tmp_path / "out", QUICK)
     import_head(head, None, tmp_path / "out", Options(replace=True))
-    assert read_head(tmp_path / "out").training["published"]["name"] == "laion-nsfw-h14"
+    published = read_head(tmp_path / "out").training.published
+    assert published is not None
+    assert published.name == "laion-nsfw-h14"
 
 
 @pytest.mark.parametrize(

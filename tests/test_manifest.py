@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 from artefacts import encoder_manifest, write_head
+from pydantic import BaseModel
 
+from common.head_figures import LabelMetrics, Realised, RegressionMetrics, SeveralLabelsMetrics, head_metrics
 from common.manifest import (
     ManifestError,
     compare_fingerprints,
@@ -13,6 +16,9 @@ from common.manifest import (
     write_atomically,
     write_manifest,
 )
+from common.manifest_parts import GrowingPart
+from training.metrics import task_metrics
+from training.operating_points import realised
 
 
 def test_manifests_survive_a_round_trip(tmp_path):
@@ -82,3 +88,47 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
         write_atomically(path, "text, where bytes are wanted")  # pyright: ignore[reportArgumentType]
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["head.json"]
+
+
+def undocumented(part: BaseModel) -> list[str]:
+    """Keys of a part, and of the parts in it, that are no fields of their model."""
+    keys = list(part.model_extra or {})
+    for value in dict(part).values():
+        inner = list(value.values()) if isinstance(value, dict) else [value]
+        keys += [key for each in inner if isinstance(each, BaseModel) for key in undocumented(each)]
+    return keys
+
+
+@pytest.mark.parametrize(
+    ("task", "model"),
+    [
+        ("binary", LabelMetrics),
+        ("multiclass", SeveralLabelsMetrics),
+        ("multilabel", SeveralLabelsMetrics),
+        ("regression", RegressionMetrics),
+    ],
+)
+def test_every_figure_of_the_training_is_a_documented_field(task, model):
+    labels = ["a"] if task in ("binary", "regression") else ["a", "b"]
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 2, 40)
+    targets = np.stack([classes, 1 - classes], axis=1)[:, : len(labels)]
+    scores = np.clip(targets * 0.3 + rng.random(targets.shape) * 0.7, 0, 1)
+    figures = task_metrics(task, labels, targets, scores, [0.5] * len(labels), seed=0, probabilities=True)
+    metrics = head_metrics(figures)
+    assert type(metrics) is model
+    assert not undocumented(metrics)
+    assert metrics.model_dump() == figures
+    figures = realised(targets[:, 0], scores[:, 0], 0.5)
+    assert not undocumented(Realised(**figures))
+    assert Realised(**figures).model_dump() == figures
+
+
+def test_a_growing_part_writes_what_is_set_and_keeps_what_it_does_not_know():
+    class Part(GrowingPart):
+        seed: int | None = None
+        loss: str | None = None
+
+    assert Part(seed=None).model_dump_json() == '{"seed":null}'
+    assert Part.model_validate({"odd": 1, "loss": "bce"}).model_dump() == {"loss": "bce", "odd": 1}
+    assert Part().model_copy(update={"seed": 3}).model_dump() == {"seed": 3}

@@ -232,7 +232,7 @@ def test_a_recipe_with_layers_is_built_and_checked(demo, tmp_path):
     manifest = build_encoder(recipe, tmp_path)
     assert manifest.id == "clipsieve-demo-vit-random-20-layers-0-2"
     assert manifest.embed_dim == 128 + 192
-    assert manifest.parity["cosine_min"] >= 0.99999
+    assert manifest.parity.cosine_min >= 0.99999
 
 
 def listed(capsys, pattern: str) -> list[dict[str, str]]:

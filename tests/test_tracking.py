@@ -62,7 +62,7 @@ def _scores(manifest: HeadManifest, folder: Path) -> np.ndarray:
 def test_without_track_nothing_is_tracked(folder: Path) -> None:
     assert tracking.tracking_uri(None) is None
     assert _fit() == 0
-    assert "mlflow_run_id" not in read_head(folder).training
+    assert read_head(folder).training.mlflow_run_id is None
     assert not (paths.ARTIFACTS / "mlflow").exists()
 
 
@@ -138,9 +138,9 @@ def test_a_local_run_is_found_again_from_the_head(folder: Path, capsys) -> None:
     capsys.readouterr()
     tracking.main(["--recipe", "demo"])
     run, manifest = json.loads(capsys.readouterr().out), read_head(folder)
-    assert run["run_id"] == manifest.training["mlflow_run_id"]
+    assert run["run_id"] == manifest.training.mlflow_run_id
     assert run["status"] == "FINISHED"
-    assert run["metrics"]["auroc"] == pytest.approx(manifest.metrics["auroc"])
+    assert run["metrics"]["auroc"] == pytest.approx(manifest.metrics.model_dump()["auroc"])
     assert run["params"]["fit.hidden_sizes"] == "[64]"
     assert run["tags"]["weights_sha256"] == manifest.weights_sha256
     assert (Path(run["artifacts"].removeprefix("file://")) / "head" / "roc.png").is_file()

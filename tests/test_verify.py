@@ -18,6 +18,7 @@ from common.manifest import (
     EncoderManifest,
     EngineManifest,
     ManifestError,
+    Parity,
     read_encoder,
     write_manifest,
 )
@@ -57,8 +58,8 @@ def add_plan(recipe: Recipe, encoder: EncoderManifest, *, onnx_sha256: str, sign
     folder.mkdir(parents=True)
     manifest = EngineManifest(
         encoder=encoder.fingerprint(), onnx_sha256=onnx_sha256, plan_sha256="", tensorrt="10.16.1.11",
-        gpu="NVIDIA L4", compute_capability="8.9", workspace_bytes=2**30, precision="fp32", parity={}, versions={},
-        profile=BatchProfile(min_batch_size=1, opt_batch_size=1, max_batch_size=1),
+        gpu="NVIDIA L4", compute_capability="8.9", workspace_bytes=2**30, precision="fp32", parity=Parity(),
+        versions={}, profile=BatchProfile(min_batch_size=1, opt_batch_size=1, max_batch_size=1),
         input=encoder.input, output=encoder.output,
     )  # fmt: skip
     write_manifest(manifest, folder / "engine.json")

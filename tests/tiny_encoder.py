@@ -8,7 +8,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from common.manifest import EncoderManifest, Preprocessing, Tensor, sha256_of, write_manifest
+from common.manifest import EncoderManifest, Parity, Preprocessing, Tensor, sha256_of, write_manifest
 
 EMBED_DIM = 8
 IMAGE_SIZE = 16
@@ -34,7 +34,7 @@ def write_tiny_encoder(folder: Path, seed: int = 0) -> EncoderManifest:
         ],
         normalize=False,
         precision="fp32",
-        parity={},
+        parity=Parity(),
         versions={},
     )
     write_manifest(manifest, folder / "encoder.json")

@@ -108,7 +108,7 @@ def report_of(manifest: HeadManifest, data: Labelled, measured: Measured, slices
         "revision": f"{manifest.revision:016x}",
         "weights_sha256": manifest.weights_sha256,
         "rows": {"which": measured.rows, "n": len(measured.row), "data_sha256": data.fingerprint},
-        "same_data_as_trained": manifest.training.get("data_sha256") == data.fingerprint,
+        "same_data_as_trained": manifest.training.data_sha256 == data.fingerprint,
         "metrics": _metrics(manifest, measured),
         "operating_points": _operating_points(manifest, measured),
         "calibration": _calibration(manifest, measured),
@@ -256,7 +256,7 @@ def main(argv: list[str] | None = None) -> None:
     store = arguments.store or store_folder(recipe)
     embeddings = read_embeddings(store, encoder.fingerprint())
     data = labelled_rows(embeddings, manifest.class_names, manifest.task)
-    everything = arguments.all or "data_sha256" not in manifest.training
+    everything = arguments.all or manifest.training.data_sha256 is None
     rows = np.arange(len(data.label)) if everything else rows_to_measure(data, store, embeddings.split, manifest)
     measured = measure(manifest, tensors, data, rows, "all" if everything else "test")
     slices = slices_of(store, embeddings, arguments.slice, measured.row)

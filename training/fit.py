@@ -43,7 +43,7 @@ from training.tracking import tracking_uri
 
 
 def _print_result(fitted: Fitted, manifest: HeadManifest) -> None:
-    metrics = manifest.metrics
+    metrics = fitted.metrics
     table = Table(title=f"head {manifest.name}: {metrics['n']} test images", show_header=False)
     for name, value in (metrics.get("macro") or metrics).items():
         spread = (metrics.get("macro") or metrics).get(f"{name}_95_interval")
@@ -55,18 +55,18 @@ def _print_result(fitted: Fitted, manifest: HeadManifest) -> None:
             table.add_row(f"{label}, {point.operating_point}", f"score >= {point.value:.4g}{_recall_text(point)}")
     if report := fitted.report["calibration"]:
         table.add_row("ECE before, after", f"{report['before']['ece']:.4f}, {report['after']['ece']:.4f}")
-    table.add_row("best epoch", str(manifest.training["best_epoch"]))
+    table.add_row("best epoch", str(fitted.curve.best_epoch))
     console.print(table)
     if manifest.notice:
         say(manifest.notice)
 
 
 def _recall_text(point: Threshold) -> str:
-    if point.realised is None or point.realised["recall"] is None:
+    if point.realised is None or point.realised.recall is None:
         return ""
-    recall = point.realised["recall"]
-    low, high = recall["interval_95"]
-    return f": recall {recall['value']:.3f} (95 %: {low:.3f} to {high:.3f})"
+    recall = point.realised.recall
+    low, high = recall.interval_95
+    return f": recall {recall.value:.3f} (95 %: {low:.3f} to {high:.3f})"
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from common.head_figures import head_metrics
+from common.head_training import Duplicates, HeadTraining
 from common.manifest import (
     EncoderFingerprint,
     HeadManifest,
@@ -57,18 +59,18 @@ def head_manifest(
         prevalence=fitted.prevalence,
         thresholds=fitted.thresholds,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
-        metrics=fitted.metrics,
+        metrics=head_metrics(fitted.metrics),
         score_distribution=fitted.score_distribution,
-        training={
-            "data_sha256": data.fingerprint,
-            "counts": _counts(fitted.split, data.label, head),
-            "duplicates": groups.counts(),
-            "left_out": len(fitted.split.left_out),
-            "seed": head.fit.seed,
-            "loss": fitted.plan.loss,
-            "best_epoch": fitted.curve.best_epoch,
-            "device": fitted.device,
-        },
+        training=HeadTraining(
+            data_sha256=data.fingerprint,
+            counts=_counts(fitted.split, data.label, head),
+            duplicates=Duplicates(**groups.counts()),
+            left_out=len(fitted.split.left_out),
+            seed=head.fit.seed,
+            loss=fitted.plan.loss,
+            best_epoch=fitted.curve.best_epoch,
+            device=fitted.device,
+        ),
         versions=tool_versions(*_TOOLS),
     )
 
@@ -85,15 +87,16 @@ def is_fitted(
     return (
         (manifest.recipe, manifest.notice) == (head.model_dump(mode="json"), recipe.notice)
         and manifest.encoder == encoder
-        and manifest.training.get("data_sha256") == data.fingerprint
-        and manifest.training.get("counts") == _counts(split, data.label, head)
+        and manifest.training.data_sha256 == data.fingerprint
+        and manifest.training.counts == _counts(split, data.label, head)
         and manifest.versions == tool_versions(*_TOOLS)
     )
 
 
 def write_head(folder: Path, fitted: Fitted, manifest: HeadManifest, weights: bytes) -> Path:
     """Write all files of the head, everything computed first, and head.json last; returns its path."""
-    report = {"metrics": fitted.metrics, **fitted.report, "training": manifest.training, "loss": asdict(fitted.curve)}
+    training, loss = manifest.training.model_dump(mode="json"), asdict(fitted.curve)
+    report = {"metrics": fitted.metrics, **fitted.report, "training": training, "loss": loss}
     columns = [
         Column(name, fitted.test_targets[:, at], fitted.test_scores[:, at], [t.value for t in fitted.thresholds[at]])
         for at, name in enumerate(manifest.labels)
@@ -112,11 +115,11 @@ def write_head(folder: Path, fitted: Fitted, manifest: HeadManifest, weights: by
 def write_tracked_head(uri: str, head: Head, fitted: Fitted, manifest: HeadManifest, weights: bytes) -> Path:
     """`write_head` within an MLflow run, whose id goes into head.json; nothing is written when MLflow refuses it."""
     with started_run(uri, head.name) as run:
-        tags = {"data_sha256": manifest.training["data_sha256"], "git_commit": git_commit() or "unknown"}
+        tags = {"data_sha256": str(manifest.training.data_sha256), "git_commit": git_commit() or "unknown"}
         run.log_fit(head, fitted.metrics, fitted.curve, tags | {"weights_sha256": manifest.weights_sha256})
         # Where the run is: the URI of a server, but not of a file on this machine.
         where = {"mlflow_run_id": run.id, "mlflow_tracking_uri": uri if uri.startswith("http") else "local"}
-        tracked = manifest.model_copy(update={"training": manifest.training | where})
+        tracked = manifest.model_copy(update={"training": manifest.training.model_copy(update=where)})
         path = write_head(head_folder(head), fitted, tracked, weights)
         version = run.log_head(path.parent, head.name)
         say(f"tracked as MLflow run {run.id}, model {head.name} version {version}")

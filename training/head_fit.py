@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from common.head_figures import Realised
 from common.manifest import (
     Calibration,
     Layer,
@@ -190,7 +191,9 @@ def _thresholds(
     for at, name in enumerate(head.labels):
         points = [(point.threshold, point.operating_point) for point in chosen[name]] if chosen else fixed
         measured = [
-            realised(targets[:, at], scores[:, at], value, head.prevalence) if head.task != "regression" else None
+            Realised(**realised(targets[:, at], scores[:, at], value, head.prevalence))
+            if head.task != "regression"
+            else None
             for value, _ in points
         ]
         rows.append(

@@ -23,6 +23,8 @@ import numpy as np
 import safetensors.numpy
 
 from common import paths
+from common.head_figures import head_metrics
+from common.head_training import HeadTraining, PublishedSource
 from common.manifest import (
     EncoderFingerprint,
     HeadManifest,
@@ -132,8 +134,8 @@ def head_manifest(
         calibrated=False,
         thresholds=[thresholds],
         weights_sha256=hashlib.sha256(weights).hexdigest(),
-        metrics={},
-        training={"published": source | imported.figures},
+        metrics=head_metrics({}),
+        training=HeadTraining(published=PublishedSource.model_validate(source | imported.figures)),
         versions=tool_versions("torch", "numpy", "safetensors"),
     )
 
@@ -208,7 +210,7 @@ def _is_imported(head: Head, folder: Path) -> bool:
     try:
         manifest = read_head(folder)
         return (
-            "published" in manifest.training
+            manifest.training.published is not None
             and manifest.recipe == head.model_dump(mode="json")
             and sha256_of(folder / "head.safetensors") == manifest.weights_sha256
         )
@@ -218,7 +220,7 @@ def _is_imported(head: Head, folder: Path) -> bool:
 
 def _check_replaceable(folder: Path, replace: bool) -> None:
     try:
-        trained_here = "published" not in read_head(folder).training
+        trained_here = read_head(folder).training.published is None
     except ManifestError:
         return
     if trained_here and not replace:

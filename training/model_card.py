@@ -51,7 +51,7 @@ def _title(manifest: HeadManifest, report: dict[str, Any]) -> str:
         ("weights", f"sha256 `{manifest.weights_sha256}`"),
         ("licence", manifest.licence or "not stated"),
     ]
-    if run := manifest.training.get("mlflow_run_id"):
+    if run := manifest.training.mlflow_run_id:
         rows.append(("MLflow run", f"`{run}`"))
     return f"# Head `{manifest.name}`\n\n" + _table(["", ""], rows)
 
@@ -63,14 +63,14 @@ def _score_text(manifest: HeadManifest) -> str:
 
 
 def _data(manifest: HeadManifest, report: dict[str, Any]) -> str:
-    rows, counts = report["rows"], manifest.training.get("counts")
+    rows, counts = report["rows"], manifest.training.counts
     lines = [f"Measured on {rows['n']} labelled images ({rows['which']} of the store, data `{rows['data_sha256']}`)."]
     if counts is None:
         return "## Data\n\n" + lines[0] + " The head was trained elsewhere; its training data is not known here."
     if rows["which"] == "all":
         lines.append("These include images that the head was trained on: the figures flatter it.")
     if not report["same_data_as_trained"]:
-        lines.append(f"The store has changed since the training, which used data `{manifest.training['data_sha256']}`.")
+        lines.append(f"The store has changed since the training, which used data `{manifest.training.data_sha256}`.")
     names = list(next(iter(counts.values())))
     body = [(part, *(row[name] for name in names)) for part, row in counts.items()]
     return "## Data\n\n" + "\n".join(lines) + "\n\n" + _table(["trained with", *names], body)

@@ -206,7 +206,7 @@ def run_of(manifest: HeadManifest) -> dict[str, Any]:
     Raises:
         StepError: it was not tracked, or MLflow does not know it.
     """
-    run_id, uri = (manifest.training.get(key) for key in ("mlflow_run_id", "mlflow_tracking_uri"))
+    run_id, uri = manifest.training.mlflow_run_id, manifest.training.mlflow_tracking_uri or ""
     if run_id is None:
         raise StepError(f"head {manifest.name} was not tracked; fit it with --track")
     uri = tracking_uri(uri if uri != "local" else "") or local_uri()

@@ -1,0 +1,77 @@
+"""Origin of a head in head.json: the data and the run that trained it, or the file it was published in.
+
+A new fact about the training is a new optional field here; a file without it is read as before.
+"""
+
+from __future__ import annotations
+
+from common.manifest_parts import GrowingPart
+
+
+class Duplicates(GrowingPart):
+    """Duplicates among the labelled rows; those of one group are in the same part of the split."""
+
+    exact_duplicate_groups: int
+    """Contents that several rows have."""
+    exact_duplicate_rows: int
+    near_duplicate_groups: int
+    """Groups of contents whose embeddings are nearer than the recipe's `near_duplicate_cosine`."""
+    near_duplicate_rows: int
+
+
+class KerasCheck(GrowingPart):
+    """Comparison of an imported Keras head with its original graph, on random vectors of several kinds."""
+
+    vectors_of_each_kind: int
+    max_difference: dict[str, float]
+    """Largest difference of a score, for each kind of vectors."""
+    tensorflow: str
+    """Version that ran the original graph."""
+
+
+class VariantDifference(GrowingPart):
+    """Distance of one variant's scores from the original graph's."""
+
+    max_difference: float
+    flipped: float
+    """Share of vectors that fall on the other side of 0.5."""
+
+
+class PublishedSource(GrowingPart):
+    """The published file that a head was imported from."""
+
+    name: str
+    """The head's name in `training.published`."""
+    file: str
+    sha256: str
+    url: str
+    variant: str | None = None
+    """The variant of a Keras head that was taken; `published` for other heads."""
+    verified: KerasCheck | None = None
+    """The check that a Keras head passed."""
+    variants: dict[str, dict[str, VariantDifference]] | None = None
+    """Of a Keras head each variant's difference from the original, for each kind of vectors."""
+
+
+class HeadTraining(GrowingPart):
+    """How a head came to be. A published head has `published` and nothing else."""
+
+    data_sha256: str | None = None
+    """Fingerprint of the labelled images: their contents and labels."""
+    counts: dict[str, dict[str, int]] | None = None
+    """Rows of each class in each part of the split (`train`, `validation`, `test`)."""
+    duplicates: Duplicates | None = None
+    left_out: int | None = None
+    """Labelled rows that are in no part of the split."""
+    seed: int | None = None
+    loss: str | None = None
+    """The loss that was minimised, such as `bce`."""
+    best_epoch: int | None = None
+    """The epoch whose weights were kept."""
+    device: str | None = None
+    """`cpu` or `cuda`."""
+    mlflow_run_id: str | None = None
+    """The run in MLflow, if it was tracked."""
+    mlflow_tracking_uri: str | None = None
+    """The tracking server; `local` for a database on the machine that trained it."""
+    published: PublishedSource | None = None
