@@ -2,7 +2,7 @@
 
     python -m build.head --recipe demo
 
-Reads artifacts/heads/<name>/head.json and head.safetensors, writes model.onnx beside them:
+Reads artifacts/<recipe>/heads/<name>/head.json and head.safetensors, writes model.onnx beside them:
 `embedding` FP32 [B, D] → `score` FP32 [B, L], `decision` INT32 [B, L], `revision` INT64 [B, 1].
 Neighbouring affine layers are folded, and the calibration with the last of them, so an all-linear head
 becomes one matrix.
@@ -31,13 +31,13 @@ from common.manifest import (
     Relu,
     Standardize,
     Threshold,
-    compare_fingerprints,
     head_weights,
     read_encoder,
     read_head,
     write_atomically,
 )
 from common.paths import encoder_folder, head_folder
+from common.recipe_heads import read_recipe_head
 from recipes.errors import run_step
 from recipes.schema import MAX_IR_VERSION, load_recipe
 
@@ -315,8 +315,8 @@ def main(argv: list[str] | None = None) -> None:
     recipe = load_recipe(arguments.recipe)
     encoder = read_encoder(encoder_folder(recipe))
     for head in recipe.heads:
-        folder = head_folder(head)
-        compare_fingerprints(read_head(folder), encoder)
+        folder = head_folder(recipe, head)
+        read_recipe_head(recipe, head, encoder)
         manifest = build_head(folder, recipe.build.opset)
         print(f"head {manifest.name}: revision {manifest.revision:016x}", file=sys.stderr)
         print(folder / "model.onnx")

@@ -29,16 +29,15 @@ from common.manifest import (
     EncoderManifest,
     HeadManifest,
     ManifestError,
-    compare_fingerprints,
     read_encoder,
     read_engine,
-    read_head,
     write_atomically,
 )
 from common.paths import MODEL_REPOSITORY, encoder_folder, head_folder, repository_folder
 from common.plans import cc_model_filenames, find_plans, fits, manifest_path, plan_name, unserved
 from common.proof import Proof
 from common.proof_file import write_proof
+from common.recipe_heads import read_recipe_head
 from recipes.errors import run_step
 from recipes.schema import Recipe, load_recipe
 
@@ -60,15 +59,8 @@ def read_artefacts(recipe: Recipe) -> Artefacts:
         ManifestError: something is missing or a head does not fit the encoder.
     """
     encoder = read_encoder(encoder_folder(recipe))
-    folders = [head_folder(head) for head in recipe.heads]
-    heads = [read_head(folder) for folder in folders]
-    for head, manifest in zip(recipe.heads, heads, strict=True):
-        compare_fingerprints(manifest, encoder)
-        if manifest.class_names != head.class_names:
-            raise ManifestError(
-                f"head {head.name!r}: trained for class_names {manifest.class_names}, "
-                f"the recipe says {head.class_names}"
-            )
+    folders = [head_folder(recipe, head) for head in recipe.heads]
+    heads = [read_recipe_head(recipe, head, encoder) for head in recipe.heads]
     return Artefacts(encoder_folder(recipe), encoder, folders, heads)
 
 

@@ -74,7 +74,7 @@ def verify(recipe: Recipe) -> list[Comparison]:
         ManifestError: an artefact is missing.
     """
     reference = saved_embeddings(encoder_folder(recipe, "fp32"), "torch")
-    sessions = {head.name: _session(head) for head in recipe.heads}
+    sessions = {head.name: _session(recipe, head) for head in recipe.heads}
     return [
         Comparison(
             stage.name,
@@ -126,8 +126,8 @@ def _head_outputs(session: onnxruntime.InferenceSession, embeddings: np.ndarray)
     return np.asarray(scores), np.asarray(decisions)
 
 
-def _session(head: Head) -> onnxruntime.InferenceSession:
-    path = head_folder(head) / "model.onnx"
+def _session(recipe: Recipe, head: Head) -> onnxruntime.InferenceSession:
+    path = head_folder(recipe, head) / "model.onnx"
     read_head(path.parent)
     if not path.is_file():
         raise ManifestError(f"{path}: not found; make it with: python -m build.head --recipe RECIPE")

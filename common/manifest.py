@@ -276,6 +276,8 @@ class HeadManifest(Part):
     name: str
     recipe: dict[str, Any]
     """The recipe's entry in `heads` that produced it, word for word."""
+    made_by: str | None = None
+    """Name of the recipe that made it; None of a head that no recipe names, or of one made before this was kept."""
     notice: str | None = None
     licence: str | None = None
     task: Literal["binary", "multiclass", "multilabel", "regression"] = "binary"

@@ -2,8 +2,8 @@
 
 artifacts/encoders/<encoder id>/model.onnx, encoder.json, verification.npz
 artifacts/encoders/<encoder id>-<precision>/…   the same, made from the fp32 file
-artifacts/heads/<head name>/head.safetensors, head.json, model.onnx, report.json
-artifacts/embeddings/<dataset>/…            the embedding store
+artifacts/embeddings/<encoder id>/…         the embedding store, which all recipes with that encoder share
+artifacts/<recipe>/heads/<head>/head.safetensors, head.json, model.onnx, report.json
 artifacts/<recipe>/verification.json        every step from torch to what is served, compared
 artifacts/<recipe>/model_repository/        what Triton loads for any recipe but the default
 
@@ -32,9 +32,10 @@ def encoder_folder(recipe: Recipe, precision: Precision | None = None) -> Path:
     return ARTIFACTS / "encoders" / (recipe.encoder.id + ("" if precision == "fp32" else f"-{precision}"))
 
 
-def head_folder(head: Head) -> Path:
+def head_folder(recipe: Recipe, head: Head) -> Path:
+    """Folder of a recipe's own head, or the one that `source` names."""
     if head.source is None:
-        return ARTIFACTS / "heads" / head.name
+        return ARTIFACTS / recipe.name / "heads" / head.name
     return head.source if head.source.is_absolute() else ROOT / head.source
 
 

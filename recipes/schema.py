@@ -221,7 +221,8 @@ class Head(_Section):
     published: Published | None = None
     """A published head to import instead of training one."""
     source: Path | None = None
-    """Folder with head.json; by default artifacts/heads/<name>, where training.fit writes."""
+    """Folder with head.json, such as another recipe's; by default artifacts/<recipe>/heads/<name>, where training.fit
+    writes."""
     shadow: ModelName | None = None
     """Another head of the recipe, a candidate for this one's place: whenever this head scores, the candidate does
     beside it, and metrics compare the two. It is no output of `image_score`. Needs `serving: {watch: true}`."""

@@ -4,11 +4,11 @@
     python -m serving.rollout demo --recipe demo
     python -m serving.rollout demo --recipe demo --rollback
 
-The head comes from artifacts/heads/<name> (training.fit, build.head). The server runs it under another name first and
-must give the scores that onnxruntime gives from the file; then the repository's proof learns what the new version
-gives, config.pbtxt names it, the server loads it, and the proof's pictures are scored. Requests are answered
-throughout, each by the version that its revision names. If anything fails, the old version keeps serving and is what
-the repository serves. Prints what is served as JSON.
+The head comes from artifacts/<recipe>/heads/<name> (training.fit, build.head). The server runs it under another
+name first and must give the scores that onnxruntime gives from the file; then the repository's proof learns what the
+new version gives, config.pbtxt names it, the server loads it, and the proof's pictures are scored. Requests are
+answered throughout, each by the version that its revision names. If anything fails, the old version keeps serving and
+is what the repository serves. Prints what is served as JSON.
 
 Servers that share one repository take the change one by one: run the command again with the --url of the next.
 """
@@ -286,7 +286,7 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.rollback:
             change = roll_back(head.name, repository, server)
         else:
-            change = roll_out(head.name, repository, head_folder(head), server)
+            change = roll_out(head.name, repository, head_folder(recipe, head), server)
     print(f"{change.after.model}: {change.after} serves, before it {change.before}", file=sys.stderr)
     if change.watch_problem:
         print(

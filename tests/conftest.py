@@ -77,7 +77,7 @@ def patient_demo(demo: Recipe) -> Recipe:
 @pytest.fixture(scope="session")
 def repository(demo: Recipe, patient_demo: Recipe, encoder: EncoderManifest) -> Path:
     """The demo's model repository, with a random head: what is scored does not matter to the seams."""
-    folder = head_folder(demo.heads[0])
+    folder = head_folder(demo, demo.heads[0])
     write_head(folder, encoder, demo.heads[0].class_names, notice=demo.notice)
     build_head(folder, demo.build.opset)
     target = repository_folder(demo)

@@ -62,7 +62,7 @@ def _report(out: Path) -> dict:
 
 
 def _head_folder() -> Path:
-    return paths.ARTIFACTS / "heads" / "demo"
+    return paths.ARTIFACTS / "demo" / "heads" / "demo"
 
 
 def test_the_report_agrees_with_the_fit(store: Store, tmp_path: Path, capsys) -> None:

@@ -61,7 +61,7 @@ def _fit(*arguments: object) -> int:
 
 
 def _head_folder() -> Path:
-    return paths.ARTIFACTS / "heads" / "demo"
+    return paths.ARTIFACTS / "demo" / "heads" / "demo"
 
 
 def _split(store: Store, data: Labelled) -> Split:

@@ -71,6 +71,7 @@ def demo_head() -> HeadManifest:
     return HeadManifest(
         name="demo",
         recipe=load_recipe("demo").head(None).model_dump(mode="json"),
+        made_by="demo",
         notice="a notice",
         licence="MIT",
         encoder=demo_encoder().fingerprint(),

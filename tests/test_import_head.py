@@ -216,7 +216,7 @@ def test_command_imports_a_recipes_heads(tmp_path, capsys):
     head = recipe_head("laion-nsfw-h14", name="imported", published={"file": made_file(tmp_path)})
     recipe = str(write_recipe(tmp_path, head, H14))
     main(["--recipe", recipe, "--accept-unknown-sha256"])
-    assert capsys.readouterr().out == f"{ARTIFACTS / 'heads' / 'imported' / 'head.json'}\n"
+    assert capsys.readouterr().out == f"{ARTIFACTS / 'mine' / 'heads' / 'imported' / 'head.json'}\n"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from artefacts import encoder_manifest, write_head
 
+from common.head_training import HeadTraining
 from training.model_card import model_card
 
 FIGURE = {"value": 0.5, "interval_95": [0.4, 0.6]}
@@ -49,8 +50,8 @@ def test_an_imported_head_hides_no_ignorance(manifest) -> None:
 
 
 def test_data_that_changed_is_named(manifest) -> None:
-    counts = {"train": {"safe": 1, "nsfw": 2}}
-    trained = manifest.model_copy(update={"training": {"counts": counts, "data_sha256": "e" * 64}})
+    training = HeadTraining(counts={"train": {"safe": 1, "nsfw": 2}}, data_sha256="e" * 64)
+    trained = manifest.model_copy(update={"training": training})
     card = model_card(trained, REPORT | {"same_data_as_trained": False}, [])
     assert "The store has changed since" in card
     assert "| train | 1 | 2 |" in card

@@ -76,7 +76,7 @@ def watching(encoder: EncoderManifest, tmp_path_factory) -> Iterator[EmbeddedSer
     data = load_recipe("demo").model_dump(include={"name", "description", "encoder"})
     recipe = parse_recipe(data | {"heads": heads, "serving": {"watch": True}})
     for seed, head in enumerate(recipe.heads):
-        source = head_folder(head)
+        source = head_folder(recipe, head)
         manifest = write_head(source, encoder, head.class_names, name=head.name, seed=seed)
         known = ScoreDistribution(images=1000, edges=EDGES, ratios=[EVENLY])
         write_manifest(manifest.model_copy(update={"score_distribution": known}), source / "head.json")

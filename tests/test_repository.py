@@ -229,7 +229,7 @@ def test_installing_without_artefacts_installs_nothing(demo, repository, tmp_pat
 
 def test_class_names_of_recipe_and_head_must_agree(demo, repository):
     renamed = Head(name="demo", class_names=["square", "round"])
-    with pytest.raises(ManifestError, match=r"trained for class_names .*, the recipe says \['square', 'round'\]"):
+    with pytest.raises(ManifestError, match=r"made for class_names .*, the recipe demo says \['square', 'round'\]"):
         read_artefacts(demo.model_copy(update={"heads": [renamed]}))
 
 

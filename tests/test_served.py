@@ -85,7 +85,7 @@ def test_scores_equal_onnx_on_the_served_pixels(client, demo, encoder):
     transform = served_transform(encoder.preprocessing, demo.serving)
     pixels = np.stack([transform(path.read_bytes()) for path in sample_photos()])
     embeddings = onnxruntime.InferenceSession(encoder_folder(demo) / "model.onnx").run(None, {"pixels": pixels})
-    head = onnxruntime.InferenceSession(head_folder(demo.heads[0]) / "model.onnx")
+    head = onnxruntime.InferenceSession(head_folder(demo, demo.heads[0]) / "model.onnx")
     expected, decisions, _ = map(np.asarray, head.run(None, {"embedding": np.asarray(embeddings[0])}))
     scores = client.score(sample_photos())
     np.testing.assert_allclose([score.scores for score in scores], expected, atol=1e-5)
@@ -103,7 +103,7 @@ def test_both_protocols_give_the_same_bits(server):
 
 
 def test_the_response_names_the_revision_of_head_json(client, demo):
-    revision = read_head(head_folder(demo.heads[0])).revision
+    revision = read_head(head_folder(demo, demo.heads[0])).revision
     assert client.score([jpeg()])[0].model_version == f"demo-{revision:016x}"
 
 

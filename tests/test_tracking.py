@@ -47,7 +47,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             for n, embedding in enumerate(embeddings)
         ]
     )
-    return paths.ARTIFACTS / "heads" / "demo"
+    return paths.ARTIFACTS / "demo" / "heads" / "demo"
 
 
 def _fit(*arguments: str) -> int:

@@ -38,8 +38,8 @@ def chain(encoder, demo, tmp_path, monkeypatch) -> Recipe:
     folder.mkdir(parents=True)
     for name in ("model.onnx", "encoder.json", VERIFICATION):
         (folder / name).symlink_to(built / name)
-    write_head(head_folder(demo.heads[0]), encoder, demo.heads[0].class_names)
-    build_head(head_folder(demo.heads[0]), demo.build.opset)
+    write_head(head_folder(demo, demo.heads[0]), encoder, demo.heads[0].class_names)
+    build_head(head_folder(demo, demo.heads[0]), demo.build.opset)
     return demo
 
 
@@ -117,7 +117,7 @@ def test_a_limit_made_stricter_is_held_without_building_again(chain):
 
 
 def test_missing_artefacts_name_the_step_that_makes_them(chain):
-    (head_folder(chain.heads[0]) / "model.onnx").unlink()
+    (head_folder(chain, chain.heads[0]) / "model.onnx").unlink()
     with pytest.raises(ManifestError, match=r"python -m build\.head"):
         verify(chain)
     (encoder_folder(chain) / VERIFICATION).unlink()

@@ -27,13 +27,12 @@ import safetensors.numpy
 
 from common.manifest import (
     HeadManifest,
-    compare_fingerprints,
     head_weights,
     read_encoder,
-    read_head,
     write_atomically,
 )
 from common.paths import encoder_folder, head_folder
+from common.recipe_heads import read_recipe_head
 from recipes.errors import run_step
 from recipes.schema import Head, load_recipe
 from training.calibrate import activated, brier, calibrated_logits, ece, scores_from_logits
@@ -249,9 +248,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
     recipe = load_recipe(arguments.recipe)
     encoder = read_encoder(encoder_folder(recipe))
-    folder = head_folder(recipe.head(arguments.head))
-    manifest = read_head(folder)
-    compare_fingerprints(manifest, encoder)
+    head = recipe.head(arguments.head)
+    folder, manifest = head_folder(recipe, head), read_recipe_head(recipe, head, encoder)
     tensors = safetensors.numpy.load_file(head_weights(manifest, folder))
     store = arguments.store or store_folder(recipe)
     embeddings = read_embeddings(store, encoder.fingerprint())

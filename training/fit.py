@@ -9,7 +9,7 @@ chooses the thresholds of the operating points; every figure is measured on the 
 
 Near-duplicates share a side of the split, which the store remembers (training.split).
 
-Writes artifacts/heads/<head>/: head.safetensors, head.json, report.json, loss_curve.png, score_histogram.png,
+Writes artifacts/<recipe>/heads/<head>/: head.safetensors, head.json, report.json, loss_curve.png, score_histogram.png,
 roc.png and reliability.png, all once the fit has succeeded. Prints the path of head.json.
 """
 
@@ -116,18 +116,18 @@ def main(argv: list[str] | None = None) -> None:
     split = saved_split(
         folder, strata_of(data, head.task), data.sha256, head.class_names, head.fit, groups.ids, prescribed
     )
-    if arguments.if_changed and is_fitted(head_folder(head), head, recipe, encoder, data, split):
+    if arguments.if_changed and is_fitted(head_folder(recipe, head), head, recipe, encoder, data, split):
         say(f"head {head.name}: fitted before to the same data, nothing to do")
-        print(head_folder(head) / "head.json")
+        print(head_folder(recipe, head) / "head.json")
         return
     fitted = fit_head(data, head, _device(), split)
     weights = safetensors.numpy.save(fitted.tensors)
     manifest = head_manifest(fitted, data, recipe, head, encoder, weights, groups)
     uri = tracking_uri(arguments.track)
     if uri is None:
-        path = write_head(head_folder(head), fitted, manifest, weights)
+        path = write_head(head_folder(recipe, head), fitted, manifest, weights)
     else:
-        path = write_tracked_head(uri, head, fitted, manifest, weights)
+        path = write_tracked_head(head_folder(recipe, head), uri, head, fitted, manifest, weights)
     _print_result(fitted, manifest)
     print(path)
 

@@ -21,7 +21,6 @@ from common.manifest import (
     write_atomically,
     write_manifest,
 )
-from common.paths import head_folder
 from recipes.schema import Head, Recipe
 from training.head_fit import Fitted
 from training.labelled import Labelled
@@ -47,6 +46,7 @@ def head_manifest(
     return HeadManifest(
         name=head.name,
         recipe=head.model_dump(mode="json"),
+        made_by=recipe.name,
         notice=recipe.notice,
         task=head.task,
         encoder=encoder,
@@ -112,7 +112,9 @@ def write_head(folder: Path, fitted: Fitted, manifest: HeadManifest, weights: by
     return folder / "head.json"
 
 
-def write_tracked_head(uri: str, head: Head, fitted: Fitted, manifest: HeadManifest, weights: bytes) -> Path:
+def write_tracked_head(
+    folder: Path, uri: str, head: Head, fitted: Fitted, manifest: HeadManifest, weights: bytes
+) -> Path:
     """`write_head` within an MLflow run, whose id goes into head.json; nothing is written when MLflow refuses it."""
     with started_run(uri, head.name) as run:
         tags = {"data_sha256": str(manifest.training.data_sha256), "git_commit": git_commit() or "unknown"}
@@ -120,7 +122,7 @@ def write_tracked_head(uri: str, head: Head, fitted: Fitted, manifest: HeadManif
         # Where the run is: the URI of a server, but not of a file on this machine.
         where = {"mlflow_run_id": run.id, "mlflow_tracking_uri": uri if uri.startswith("http") else "local"}
         tracked = manifest.model_copy(update={"training": manifest.training.model_copy(update=where)})
-        path = write_head(head_folder(head), fitted, tracked, weights)
+        path = write_head(folder, fitted, tracked, weights)
         version = run.log_head(path.parent, head.name)
         say(f"tracked as MLflow run {run.id}, model {head.name} version {version}")
     return path

@@ -1,4 +1,4 @@
-"""Published head → artifacts/heads/<head>/: head.safetensors and head.json, as training.fit would write them.
+"""Published head → artifacts/<recipe>/heads/<head>/: head.safetensors and head.json, as training.fit would write them.
 
     python -m training.import_head --recipe nsfw-vit-l-14
     python -m training.import_head --recipe nsfw-vit-l-14 --head nsfw --verify 10000
@@ -69,8 +69,15 @@ class Imported:
     figures: dict[str, Any]
 
 
-def import_head(head: Head, notice: str | None, folder: Path, options: Options) -> Path:
+def import_head(head: Head, notice: str | None, folder: Path, options: Options, made_by: str | None = None) -> Path:
     """Import `head.published` into `folder`; returns the path of head.json. Nothing is written on failure.
+
+    Args:
+        head: with `published`.
+        notice: the recipe's, for head.json.
+        folder: of the head.
+        options: of the command line.
+        made_by: the recipe's name.
 
     Raises:
         StepError: the file cannot be had, is not the published one, or does not score as the original does.
@@ -85,6 +92,7 @@ def import_head(head: Head, notice: str | None, folder: Path, options: Options) 
     imported = _read(file, published, asked.variant, options.verify)
     weights = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in imported.tensors.items()})
     manifest = head_manifest(head, notice, published, imported, sha256_of(file), weights)
+    manifest = manifest.model_copy(update={"made_by": made_by})
     write_atomically(folder / "head.safetensors", weights)
     write_manifest(manifest, folder / "head.json")
     return folder / "head.json"
@@ -292,7 +300,7 @@ def main(argv: list[str] | None = None) -> None:
         if not heads:
             say(f"recipe {recipe.name} has no published heads: nothing to import")
         for head in heads:
-            print(import_head(head, recipe.notice, paths.head_folder(head), options))
+            print(import_head(head, recipe.notice, paths.head_folder(recipe, head), options, recipe.name))
 
 
 if __name__ == "__main__":

@@ -337,7 +337,7 @@ def _with_tensorflow(command: str, *paths: Path) -> None:
         raise StepError(
             f"TensorFlow {_TENSORFLOW} could not {command} the Keras head:\n  {last}\n"
             "It is installed by uv from the package index the first time (about 200 MB, Python 3.9 to 3.11). Without "
-            "a network, import the head once on a machine that has one and copy artifacts/heads/<head>/."
+            "a network, import the head once on a machine that has one and copy artifacts/<recipe>/heads/<head>/."
         )
 
 

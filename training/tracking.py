@@ -231,7 +231,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
     parser.add_argument("--head", help="needed if the recipe has several heads")
     arguments = parser.parse_args(argv)
-    manifest = read_head(paths.head_folder(load_recipe(arguments.recipe).head(arguments.head)))
+    recipe = load_recipe(arguments.recipe)
+    manifest = read_head(paths.head_folder(recipe, recipe.head(arguments.head)))
     print(json.dumps(run_of(manifest)))
 
 

@@ -114,7 +114,7 @@ def measured(phase: str, rollouts: int, load: Load, known: dict[int, float]) -> 
 def two_heads(folder: Path) -> list[Path]:
     """The demo's head, and one that differs from it in its offset and its threshold, both built."""
     recipe = load_recipe("demo")
-    source = head_folder(recipe.heads[0])
+    source = head_folder(recipe, recipe.heads[0])
     if not (source / "head.safetensors").is_file():
         raise StepError(f"{source}: no head; make the demo first: make demo")
     folders = [Path(shutil.copytree(source, folder / name)) for name in ("as_trained", "shifted")]

@@ -28,7 +28,7 @@ def _copied(recipe: Recipe, number: int, folder: Path) -> Head:
     head = recipe.heads[0]
     name = f"{head.name[:MOST_CHARACTERS]}_{number}"
     if not (folder / name / "model.onnx").is_file():
-        _build_copy(head_folder(head), folder / name, name, recipe.build.opset)
+        _build_copy(head_folder(recipe, head), folder / name, name, recipe.build.opset)
     return head.model_copy(update={"name": name, "source": folder / name, "shadow": None})
 
 

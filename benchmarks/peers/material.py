@@ -108,7 +108,7 @@ def difference(material: Material, answers: list[PictureAnswer], minimum_cosine:
 
 
 def _affine_head(recipe: Recipe) -> Affine:
-    folder = head_folder(recipe.heads[0])
+    folder = head_folder(recipe, recipe.heads[0])
     manifest = read_head(folder)
     steps = folded(manifest, read_weights(manifest, folder))
     if len(steps) != 1 or not isinstance(steps[0], Affine) or manifest.activation != "sigmoid":
