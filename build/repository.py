@@ -19,7 +19,7 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from build import dali_variant, repository_check, repository_configs, watch_configs
+from build import dali_variant, repository_check, repository_configs
 from build.engine import TARGETS
 from build.proof import make_proof
 from build.repository_check import RepositoryError
@@ -38,6 +38,7 @@ from common.plans import cc_model_filenames, find_plans, fits, manifest_path, pl
 from common.proof import Proof
 from common.proof_file import write_proof
 from common.recipe_heads import read_recipe_head
+from common.score_watch.steps import add_watches, install_code
 from recipes.errors import run_step
 from recipes.schema import Recipe, load_recipe
 
@@ -94,7 +95,7 @@ def install(recipe: Recipe, target: Path, engine: str = "auto") -> None:
             for source in (MODEL_REPOSITORY / model / "1").glob("*.py"):
                 shutil.copy(source, fresh / model / "1")
         dali_variant.install_variant(recipe, artefacts.encoder, fresh)
-        watch_configs.install_code(configs, fresh)
+        install_code(configs, fresh)
         _install_binaries(artefacts, plans, fresh)
         _install_warmup(recipe, fresh)
         write_proof(fresh, _proof(recipe, artefacts, plans, fresh / "preprocess" / "1"))
@@ -155,7 +156,7 @@ def stamped_configs(
     The default file name, which is not there, tells Triton the backend, and an unlisted GPU that it has no plan.
     """
     configs = repository_configs.stamped(recipe, artefacts.encoder, artefacts.heads)
-    watch_configs.add_watches(configs, recipe, artefacts.heads)
+    add_watches(configs, recipe, artefacts.heads)
     if names := cc_model_filenames(plans):
         configs["clip_encoder"].default_model_filename = plan_name()
         configs["clip_encoder"].cc_model_filenames.update(names)

@@ -14,7 +14,6 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig  # pyright:
 from build.dali_variant import variant_problems
 from build.repository_queues import queue_problems
 from build.repository_warmup import file_problems, sample_problems
-from build.watch_configs import code_problems
 from common.gpu import Machine
 from common.head_parameters import head_parameters
 from common.manifest import (
@@ -31,6 +30,7 @@ from common.manifest import (
 from common.model_config import ConfigError, read_config
 from common.plans import cc_model_filenames, find_plans, manifest_path, repository_problems
 from common.proof_file import proof_path, proof_problems, read_proof
+from common.score_watch.steps import code_problems
 from common.served_versions import installed_versions, served_versions
 from recipes.errors import ExpectedError
 

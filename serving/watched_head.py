@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from common.manifest import HeadManifest, write_atomically
-from common.watched_training import training_of
+from common.score_watch.parameters import PARAMETER, with_training_of
 from serving.config_text import edited, parsed
 from serving.model_control import ControlledServer
 from serving.triton_wheel import ServingError
-
-PARAMETER = "watched"
 
 
 def update_watch(repository: Path, head: HeadManifest, server: ControlledServer) -> None:
@@ -38,9 +35,6 @@ def update_watch(repository: Path, head: HeadManifest, server: ControlledServer)
 
 
 def watched_text(text: str, head: HeadManifest, path: Path) -> str:
-    """The watch's config for another version of its head; see `WatchedHead` in score_watch/score_counts.py."""
-    watched = json.loads(parsed(text, path).parameters[PARAMETER].string_value)
-    for key in ("training_ratios", "training_revision"):
-        watched.pop(key, None)
-    watched |= training_of(head)
-    return edited(text, None, {PARAMETER: json.dumps(watched)}, path)
+    """The watch's config for another version of its head."""
+    watched = parsed(text, path).parameters[PARAMETER].string_value
+    return edited(text, None, {PARAMETER: with_training_of(watched, head)}, path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import json
 import math
 import sys
 import threading
@@ -15,18 +14,19 @@ from artefacts import encoder_manifest, write_head
 from pictures import jpeg
 from waiting import until
 
-from build import watch_configs
 from build.repository_warmup import draw_picture, warmup_file, warmup_tensor
 from common.manifest import ScoreDistribution
-from common.paths import MODEL_REPOSITORY, ROOT
+from common.paths import MODEL_REPOSITORY
 from common.pixels import served_module, served_transform
 from common.score_edges import PROBABILITY_EDGES, default_edges
+from common.score_watch.parameters import watched_parameters
+from common.score_watch.steps import TEMPLATE
 from recipes.schema import load_recipe
 from serving.drift import TRAINED
 from training.score_distribution import score_distribution
 
 served_module()  # clip_pixels, once and for all
-sys.path += [str(MODEL_REPOSITORY / "preprocess" / "1"), str(ROOT / "serving" / "score_watch")]
+sys.path += [str(MODEL_REPOSITORY / "preprocess" / "1"), str(TEMPLATE)]
 metric_counters = importlib.import_module("metric_counters")
 image_counts = importlib.import_module("image_counts")
 score_counts = importlib.import_module("score_counts")
@@ -330,9 +330,7 @@ def test_the_watch_reads_what_the_build_writes(tmp_path):
     manifest = write_head(tmp_path, encoder_manifest(), ["safe", "nsfw"], name="nsfw", thresholds=(0.5, 0.9))
     known = ScoreDistribution(images=4, edges=[0.25, 0.5], ratios=[[0.5, 0.75]])
     manifest = manifest.model_copy(update={"score_distribution": known})
-    head = score_counts.WatchedHead.from_parameters(
-        {"watched": json.dumps(watch_configs.watched_parameters(manifest, manifest))}
-    )
+    head = score_counts.WatchedHead.from_parameters({"watched": watched_parameters(manifest, manifest)})
     assert head == score_counts.WatchedHead(
         head="nsfw",
         labels=("nsfw",),

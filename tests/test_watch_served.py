@@ -18,7 +18,6 @@ from pictures import jpeg
 from tritonclient.utils import InferenceServerException
 from waiting import PATIENCE_S, until
 
-from build import watch_configs
 from build.head import build_head
 from build.repository import install
 from build.repository_check import check
@@ -26,6 +25,7 @@ from build.repository_configs import stamped
 from clipsieve import Client
 from common.manifest import ScoreDistribution, read_head, write_manifest
 from common.score_edges import PROBABILITY_EDGES
+from common.score_watch.steps import add_watches
 from recipes.schema import RecipeError, load_recipe, parse_recipe
 from serving.drift import SERVED, TRAINED, drifts, histograms
 from serving.embedded import EmbeddedServer, ServerSettings
@@ -48,7 +48,7 @@ def configs(tmp_path):
     encoder = encoder_manifest()
     heads = [write_head(tmp_path / head.name, encoder, head.class_names, name=head.name) for head in recipe.heads]
     found = stamped(recipe, encoder, heads)
-    watch_configs.add_watches(found, recipe, heads)
+    add_watches(found, recipe, heads)
     return found
 
 
@@ -84,7 +84,7 @@ def test_without_the_switch_nothing_is_added(tmp_path):
     recipe, encoder = load_recipe("demo"), encoder_manifest()
     heads = [write_head(tmp_path, encoder, recipe.heads[0].class_names)]
     plain, found = stamped(recipe, encoder, heads), stamped(recipe, encoder, heads)
-    watch_configs.add_watches(found, recipe, heads)
+    add_watches(found, recipe, heads)
     assert found == plain
 
 
@@ -263,4 +263,4 @@ def test_a_spoiled_watch_is_found(watching, tmp_path):
     with (copy / "live_watch/1/score_counts.py").open("a") as code:
         code.write("\n")
     (problem,) = check(copy)
-    assert "not the code of serving/score_watch/score_counts.py" in problem
+    assert "not the code of common/score_watch/model/score_counts.py" in problem

@@ -1,4 +1,4 @@
-"""The steps that watch heads: a model `<head>_watch` for each head, from the template serving/score_watch.
+"""The steps that watch heads: a model `<head>_watch` for each head, from the template in model/.
 
     <head>_head → score, decision, revision → <head>_watch → the ensemble's <head>, <head>_decision, <head>_revision
 
@@ -9,7 +9,6 @@ the live head does, and is no output of the ensemble.
 
 from __future__ import annotations
 
-import json
 import shutil
 from pathlib import Path
 
@@ -18,10 +17,10 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig  # pyright: ignore[re
 from common.manifest import HeadManifest
 from common.model_config import read_config
 from common.paths import MODEL_REPOSITORY, ROOT
-from common.watched_training import training_of
+from common.score_watch.parameters import PARAMETER, watched_parameters
 from recipes.schema import Recipe
 
-TEMPLATE = ROOT / "serving" / "score_watch"
+TEMPLATE = ROOT / "common" / "score_watch" / "model"
 CODE = (TEMPLATE / "model.py", TEMPLATE / "score_counts.py", MODEL_REPOSITORY / "preprocess/1/metric_counters.py")
 WATCHED = ("score", "decision", "revision")
 COMPARED = ("score", "decision")
@@ -49,7 +48,7 @@ def add_watches(configs: dict[str, ModelConfig], recipe: Recipe, heads: list[Hea
 def install_code(configs: dict[str, ModelConfig], repository: Path) -> None:
     """Copy the watches' code beside their configs."""
     for name, config in configs.items():
-        if "watched" in config.parameters:
+        if PARAMETER in config.parameters:
             for source in CODE:
                 shutil.copy(source, repository / name / "1")
 
@@ -64,19 +63,6 @@ def code_problems(repository: Path) -> list[str]:
     ]
 
 
-def watched_parameters(head: HeadManifest, shadow: HeadManifest | None) -> dict[str, object]:
-    """What the watch of a head knows of it; `WatchedHead` in serving/score_watch/score_counts.py reads it."""
-    watched = {
-        "head": head.name,
-        "labels": head.labels,
-        "thresholds": [len(row) for row in head.thresholds],
-        **training_of(head),
-    }
-    if shadow is not None:
-        watched |= {"shadow": shadow.name, "shadow_thresholds": [len(row) for row in shadow.thresholds]}
-    return watched
-
-
 def _watch(head: HeadManifest, shadow: HeadManifest | None) -> ModelConfig:
     config = read_config(TEMPLATE / "config.pbtxt")
     config.name = f"{head.name}_watch"
@@ -87,7 +73,7 @@ def _watch(head: HeadManifest, shadow: HeadManifest | None) -> ModelConfig:
             added.name = f"shadow_{tensor.name}"
     for tensor in (*config.input, *config.output):
         tensor.dims[:] = [1 if tensor.name == "revision" else len(head.labels)]
-    config.parameters["watched"].string_value = json.dumps(watched_parameters(head, shadow))
+    config.parameters[PARAMETER].string_value = watched_parameters(head, shadow)
     return config
 
 
