@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from clipsieve import UnknownHead
-from clipsieve.arrange import Link, Scored, Touch, link, plan_links, plan_touches, touch, undo_touch
+from clipsieve.arrange import Scored
 from clipsieve.arrange_table import Source, read_scored, source_in, source_of
 from clipsieve.exceptions import ArrangeError
+from clipsieve.file_links import Link, link, plan_links
+from clipsieve.file_times import Touch, plan_touches, touch, undo_touch
 
 NEWEST_S = 1_700_000_000.0
 OLD_NS = 1_500_000_000_123_456_789

@@ -6,14 +6,16 @@ import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from clipsieve.arrange import Arranged, link, shown, touch, undo_touch
+from clipsieve.arrange import Arranged, shown
 from clipsieve.arrange_table import Source, read_scored, source_in
 from clipsieve.cli.grouped import grouped, option
 from clipsieve.cli.options import SOME_FAILED, exits
+from clipsieve.file_links import link
+from clipsieve.file_times import touch, undo_touch
 from clipsieve.progress import Reporter
 from clipsieve.table_batches import SUFFIXES
 
@@ -56,7 +58,7 @@ class ArrangeOptions:
     ] = None
 
     @property
-    def wanted(self) -> bool:
+    def chosen(self) -> bool:
         return self.touch or self.link is not None
 
     def check(self, source: Source) -> None:
@@ -84,7 +86,7 @@ class ArrangeOptions:
 
 @dataclass
 class TableOptions(ArrangeOptions):
-    """The same for a table that is there."""
+    """Options of `clipsieve arrange`: those, and what only a finished table needs."""
 
     undo_touch: Annotated[
         bool, option("--undo-touch", "Give the files the times back that they had before --touch.", group=_ARRANGE)
@@ -110,9 +112,9 @@ def arrange(table: Table, options: TableOptions) -> None:
     Files without a score are left alone. Relative paths in the table start from the current folder. Exit status: 0
     done, 1 failure, 2 usage, 3 some files could not be arranged.
     """
-    if options.undo_touch and options.wanted:
+    if options.undo_touch and options.chosen:
         raise typer.BadParameter("goes alone: give --touch or --link in another call", param_hint="--undo-touch")
-    if not (options.undo_touch or options.wanted):
+    if not (options.undo_touch or options.chosen):
         raise typer.BadParameter("say what to do with --touch, --link DIR or --undo-touch", param_hint="--touch")
     reporter = Reporter(options.quiet, options.json_log)
     with exits(reporter):
@@ -129,29 +131,29 @@ def arrange(table: Table, options: TableOptions) -> None:
 def arrange_files(
     table: Path, source: Source, options: ArrangeOptions, reporter: Reporter, dry_run: bool = False
 ) -> int:
-    """Do to the files of a table what the options say; how many could not be arranged.
+    """Do to the files of a table what the options say; returns how many could not be arranged.
 
     Raises:
-        TableError, ArrangeError, UnknownHead: see `read_scored` and `clipsieve.arrange`.
+        TableError, ArrangeError, UnknownHead: see `read_scored`, `touch` and `link`.
     """
     failed = 0
     if options.touch:
         if source.others:
             reporter.say(f"the files' order is that of {source.score}, not of {', '.join(source.others)}")
         done = touch(read_scored(table, source), record_of(table), dry_run=dry_run)
-        failed += _told(done, f"touched by {source.score}", dry_run, reporter)
+        failed += _report(done, f"touched by {source.score}", dry_run, reporter)
     if options.link is not None:
         if source.others:
             reporter.say(f"the links' folders are those of {source.band}")
         done = link(read_scored(table, source), options.link, dry_run=dry_run)
-        failed += _told(done, f"linked into {options.link} by {source.band}", dry_run, reporter)
+        failed += _report(done, f"linked into {options.link} by {source.band}", dry_run, reporter)
         for name in done.elsewhere[:_MOST_NAMED]:
             reporter.say(f"of an earlier run, in another folder than now: {shown(str(options.link / name))}")
     return failed
 
 
 def record_of(table: Path) -> Path:
-    """Where the times are that files had before they were touched."""
+    """The file with the times from before `--touch`, beside the table."""
     return table.with_name(f"{table.name}.times.json")
 
 
@@ -160,11 +162,11 @@ def _undo(table: Path, dry_run: bool, reporter: Reporter) -> int:
     if not record.exists():
         problem = f"there is no {record}, which --touch writes: nothing to undo"
         raise typer.BadParameter(problem, param_hint="--undo-touch")
-    return _told(undo_touch(record, dry_run=dry_run), "old times given back", dry_run, reporter)
+    return _report(undo_touch(record, dry_run=dry_run), "old times given back", dry_run, reporter)
 
 
-def _told(done: Arranged, what: str, dry_run: bool, reporter: Reporter) -> int:
-    """How many files could not be arranged."""
+def _report(done: Arranged[Any], what: str, dry_run: bool, reporter: Reporter) -> int:
+    """Print what was done; returns how many files could not be arranged."""
     if dry_run:
         for action in done.actions:
             print(action)

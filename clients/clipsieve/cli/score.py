@@ -164,7 +164,7 @@ class _Job:
 
     def check_arrange(self) -> None:
         """Raises BadParameter for files that cannot be arranged, whatever their scores."""
-        if not self.arrange.wanted:
+        if not self.arrange.chosen:
             return
         flag = "--touch" if self.arrange.touch else "--link"
         if are_shards(self.inputs):
@@ -190,7 +190,7 @@ class _Job:
         try:
             check_free(out, self.run.overwrite)
         except OutputRefused as error:
-            if not self.arrange.wanted:
+            if not self.arrange.chosen:
                 raise
             raise OutputRefused(f"{error}; to arrange the files of this table: clipsieve arrange {out}") from None
 
