@@ -33,23 +33,23 @@ class Pace:
     """How often the server is looked at, and how often it may be restarted."""
 
     interval_s: float = 10
-    """Between two looks. A server that ended is noticed at once."""
+    """Time between two looks. A server that ended is noticed at once."""
     deadline_s: float = 10
-    """For the answer to a probe."""
+    """Time in which a probe must be answered."""
     patience: int = 3
     """Failed probes in a row before a restart; a dead or stopped process needs none. A server in which nothing
     finishes from the first of them to the last hangs, so a batch must take less than all of them together."""
     first_pause_s: float = 1
-    """Before the second restart in a row; each further pause is twice as long."""
+    """Pause before the second restart in a row; each further pause is twice as long."""
     longest_pause_s: float = 60
     max_restarts: int = 5
-    """Within `window_s`; then the supervisor gives up."""
+    """Most restarts within `window_s`; then the supervisor gives up."""
     window_s: float = 600
 
 
 @dataclass(frozen=True)
 class Work:
-    """What the server has done, and what waits, by model (all its versions together)."""
+    """Requests that the server has finished, and those that wait, by model (all its versions together)."""
 
     finished: dict[str, float]
     waiting: dict[str, float]
@@ -80,7 +80,7 @@ class Supervisor:
             self.restart(self.next_problem())
 
     def next_problem(self) -> str:
-        """Block until the server needs a restart; why."""
+        """Block until the server needs a restart; returns the reason."""
         failures = 0
         before_failures: Work | None = None
         while True:
@@ -151,7 +151,7 @@ class Supervisor:
 
 
 def pause_s(pace: Pace, restarts: int) -> float:
-    """Before the restart that is the `restarts`-th of the window; none before the first."""
+    """Pause before the restart that is the `restarts`-th of the window; none before the first."""
     return 0.0 if restarts <= 1 else min(pace.longest_pause_s, pace.first_pause_s * 2 ** (restarts - 2))
 
 
@@ -167,7 +167,7 @@ def work_from_metrics(text: str) -> Work:
 def hung_models(before: Work, after: Work) -> list[str]:
     """Models that finished nothing in between although requests wait, and ensembles that finished nothing at all.
 
-    For a time in which probes waited in vain: a busy server finishes other requests meanwhile.
+    `before` and `after` are of a time in which probes waited in vain: a busy server finishes other requests meanwhile.
     """
     idle = [model for model in after.finished if after.finished[model] <= before.finished.get(model, 0)]
     if not after.finished or all(model in idle for model in ENSEMBLES):
@@ -176,7 +176,7 @@ def hung_models(before: Work, after: Work) -> list[str]:
 
 
 def ending(status: int) -> str:
-    """`with status 1`, `by SIGKILL`"""
+    """How a process ended, by its exit status: `with status 1`, `by SIGKILL`."""
     if status >= 0:
         return f"with status {status}"
     return f"by {signal.Signals(-status).name}"

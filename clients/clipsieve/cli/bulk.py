@@ -153,7 +153,7 @@ class _Bulk:
     reporter: Reporter
 
     def run(self) -> int:
-        """How many images, or shards, have no score."""
+        """Score what is left; returns how many images, or shards, have no score."""
         kept = self._kept()
         units = [unit for unit in range(self.plan.units) if unit not in kept]
         tally, damaged = self._run_on_ray(units, kept) if units else (_tally_after(kept), 0)
@@ -163,7 +163,7 @@ class _Bulk:
         return tally.failed + damaged + sum(sum(part.failures.values()) for part in kept.values())
 
     def _run_on_ray(self, units: list[int], kept: dict[int, Part]) -> tuple[Tally, int]:
-        """What became of the images, and how many shards are damaged."""
+        """Score the units; returns the tally of their images, and how many shards are damaged."""
         started = time.perf_counter()
         with connected(self.options.address, not self.options.ray_log) as nodes:
             job = self._job()
@@ -178,18 +178,18 @@ class _Bulk:
         return tally, damaged
 
     def _job(self) -> Job:
-        found = self._served()
-        for problem in found.silent:
+        served = self._served()
+        for problem in served.silent:
             self.reporter.say(f"going on without a server: {problem}", "server")
-        for head in found.heads:
+        for head in served.heads:
             if head.notice:  # the table cannot carry it
                 self.reporter.say(f"notice: {head.notice}")
         key = "key" if self.plan.of_shards else "image_path"
-        columns = Columns(tuple(found.heads), self.heads.threshold, self.heads.operating_point, key)
-        return Job(self.plan, self.servers, columns, found.version, self.options.allow_version_change)
+        columns = Columns(tuple(served.heads), self.heads.threshold, self.heads.operating_point, key)
+        return Job(self.plan, self.servers, columns, served.version, self.options.allow_version_change)
 
     def _served(self) -> Served:
-        """What the servers have; says so before it waits for one."""
+        """Heads and versions of the servers; says so before it waits for one."""
         try:
             return self._ask(replace(self.servers, wait_s=0))
         except ServerUnavailable as error:
@@ -203,42 +203,44 @@ class _Bulk:
 
     def _kept(self) -> dict[int, Part]:
         """The units whose file is there, whole and of this job."""
-        there = self.plan.parts_there()
+        parts = self.plan.parts_there()
 
         def read(part: str) -> Part | None:
             return read_part(joined(self.plan.out, part), self.plan.run_id)
 
         with ThreadPoolExecutor(_FOOTERS_AT_ONCE) as pool:
-            read_parts = zip(there, pool.map(read, there.values()), strict=True)
+            read_parts = zip(parts, pool.map(read, parts.values()), strict=True)
             return {unit: part for unit, part in read_parts if part is not None and self.plan.fits(unit, part.rows)}
 
     def _check_same(self, job: Job, parts: dict[int, Part]) -> None:
         """Refuse files that do not go together."""
         for part in parts.values():
             if part.columns != job.columns.names:
-                found = f"{', '.join(part.columns)}; this job would write {', '.join(job.columns.names)}"
-                raise OutputRefused(f"the files in {self.plan.out} have the columns {found}; give --overwrite")
+                raise OutputRefused(
+                    f"the files in {self.plan.out} have the columns {', '.join(part.columns)}; this job would write "
+                    f"{', '.join(job.columns.names)}; give --overwrite"
+                )
         versions = {version for part in parts.values() for version in part.model_versions} | {job.version} - {None}
         if len(versions) > 1 and not self.options.allow_version_change:
-            found = " and ".join(sorted(map(str, versions)))
+            names = " and ".join(sorted(map(str, versions)))
             raise VersionChanged(
-                f"the files in {self.plan.out} would be of more than one model version, {found}; give "
+                f"the files in {self.plan.out} would be of more than one model version, {names}; give "
                 "--allow-version-change to go on, or --overwrite to start anew"
             )
 
     def _check_whole(self, job: Job, count: int) -> None:
-        """Believe no worker: look at what is there."""
+        """Look for every file in the folder, whatever the workers reported."""
         parts = self._kept()
         self._check_same(job, parts)
         if len(parts) != count:
             _fail(f"{count - len(parts)} files in {self.plan.out} vanished or were replaced; the same command goes on")
 
     def _score(self, job: Job, units: list[int], workers: int, tally: Tally) -> int:
-        """How many shards are damaged."""
+        """Count the outcomes of the units; returns how many shards are damaged."""
         damaged = 0
         seen: set[str] = set()
         with self.reporter.watching(tally) as advance:
-            for outcome in self._told(outcomes(job, units, workers), tally):
+            for outcome in self._until_failure(outcomes(job, units, workers), tally):
                 if outcome.part is None:
                     damaged += 1
                     self.reporter.say(f"clipsieve: {outcome.message}", "error")
@@ -251,10 +253,10 @@ class _Bulk:
                 advance()
         return damaged
 
-    def _told(self, found: Iterator[Outcome], tally: Tally) -> Iterator[Outcome]:
-        """The outcomes up to one that ends the job."""
+    def _until_failure(self, outcomes: Iterator[Outcome], tally: Tally) -> Iterator[Outcome]:
+        """The outcomes, up to one that ends the job; says then what is kept."""
         try:
-            for outcome in found:
+            for outcome in outcomes:
                 if outcome.status == "failed":
                     _fail(outcome.message)
                 yield outcome
@@ -264,7 +266,7 @@ class _Bulk:
             raise
 
     def _check_visible(self, outcome: Outcome) -> None:
-        """What a node wrote to its own disk instead of a shared one would be lost to everyone else."""
+        """Refuse a node that writes to its own disk instead of a shared one: its files would be lost to the others."""
         path = os.path.join(self.plan.out, self.plan.part(outcome.unit))
         until = time.monotonic() + _SEEN_WITHIN_S
         while not is_remote(self.plan.out) and not os.path.exists(path):

@@ -121,6 +121,8 @@ class FrameOptions:
 
 @dataclass
 class VideoOutput:
+    """Where the rows go."""
+
     out: Annotated[
         Path | None,
         option(
@@ -164,20 +166,20 @@ def video(
 def videos_in(paths: list[str]) -> Iterator[str]:
     """The paths of videos, in the order given. Files that are named are taken whatever their suffix.
 
-    One that a spreadsheet would take for a formula has `./` before it, which names the same file.
+    A path that a spreadsheet would take for a formula gets `./` before it, which names the same file.
 
     Raises:
         InputRefused: a list cannot be read, or a pattern matches nothing.
     """
     for path in paths:
         named = path == "-" or is_list(path) or not os.path.isdir(path)
-        for found in Inputs((path,), "*"):
-            if named or is_video(found) or os.path.isdir(found):  # a folder here is one that cannot be listed
-                yield f"./{found}" if found.startswith(_FORMULA_STARTS) else found
+        for file in Inputs((path,), "*"):
+            if named or is_video(file) or os.path.isdir(file):  # a folder here is one that cannot be listed
+                yield f"./{file}" if file.startswith(_FORMULA_STARTS) else file
 
 
 def _started(paths: list[str]) -> Iterator[str]:
-    """The videos, of which the first was found. Raises InputRefused, also when there is none."""
+    """The videos, once the first of them is found. Raises InputRefused, also when there is none."""
     videos = videos_in(paths)
     for first in videos:
         return chain([first], videos)
@@ -186,7 +188,7 @@ def _started(paths: list[str]) -> Iterator[str]:
 
 @dataclass
 class _Job:
-    """One call of the command; either way of scoring gives back how many videos have an error."""
+    """One call of the command; `to_file` and `to_stdout` return how many videos have an error."""
 
     paths: list[str]
     sampling: Sampling
@@ -194,7 +196,7 @@ class _Job:
     run: RunOptions
     reporter: Reporter
     frames: int = 0
-    """Looked at so far."""
+    """Frames scored so far."""
 
     async def to_file(self, client: AsyncClient, out: Path) -> int:
         check_place(out, TABLE_SUFFIXES)
@@ -260,7 +262,7 @@ class _Job:
 
 
 async def _print(rows: Rows, names: Sequence[str], form: Format) -> None:
-    """Rows as they come; those of a table to look at, when all are there."""
+    """Print rows as they come, but those of the format `table` when all are there."""
     waiting: list[Row] = []
     with printer(names, form.value) as write:
         async with aclosing(rows):
