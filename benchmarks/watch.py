@@ -90,9 +90,7 @@ def with_watch(recipe: Recipe, watch: bool) -> Recipe:
 def served(recipe: Recipe, folder: Path) -> EmbeddedServer:
     install(recipe, folder / "model_repository", "onnx")
     log = folder / "tritonserver.log"
-    return EmbeddedServer(
-        folder / "model_repository", ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log)
-    )
+    return EmbeddedServer(folder / "model_repository", ServerSettings.on_free_ports(log))
 
 
 def main() -> int:

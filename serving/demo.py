@@ -92,10 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     arguments = parser.parse_args(argv)
     recipe = load_recipe("demo")
     class_names = recipe.heads[0].class_names
-    with EmbeddedServer(
-        repository_folder(recipe),
-        ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=OUTPUT / "tritonserver.log"),
-    ) as server:
+    with EmbeddedServer(repository_folder(recipe), ServerSettings.on_free_ports(OUTPUT / "tritonserver.log")) as server:
         rows = score(arguments.images, server.grpc_url, "grpc", OUTPUT / "scores.csv")
         http_rows = score(arguments.images, server.http_url, "http", OUTPUT / "scores-http.csv")
     plot_scores(rows, class_names, OUTPUT / "scores.png")

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 import tritonclient.grpc as grpc
 
@@ -53,6 +53,11 @@ class ServerSettings:
     """Where OpenTelemetry's spans go; see `tracing_options`."""
     options: Sequence[str] = ()
     """More of tritonserver's own."""
+
+    @classmethod
+    def on_free_ports(cls, log_path: Path, **others: Any) -> ServerSettings:
+        """Settings of a server whose three ports are free ones, picked on entering."""
+        return cls(http_port=0, grpc_port=0, metrics_port=0, log_path=log_path, **others)
 
     def triton_options(self) -> list[str]:
         return [*control_options(self.control, self.admin_key), *tracing_options(self.tracing_url), *self.options]

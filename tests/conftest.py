@@ -89,7 +89,7 @@ def repository(demo: Recipe, patient_demo: Recipe, encoder: EncoderManifest) -> 
 def server(repository: Path) -> Iterator[EmbeddedServer]:
     """The real tritonserver on free ports. Tests that harm a server start their own."""
     log = Path(_artifacts.name) / "tritonserver.log"
-    with EmbeddedServer(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log)) as running:
+    with EmbeddedServer(repository, ServerSettings.on_free_ports(log)) as running:
         yield running
 
 

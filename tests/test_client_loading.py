@@ -335,9 +335,7 @@ def test_run_that_meets_a_real_server_while_it_loads(gated, gate, pictures, tmp_
     with (
         EmbeddedServer(
             gated,
-            ServerSettings(
-                grpc_port=0, http_port=0, metrics_port=0, log_path=tmp_path / "log", control="explicit", admin_key=key
-            ),
+            ServerSettings.on_free_ports(tmp_path / "log", control="explicit", admin_key=key),
         ) as server,
         ControlledServer(server.grpc_url, key, _WAIT_S) as controlled,
         ThreadPoolExecutor(1) as pool,

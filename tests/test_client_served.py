@@ -68,7 +68,7 @@ def test_server_that_is_stopped_and_started_again_in_the_middle_of_a_run(reposit
     command = [sys.executable, "-m", "clipsieve.cli", "score", photos, "--out", out, "--concurrency", "8", "--json-log"]
     options = {"log_path": tmp_path / "log", "exit_timeout_s": 4}  # it waits for the client, which will be stopped
     with (
-        EmbeddedServer(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, **options)) as server,
+        EmbeddedServer(repository, ServerSettings.on_free_ports(**options)) as server,
         subprocess.Popen([*command, "--url", server.grpc_url], stderr=subprocess.PIPE, text=True) as run,
     ):
         assert run.stderr is not None

@@ -471,7 +471,7 @@ def dali_server(models, tmp_path_factory):
     if not (find_wheel().site_packages / "nvidia" / "dali").is_dir():
         pytest.skip("nvidia.dali is not installed in the server's environment (.triton or $CLIPSIEVE_TRITON)")
     log = tmp_path_factory.mktemp("log") / "tritonserver.log"
-    with EmbeddedServer(models, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log)) as running:
+    with EmbeddedServer(models, ServerSettings.on_free_ports(log)) as running:
         yield running
 
 

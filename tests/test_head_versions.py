@@ -154,9 +154,7 @@ def test_the_server_serves_what_the_policies_say(repository, tmp_path):
             config = head / "config.pbtxt"
             config.write_text(config.read_text().replace('"demo_head"', f'"{head.name}"'))
     with (
-        EmbeddedServer(
-            models, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=tmp_path / "log")
-        ) as server,
+        EmbeddedServer(models, ServerSettings.on_free_ports(tmp_path / "log")) as server,
         grpc.InferenceServerClient(server.grpc_url) as client,
     ):
         ready = {

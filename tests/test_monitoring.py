@@ -84,9 +84,7 @@ def watching(encoder: EncoderManifest, tmp_path_factory) -> Iterator[EmbeddedSer
     install(recipe, folder / "models")
     log = folder / "tritonserver.log"
     models = folder / "models"
-    with EmbeddedServer(
-        models, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log, options=[QUANTILES])
-    ) as server:
+    with EmbeddedServer(models, ServerSettings.on_free_ports(log, options=[QUANTILES])) as server:
         yield server
 
 

@@ -61,7 +61,7 @@ def slow(demo: Recipe, repository: Path, tmp_path_factory) -> Iterator[EmbeddedS
     """50 images a second, at most."""
     folder = tmp_path_factory.mktemp("slow")
     models, log = slow_repository(demo, folder / "models"), folder / "tritonserver.log"
-    with UnprovedServer(models, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log)) as server:
+    with UnprovedServer(models, ServerSettings.on_free_ports(log)) as server:
         yield server
 
 
@@ -220,7 +220,7 @@ def test_interactive_rows_name_what_ran_beside(slow):
 
 def test_every_instance_is_warm_before_the_first_request(repository, tmp_path):
     log = tmp_path / "tritonserver.log"
-    with EmbeddedServer(repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log)) as server:
+    with EmbeddedServer(repository, ServerSettings.on_free_ports(log)) as server:
         encoded = encoded_images(server)
     assert encoded > 1 + Serving().max_batch_size  # one, a full batch, and the probe's
 

@@ -337,10 +337,7 @@ def test_triton_chooses_its_tensorrt_backend_for_plans(demo, artefact, tmp_path,
     for one in gpus:
         add_plan(artefact, one)
     install(demo, tmp_path / "models", "tensorrt")
-    server = EmbeddedServer(
-        tmp_path / "models",
-        ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=tmp_path / "log", ready_timeout_s=60),
-    )
+    server = EmbeddedServer(tmp_path / "models", ServerSettings.on_free_ports(tmp_path / "log", ready_timeout_s=60))
     with pytest.raises(ServingError), server:
         pass
     assert re.search(

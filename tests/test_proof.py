@@ -64,10 +64,7 @@ def copy(repository: Path, tmp_path: Path) -> Path:
 
 
 def start(repository: Path, tmp_path: Path) -> EmbeddedServer:
-    return EmbeddedServer(
-        repository,
-        ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=tmp_path / "log", exit_timeout_s=4),
-    )
+    return EmbeddedServer(repository, ServerSettings.on_free_ports(tmp_path / "log", exit_timeout_s=4))
 
 
 def with_parts(demo: Recipe, **sections: dict[str, Any]) -> Recipe:
@@ -526,9 +523,7 @@ def wrong_server(repository: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     folder = tmp_path_factory.mktemp("wrong")
     models = Path(shutil.copytree(repository, folder / "models"))
     damage_encoder(models)
-    with UnprovedServer(
-        models, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=folder / "log")
-    ) as server:
+    with UnprovedServer(models, ServerSettings.on_free_ports(folder / "log")) as server:
         yield server
 
 

@@ -97,10 +97,9 @@ def controlled(demo, encoder, tmp_path_factory) -> Iterator[Controlled]:
     data["heads"] = [{"name": "demo", "class_names": class_names, "source": str(folder / "source")}]
     (folder / "rolled.yaml").write_text(json.dumps(data))  # JSON is YAML
     install(parse_recipe(data), folder / "models")
-    ports = {"http_port": 0, "grpc_port": 0, "metrics_port": 0, "exit_timeout_s": 4}
-    options = {"control": "explicit", "admin_key": KEY, "log_path": folder / "log"}
+    settings = ServerSettings.on_free_ports(folder / "log", exit_timeout_s=4, control="explicit", admin_key=KEY)
     with (
-        EmbeddedServer(folder / "models", ServerSettings(**ports, **options)) as server,
+        EmbeddedServer(folder / "models", settings) as server,
         ControlledServer(server.grpc_url, KEY) as connection,
     ):
         yield Controlled(server, folder / "models", connection, heads, folder / "source", folder / "rolled.yaml")

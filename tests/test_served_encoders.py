@@ -53,10 +53,7 @@ def served(request, demo, tmp_path_factory) -> Iterator[tuple[Recipe, EncoderMan
     build_head(folder / "head", recipe.build.opset)
     install(recipe, folder / "models")
     assert check_installed(recipe, folder / "models") == []
-    with EmbeddedServer(
-        folder / "models",
-        ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=folder / "log", exit_timeout_s=4),
-    ) as server:
+    with EmbeddedServer(folder / "models", ServerSettings.on_free_ports(folder / "log", exit_timeout_s=4)) as server:
         yield recipe, encoder, server
 
 

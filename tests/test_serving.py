@@ -30,10 +30,7 @@ from serving.tritonserver_options import tracing_options
 
 
 def start(repository: Path, tmp_path: Path) -> EmbeddedServer:
-    return EmbeddedServer(
-        repository,
-        ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=tmp_path / "log", exit_timeout_s=4),
-    )
+    return EmbeddedServer(repository, ServerSettings.on_free_ports(tmp_path / "log", exit_timeout_s=4))
 
 
 def stubs(server: EmbeddedServer) -> list[psutil.Process]:
@@ -115,11 +112,8 @@ def test_traces_reach_a_collector(repository, tmp_path):
         threading.Thread(target=collector.serve_forever, daemon=True).start()
         with EmbeddedServer(
             repository,
-            ServerSettings(
-                http_port=0,
-                grpc_port=0,
-                metrics_port=0,
-                log_path=tmp_path / "log",
+            ServerSettings.on_free_ports(
+                tmp_path / "log",
                 tracing_url=f"http://127.0.0.1:{collector.server_port}/v1/traces",
             ),
         ):

@@ -209,9 +209,7 @@ def test_without_restarts_the_command_ends_with_its_server():
 @contextlib.contextmanager
 def started(repository: Path, tmp_path: Path) -> Iterator[EmbeddedServer]:
     log = tmp_path / "log"
-    with EmbeddedServer(
-        repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log, exit_timeout_s=4)
-    ) as server:
+    with EmbeddedServer(repository, ServerSettings.on_free_ports(log, exit_timeout_s=4)) as server:
         yield server
 
 

@@ -32,10 +32,7 @@ def two_heads(demo, encoder, tmp_path_factory):
         write_head(head.source, encoder, head.class_names, **options)
         build_head(head.source, recipe.build.opset)
     install(recipe, folder / "models")
-    with EmbeddedServer(
-        folder / "models",
-        ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=folder / "log", exit_timeout_s=4),
-    ) as server:
+    with EmbeddedServer(folder / "models", ServerSettings.on_free_ports(folder / "log", exit_timeout_s=4)) as server:
         yield server
 
 

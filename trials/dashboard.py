@@ -86,9 +86,7 @@ def main(argv: list[str] | None = None) -> int:
     seconds = 60 * arguments.minutes
     log = arguments.out / "tritonserver.log"
     with (
-        EmbeddedServer(
-            repository, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log, options=[QUANTILES])
-        ) as server,
+        EmbeddedServer(repository, ServerSettings.on_free_ports(log, options=[QUANTILES])) as server,
         watched(
             server.http_port, server.metrics_port, arguments.out / "prometheus", interval_s=INTERVAL_S
         ) as prometheus,

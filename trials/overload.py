@@ -179,9 +179,7 @@ def main(argv: list[str] | None = None) -> int:
         folder = Path(temporary)
         install(recipe, folder / "models")
         log = folder / "tritonserver.log"
-        with EmbeddedServer(
-            folder / "models", ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log)
-        ) as server:
+        with EmbeddedServer(folder / "models", ServerSettings.on_free_ports(log)) as server:
             rounds = asyncio.run(measure(server.grpc_url, gradient_picture(arguments.edge), arguments))
     report(rounds)
     limits = {"max_queue_size": recipe.serving.max_queue_size, "queue_timeout_ms": recipe.serving.queue_timeout_ms}

@@ -26,7 +26,7 @@ class PrefixedServer(EmbeddedServer):
         environment: Mapping[str, str] | None = None,
         **options: Any,
     ) -> None:
-        settings = ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log_path, **options)
+        settings = ServerSettings.on_free_ports(log_path, **options)
         super().__init__(repository, settings)
         self._prefix = list(prefix)
         self._more_environment = dict(environment or {})

@@ -132,12 +132,7 @@ def two_heads(folder: Path) -> list[Path]:
 def measure(folder: Path, rollouts: int) -> list[Result]:
     heads = two_heads(folder)
     models = Path(shutil.copytree(repository_folder(load_recipe("demo")), folder / "models"))
-    server = EmbeddedServer(
-        models,
-        ServerSettings(
-            http_port=0, grpc_port=0, metrics_port=0, log_path=folder / "log", control="explicit", admin_key=KEY
-        ),
-    )
+    server = EmbeddedServer(models, ServerSettings.on_free_ports(folder / "log", control="explicit", admin_key=KEY))
     with (
         server,
         ControlledServer(server.grpc_url, KEY) as connection,

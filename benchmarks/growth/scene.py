@@ -73,9 +73,7 @@ class Scene:
         """Returns a server of this repository, not started yet."""
         say(f"a server with {heads} {'head' if heads == 1 else 'heads'}")
         log = self.folder / f"tritonserver-{heads}.log"
-        return EmbeddedServer(
-            self._install(heads), ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log)
-        )
+        return EmbeddedServer(self._install(heads), ServerSettings.on_free_ports(log))
 
     def _recipe(self, heads: int) -> Recipe:
         return with_head_copies(self.recipe, heads, self.folder / "heads")

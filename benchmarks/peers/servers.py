@@ -166,7 +166,7 @@ def start_ours(material: Material, folder: Path, precision: Precision) -> Iterat
             make_encoder(recipe)
             install(recipe, models, "onnx")
         started_s = time.perf_counter()
-        with EmbeddedServer(models, ServerSettings(http_port=0, grpc_port=0, metrics_port=0, log_path=log)) as server:
+        with EmbeddedServer(models, ServerSettings.on_free_ports(log)) as server:
             yield OurServer(server, recipe.heads[0].name, started_s)
     except (BuildError, ManifestError, RecipeError, RepositoryError, ServingError) as error:
         raise PeerError(str(error)) from error
