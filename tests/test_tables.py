@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,11 +20,11 @@ TAGS = Head(name="tags", task="multilabel", class_names=["gore", "nude"])
 TASTE = Head(name="taste", task="regression", class_names=["taste"])
 
 
-def _read(table: Path, head: Head = BINARY, **columns: str) -> list[Sample]:
+def _read(table: Path, head: Head = BINARY, **columns: Any) -> list[Sample]:
     return samples_in(str(table), head, Columns(**columns)).samples
 
 
-def _labels(path: Path, head: Head = BINARY, **columns: str) -> dict[str, str | None]:
+def _labels(path: Path, head: Head = BINARY, **columns: Any) -> dict[str, str | None]:
     return {sample.key: sample.label for sample in _read(path, head, **columns)}
 
 
