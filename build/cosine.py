@@ -1,4 +1,4 @@
-"""How near two sets of embeddings are: what every parity check of the build measures."""
+"""Measures how near two sets of embeddings are, for every parity check of the build."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(B, D) and (B, D) → (B,) float64, row by row; NaN, which fails every limit, where a row is all zeros."""
+    """Cosine of each row: (B, D) and (B, D) → (B,) float64; a row of zeros gives NaN, which fails every limit."""
     first, second = first.astype(np.float64), second.astype(np.float64)
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -14,11 +14,11 @@ def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 
 def compare_embeddings(expected: np.ndarray, embeddings: np.ndarray) -> dict[str, float]:
-    """Two (B, D) float32 arrays, row by row: pictures, cosine_min, cosine_mean, max_abs_difference."""
-    found = cosines(expected, embeddings)
+    """Compare two (B, D) float32 arrays row by row: pictures, cosine_min, cosine_mean, max_abs_difference."""
+    row_cosines = cosines(expected, embeddings)
     return {
         "pictures": len(expected),
-        "cosine_min": float(found.min()),
-        "cosine_mean": float(found.mean()),
+        "cosine_min": float(row_cosines.min()),
+        "cosine_mean": float(row_cosines.mean()),
         "max_abs_difference": float(np.abs(expected - embeddings).max()),
     }

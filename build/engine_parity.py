@@ -1,4 +1,4 @@
-"""The plan's parity check: the verification's pictures through the plan and through the ONNX file it was built from."""
+"""Compares a TensorRT plan with the ONNX file that it was built from, on the verification's pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from recipes.schema import Recipe, Serving
 def plan_checker(
     recipe: Recipe, encoder: EncoderManifest, device: str = "cuda"
 ) -> Callable[[ModuleType, Path, PlanSpec], dict[str, float]]:
-    """A check of one plan file; it needs the GPU that the plan is for. The plan's embeddings are left beside it."""
+    """A function that checks one plan on the GPU it is for, and saves the plan's embeddings beside it."""
 
     def check(trt: ModuleType, plan: Path, spec: PlanSpec) -> dict[str, float]:
         pixels = served_pixels(encoder.preprocessing, Serving(), verification_pictures())
@@ -34,7 +34,7 @@ def plan_checker(
 
 
 def check_plan(expected: np.ndarray, embeddings: np.ndarray, recipe: Recipe) -> dict[str, float]:
-    """Two (B, D) float32 arrays, onnxruntime's and the plan's.
+    """Compare two (B, D) float32 arrays, onnxruntime's and the plan's.
 
     Returns:
         pictures, cosine_min, cosine_mean, max_abs_difference.
@@ -42,14 +42,14 @@ def check_plan(expected: np.ndarray, embeddings: np.ndarray, recipe: Recipe) -> 
     Raises:
         PlanError: with the figure and the limit.
     """
-    found = compare_embeddings(expected, embeddings)
-    limit, lowest = recipe.build.limit, found["cosine_min"]
+    figures = compare_embeddings(expected, embeddings)
+    limit, lowest = recipe.build.limit, figures["cosine_min"]
     if not lowest >= limit:  # NaN fails as well
         raise PlanError(
             f"cosine {lowest:.7f} between onnxruntime and the plan is below "
             f"build.minimum_cosine.{recipe.build.precision} {limit}"
         )
-    return found
+    return figures
 
 
 def _onnx_embeddings(spec: PlanSpec, pixels: np.ndarray) -> np.ndarray:

@@ -213,7 +213,7 @@ def test_tensorrt_by_name_wants_a_plan_for_every_gpu(artefact):
     add_plan(artefact)
     with pytest.raises(RepositoryError, match=r"for NVIDIA L4 \(8.9\)"):
         choose_plans(artefact, encoder, "tensorrt", Machine((HOPPER, ADA), "10.16.1.11"))
-    with pytest.raises(RepositoryError, match=r"TensorRT \(none is here\)"):
+    with pytest.raises(RepositoryError, match=r"TensorRT \(not installed\)"):
         choose_plans(artefact, encoder, "tensorrt", Machine())
 
 

@@ -201,7 +201,7 @@ def test_jpegs_that_dali_decodes_are_verified_as_it_decodes_them(demo, repositor
 
 def test_a_verification_of_other_pictures_is_refused(demo, repository, monkeypatch):
     monkeypatch.setattr("build.proof.verification_pictures", lambda: verification_pictures()[:-1])
-    with pytest.raises(RepositoryError, match=r"25 embeddings, the verification has 24 pictures now"):
+    with pytest.raises(RepositoryError, match=r"25 embeddings, the verification now has 24 pictures"):
         made(demo)
 
 
@@ -464,7 +464,7 @@ def test_check_holds_the_proof_against_the_version_that_is_served(copy, encoder,
     write_head(copy / "demo_head" / "2", encoder, demo.heads[0].class_names, seed=5)
     config.write_text(config.read_text() + "version_policy { specific { versions: [ 2 ] } }\n")
     assert proof_problems(copy) == []
-    assert any("which it does not know" in problem for problem in check(copy))
+    assert any("which is not in it" in problem for problem in check(copy))
 
 
 def test_check_finds_requests_that_are_too_large(copy):

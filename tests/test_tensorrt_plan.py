@@ -97,7 +97,7 @@ def test_timings_of_another_gpu_or_a_damaged_file_are_not_used(spec, cache, data
     script, said = Script(), []
     build_plan(fake_tensorrt(script), spec, cache, Progress(report=said.append))
     assert script.seen["timings_before"] == []
-    assert f"{cache}: not of this GPU and TensorRT; starting an empty timing cache" in said
+    assert f"{cache}: made for another GPU or TensorRT; starting an empty timing cache" in said
 
 
 def test_a_stopped_build_ends_at_the_next_step_and_keeps_its_timings(spec, cache):
