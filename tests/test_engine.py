@@ -1,4 +1,4 @@
-"""build.engine: which target is taken and why, and what a build leaves behind. TensorRT is a fake (fake_tensorrt)."""
+"""build.engine: the target it chooses and why, and the files of a build. TensorRT is a fake (fake_tensorrt)."""
 
 from __future__ import annotations
 
@@ -257,7 +257,7 @@ def test_a_build_that_fails_names_the_way_out(folder, monkeypatch, capsys):
 
 
 def test_the_plan_is_held_against_the_onnx_file(folder):
-    """The real check with the fake's embeddings: what a plan computes has to be what onnxruntime computes."""
+    """The real check, on the fake's embeddings: a plan must compute what onnxruntime computes."""
     expected = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
     demo = load_recipe("demo")
     figures = check_plan(expected, expected, demo)

@@ -1,4 +1,4 @@
-"""The proof that goes with a model repository: what is installed, what is compared, and which servers are refused."""
+"""The proof that goes with a model repository: its contents, its comparison, and the servers that are refused."""
 
 from __future__ import annotations
 
@@ -564,7 +564,7 @@ def test_a_file_that_is_not_its_manifests_is_named_as_damaged(copy, tmp_path):
 
 
 def test_another_heads_file_never_becomes_ready(copy, encoder, demo, tmp_path):
-    """Its manifest and the config are those of the head that was installed."""
+    """The damaged file's manifest and config are those of the installed head."""
     other = write_head(tmp_path / "other", encoder, demo.heads[0].class_names, seed=9)
     build_head(tmp_path / "other", demo.build.opset)
     shutil.copy(tmp_path / "other" / "model.onnx", copy / "demo_head" / "1")
