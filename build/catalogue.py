@@ -1,4 +1,4 @@
-"""What can be an encoder: the models of open_clip and timm, and of those that match a pattern their cost.
+"""Lists the models of open_clip and timm that can be an encoder, with the cost of those that match a pattern.
 
     python -m build.encoder --list                         # names, tags and image sizes
     python -m build.encoder --list 'vit_base_patch16_clip*'
@@ -32,7 +32,7 @@ COLUMNS = ("library", "model", "embed_dim", "image_size", "parameters", "gflop_p
 
 @dataclass(frozen=True)
 class Row:
-    """A model; what could not be found out without its weights is None."""
+    """A model of a library; a field that only its weights would tell is None."""
 
     library: str
     model: str
@@ -50,7 +50,7 @@ class Cost:
 
 
 def print_catalogue(pattern: str) -> int:
-    """Tab-separated on stdout, one model a line; exit status 1 when the pattern matches none."""
+    """Print the models that match, tab-separated, one a line; the exit status is 1 when none does."""
     rows = [row for row in _rows() if fnmatch.fnmatch(row.model.lower(), pattern.lower() or "*")]
     if not rows:
         print(f"build.encoder: no model matches {pattern!r}; try '*{pattern}*'", file=sys.stderr)
@@ -70,7 +70,7 @@ def print_catalogue(pattern: str) -> int:
 
 
 def measure(row: Row) -> Cost | None:
-    """None when the model cannot be built or run without values; a list goes on without that row."""
+    """The model's cost; None when it cannot be built or run without values, so that a list goes on without it."""
     logging.disable(logging.WARNING)
     try:
         with torch.device("meta"):
@@ -101,11 +101,11 @@ def _rows() -> Iterator[Row]:
 
 
 def _timm_tags() -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    tags_of_model: dict[str, list[str]] = {}
     for full_name in timm.list_pretrained():
         model, _, tag = full_name.partition(".")
-        found.setdefault(model, []).append(tag)
-    return found
+        tags_of_model.setdefault(model, []).append(tag)
+    return tags_of_model
 
 
 def _open_clip_maker(config: dict[str, Any]) -> Callable[[], torch.nn.Module]:

@@ -1,4 +1,4 @@
-"""How near two sets of embeddings are: what every parity check of the build measures."""
+"""Measures how near two sets of embeddings are, for every parity check of the build."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from common.manifest import Parity
 
 
 def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """(B, D) and (B, D) → (B,) float64, row by row; NaN, which fails every limit, where a row is all zeros."""
+    """Cosine of each row: (B, D) and (B, D) → (B,) float64; a row of zeros gives NaN, which fails every limit."""
     first, second = first.astype(np.float64), second.astype(np.float64)
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
@@ -17,10 +17,10 @@ def cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
 
 def compare_embeddings(expected: np.ndarray, embeddings: np.ndarray) -> Parity:
     """Compare two (B, D) float32 arrays, row by row."""
-    found = cosines(expected, embeddings)
+    row_cosines = cosines(expected, embeddings)
     return Parity(
         pictures=len(expected),
-        cosine_min=float(found.min()),
-        cosine_mean=float(found.mean()),
+        cosine_min=float(row_cosines.min()),
+        cosine_mean=float(row_cosines.mean()),
         max_abs_difference=float(np.abs(expected - embeddings).max()),
     )

@@ -1,4 +1,4 @@
-"""What `serving: {preprocess: dali}` does to embeddings: JPEGs decoded by DALI, against the same decoded exactly.
+"""Measures what `serving: {preprocess: dali}` does to embeddings: JPEGs decoded by DALI against exact decoding.
 
     python -m build.dali_parity --recipe R
 
@@ -36,11 +36,11 @@ QUALITY = 90
 
 @dataclass(frozen=True)
 class DaliParity:
-    """DALI's pixels and their embeddings, against the exact ones."""
+    """A comparison of DALI's pixels and their embeddings with the exact ones."""
 
     device: Device
     dali: str
-    """Its version."""
+    """Version of DALI."""
     pictures: int
     cosine_mean: float
     cosine_min: float
@@ -51,20 +51,20 @@ class DaliParity:
 
 
 def measure_dali(recipe: Recipe) -> list[DaliParity]:
-    """Of each device that this machine has, whatever the recipe serves with.
+    """Measure DALI on each device that this machine has, whatever the recipe serves with.
 
     Raises:
         DaliError: DALI is not installed.
         ParityError: a picture's cosine is below the recipe's build.minimum_cosine.dali.
         ManifestError: the encoder is missing.
     """
-    from build.parity import onnx_embeddings  # and torch, which --help needs not
+    from build.parity import onnx_embeddings  # imports torch, which --help does not need
 
     folder = encoder_folder(recipe, "fp32")
     encoder, pictures = read_encoder(folder), jpeg_pictures()
     exact = served_pixels(encoder.preprocessing, recipe.serving, pictures)
     expected = onnx_embeddings(folder / "model.onnx", exact)
-    found = []
+    parities = []
     with tempfile.TemporaryDirectory() as pipelines:
         manifest = write_pipelines(encoder.preprocessing, recipe.serving.max_batch_size, Path(pipelines))
         for device in devices():
@@ -72,17 +72,17 @@ def measure_dali(recipe: Recipe) -> list[DaliParity]:
             embeddings = onnx_embeddings(folder / "model.onnx", pixels)
             parity = _compare(device, manifest.versions["dali"], pictures, exact, pixels, cosines(expected, embeddings))
             _check(parity, recipe.build.minimum_cosine.dali)
-            found.append(parity)
-    return found
+            parities.append(parity)
+    return parities
 
 
 def dali_pixels(
     folder: Path, device: Device, encoder: EncoderManifest, serving: Serving, pictures: list[Picture]
 ) -> np.ndarray:
-    """(N, H, W, 3) uint8 of JPEGs, by the served code; none of them may fall back to the exact transform.
+    """Decode JPEGs with the served code into (N, H, W, 3) uint8; none may fall back to the exact transform.
 
     Raises:
-        ParityError: DALI would not be asked for one of them.
+        ParityError: one of them would not be given to DALI.
     """
     batches, transform = batches_module(), served_transform(encoder.preprocessing, serving)
     limits = {"max_batch_size": serving.max_batch_size, "threads": serving.preprocess_instances}
@@ -90,7 +90,9 @@ def dali_pixels(
     jpegs = {index: batches.sift(transform, picture.data) for index, picture in enumerate(pictures)}
     for index, jpeg in jpegs.items():
         if jpeg is None:
-            raise ParityError(f"{pictures[index].name}: not a JPEG that DALI would be given within the recipe's limits")
+            raise ParityError(
+                f"{pictures[index].name}: not a JPEG within the recipe's limits, so DALI would not decode it"
+            )
     run = batches.Batches(transform, decoder, **limits)
     try:
         parts = [
@@ -103,7 +105,7 @@ def dali_pixels(
 
 
 def jpeg_pictures() -> list[Picture]:
-    """The verification's pictures as JPEGs; those that are none are encoded, with the EXIF orientations in turn."""
+    """The verification's pictures as JPEGs; other formats are encoded again, with the EXIF orientations in turn."""
     return [
         picture if picture.data.startswith(b"\xff\xd8") else _as_jpeg(picture, 1 + index % 8)
         for index, picture in enumerate(verification_pictures())
@@ -119,16 +121,21 @@ def _as_jpeg(picture: Picture, orientation: int) -> Picture:
 
 
 def _compare(
-    device: Device, version: str, pictures: list[Picture], exact: np.ndarray, pixels: np.ndarray, found: np.ndarray
+    device: Device,
+    version: str,
+    pictures: list[Picture],
+    exact: np.ndarray,
+    pixels: np.ndarray,
+    row_cosines: np.ndarray,
 ) -> DaliParity:
     differences = np.abs(exact.astype(np.int16) - pixels)
     return DaliParity(
         device,
         version,
         len(pictures),
-        float(found.mean()),
-        float(found.min()),
-        pictures[int(np.nan_to_num(found, nan=-2.0).argmin())].name,
+        float(row_cosines.mean()),
+        float(row_cosines.min()),
+        pictures[int(np.nan_to_num(row_cosines, nan=-2.0).argmin())].name,
         float(differences.mean()),
         int(differences.max()),
     )
@@ -143,7 +150,7 @@ def _check(parity: DaliParity, limit: float) -> None:
 
 
 def describe(parity: DaliParity) -> str:
-    """One line for people."""
+    """The comparison as one line for people."""
     return (
         f"DALI {parity.dali} ({parity.device}) against exact pixels, {parity.pictures} JPEGs: cosine "
         f"{parity.cosine_mean:.6f} mean, {parity.cosine_min:.6f} min ({parity.worst}); pixels differ by "

@@ -1,8 +1,8 @@
 """The DALI pipelines of a recipe with `serving: {preprocess: dali}`: JPEG files → the squares that its views see.
 
-`cpu.dali` decodes on the CPU; `mixed.dali`, made where a GPU is, with nvJPEG, and resizes on the GPU as well. What is
-near to Pillow was chosen by measurement (`build.dali_parity`): a cubic filter that widens with the reduction, libjpeg's
-smooth chroma. Sizes and corners are inputs, so that torchvision's rounding is `clip_pixels`' alone.
+`cpu.dali` decodes on the CPU. `mixed.dali`, made on a machine with a GPU, decodes with nvJPEG and resizes on the GPU.
+The settings nearest to Pillow were chosen by measurement (`build.dali_parity`): a cubic filter that widens with the
+reduction, libjpeg's smooth chroma. Sizes and corners are inputs, so that only `clip_pixels` rounds as torchvision does.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ class DaliManifest(BaseModel):
 
     kind: Literal["dali"] = "dali"
     preprocessing: str
-    """Of the encoder whose views they cut."""
+    """Id of the preprocessing whose views they cut."""
     max_batch_size: int
     sha256: dict[str, str]
-    """By file name."""
+    """Sums of the pipelines, by file name."""
     versions: dict[str, str]
 
 
 def devices() -> list[Device]:
-    """What pipelines can be made for on this machine."""
+    """The devices that pipelines can be made for on this machine."""
     return ["cpu", "mixed"] if find_machine().gpus else ["cpu"]
 
 
@@ -94,7 +94,7 @@ def serialize(views: list[Preprocessing], max_batch_size: int, device: Device) -
 
 
 def _square(dali: Any, images: Any, number: int, view: Preprocessing) -> Any:
-    """(H, W, 3) uint8 pictures → (S, S, 3), resized to the size that is fed, and cut or padded at the corner."""
+    """Resize (H, W, 3) uint8 pictures to the size that is fed, and cut or pad them at the corner to (S, S, 3)."""
     names, types = decoder_module(), dali.types
     size = dali.fn.external_source(name=names.size_input(number), dtype=types.FLOAT, ndim=1)
     corner = dali.fn.external_source(name=names.corner_input(number), dtype=types.INT32, ndim=1)
@@ -111,12 +111,12 @@ def _square(dali: Any, images: Any, number: int, view: Preprocessing) -> Any:
 
 
 def read_dali(folder: Path) -> DaliManifest:
-    """Raises ManifestError when dali.json is missing or malformed."""
+    """Read dali.json; ManifestError when it is missing or malformed."""
     path = folder / "dali.json"
     try:
         return DaliManifest.model_validate_json(path.read_bytes())
     except (FileNotFoundError, ValidationError) as error:
-        raise ManifestError(f"{path}: not there, or no valid manifest; run: make engines") from error
+        raise ManifestError(f"{path}: missing, or not a valid manifest; run: make engines") from error
 
 
 def import_dali() -> Any:

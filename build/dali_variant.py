@@ -1,4 +1,4 @@
-"""The variant of the model `preprocess` that decodes JPEGs with DALI: its config, its code, and what is checked of it.
+"""The variant of the model `preprocess` that decodes JPEGs with DALI: its config, its code, and its checks.
 
     serving: {preprocess: dali}
 
@@ -19,15 +19,15 @@ from common.paths import ROOT
 from recipes.schema import Recipe, Serving
 
 THREADS = "dali_threads"
-"""Parameter of config.pbtxt: how many threads decode; there is one process for each GPU. Only the variant has it."""
+"""Parameter of config.pbtxt with the number of decoding threads of a GPU's process. Only the variant has it."""
 
 
 def set_variant(config: ModelConfig, serving: Serving) -> None:
     """Change the config of `preprocess` if the recipe wants the variant.
 
-    One process for each GPU, or one where there is none, takes all that waits as one batch. A request whose tensor is
-    malformed (an element shorter than its length says) fails the batch it is in, which the server finds before
-    the model does.
+    There is one process for each GPU, or one in all without a GPU. It takes all waiting requests as one batch. The
+    server checks tensors before the model does: one that is malformed (an element shorter than its length says)
+    fails the whole batch.
     """
     if serving.preprocess != "dali":
         return
@@ -52,7 +52,7 @@ def install_variant(recipe: Recipe, encoder: EncoderManifest, repository: Path) 
 
 
 def variant_problems(repository: Path, preprocess: ModelConfig) -> list[str]:
-    """Code that is missing or another, and pipelines that are not those of dali.json, or too small."""
+    """Problems: code that is missing or differs, pipelines that are not those of dali.json or too small."""
     if THREADS not in preprocess.parameters:
         return []
     version = repository / "preprocess" / "1"
@@ -65,10 +65,10 @@ def variant_problems(repository: Path, preprocess: ModelConfig) -> list[str]:
         manifest = read_dali(version)
     except ManifestError as error:
         return [*problems, str(error)]
-    for name, wanted in manifest.sha256.items():
-        found = sha256_of(version / name) if (version / name).is_file() else "missing"
-        if found != wanted:
-            problems.append(f"{version / name}: sha256 is {found}, dali.json says {wanted}; run: make engines")
+    for name, expected in manifest.sha256.items():
+        sha256 = sha256_of(version / name) if (version / name).is_file() else "missing"
+        if sha256 != expected:
+            problems.append(f"{version / name}: sha256 is {sha256}, dali.json says {expected}; run: make engines")
     if preprocess.max_batch_size > manifest.max_batch_size:
         problems.append(
             f"preprocess: max_batch_size {preprocess.max_batch_size} is over the {manifest.max_batch_size} that "

@@ -1,4 +1,4 @@
-"""What `decode: scaled` does to embeddings: large photographs decoded so, against the same decoded exactly.
+"""Measures what `decode: scaled` does to embeddings: large photographs decoded scaled against exact decoding.
 
 The encoder is the exported file for both, so that nothing but the decoding differs.
 """
@@ -19,9 +19,9 @@ from common.pixels import served_pixels
 from recipes.schema import Recipe, Serving
 
 FRACTIONS = (2, 4, 8)
-"""Of a photograph's edges, 1/2 to 1/8, that libjpeg decodes; a photograph is made large enough for one of them."""
+"""Denominators of libjpeg's scaled sizes, 1/2 to 1/8; each photograph is made large enough for one of them."""
 LONGEST_SHORT_EDGE = 3600
-"""In pixels; an encoder that sees more than 224 of them is tried with photographs that are decoded at 1/4."""
+"""Limit in pixels; an encoder that sees more than 224 of them is tried with photographs that are decoded at 1/4."""
 
 
 def check_decode(path: Path, views: list[Preprocessing], recipe: Recipe) -> dict[str, float]:
@@ -43,16 +43,16 @@ def check_decode(path: Path, views: list[Preprocessing], recipe: Recipe) -> dict
     expected, scaled = (
         onnx_embeddings(path, served_pixels(decoded, Serving(), photographs)) for decoded in (exact, views)
     )
-    found, limit = cosines(expected, scaled), recipe.build.minimum_cosine.scaled
-    if not found.mean() >= limit:  # NaN fails as well
+    row_cosines, limit = cosines(expected, scaled), recipe.build.minimum_cosine.scaled
+    if not row_cosines.mean() >= limit:  # NaN fails as well
         raise ParityError(
-            f"decode: scaled: mean cosine {found.mean():.7f} to exactly decoded photographs is below "
+            f"decode: scaled: mean cosine {row_cosines.mean():.7f} to exactly decoded photographs is below "
             f"build.minimum_cosine.scaled {limit}; lower the limit, or use decode: exact"
         )
     return {
-        "scaled_pictures": len(found),
-        "scaled_cosine_mean": float(found.mean()),
-        "scaled_cosine_min": float(found.min()),
+        "scaled_pictures": len(row_cosines),
+        "scaled_cosine_mean": float(row_cosines.mean()),
+        "scaled_cosine_min": float(row_cosines.min()),
     }
 
 

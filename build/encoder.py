@@ -1,11 +1,11 @@
-"""Image towers of open_clip or timm → a self-contained ONNX file with its manifest, checked against torch.
+"""Exports image towers of open_clip or timm to one ONNX file with a manifest, checked against torch.
 
     python -m build.encoder --recipe demo
     python -m build.encoder --list 'ViT-L*'      # what is supported; a pattern adds parameters and GFLOP
 
 Writes artifacts/encoders/<id>/model.onnx (`pixels` UINT8 [B, H, W, 3] → `embedding` FP32 [B, D]; cast,
 mean/std and L2 normalisation inside) and encoder.json; for a recipe in fp16 or int8 also the file made from it,
-in artifacts/encoders/<id>-<precision>/. What is there and would come out the same is kept. Nothing is written
+in artifacts/encoders/<id>-<precision>/. A file that would come out the same is kept. Nothing is written
 when a check fails. A recipe with `decode: scaled` has an <id> of its own; what its decoding does to embeddings of
 photographs is in encoder.json, under `parity`.
 """
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 # torch takes seconds to import, and a build that finds everything made should not: functions import it.
 
 VERIFICATION = "verification.npz"
-"""Beside each model.onnx: its (N, embed_dim) float32 `embeddings` of the verification's pictures, and `torch`'s."""
+"""File beside each model.onnx: (N, embed_dim) float32 of the verification's pictures, as `embeddings` and `torch`."""
 
 
 def make_encoder(recipe: Recipe) -> list[EncoderManifest]:
@@ -66,7 +66,7 @@ def make_encoder(recipe: Recipe) -> list[EncoderManifest]:
 
 
 def build_encoder(recipe: Recipe, folder: Path) -> EncoderManifest:
-    """Export, check and install the recipe's encoder in fp32 into `folder`; raises as `make_encoder`."""
+    """Export, check and install the recipe's encoder in fp32 into `folder`; raises the errors of `make_encoder`."""
     from build.decode_parity import check_decode
     from build.export import EncoderGraph, export_onnx, release_weights
     from build.parity import check_embeddings, onnx_embeddings, torch_reference
@@ -121,7 +121,7 @@ def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifes
 
 
 def _to_float16(source: Path, path: Path, pixels: np.ndarray) -> np.ndarray:
-    """Write the fp16 file; its embeddings as a GPU computes them. That the file itself runs is tried as well."""
+    """Write the fp16 file, run it once, and return its embeddings as a GPU would compute them."""
     from build.float16 import to_float16, write_as_gpu
     from build.parity import onnx_embeddings
 
@@ -133,7 +133,7 @@ def _to_float16(source: Path, path: Path, pixels: np.ndarray) -> np.ndarray:
 
 
 def describe(recipe: Recipe, towers: list[Tower], embed_dim: int) -> EncoderManifest:
-    """encoder.json of the fp32 file, still without the file's sum and the check's figures."""
+    """The manifest of the fp32 file before the export: without its sum and the check's figures."""
     from build.tower import combined_sha256, pixel_dims, views_of
 
     return EncoderManifest(
@@ -175,7 +175,7 @@ def _install(
 def up_to_date(
     recipe: Recipe, folder: Path, precision: Precision = "fp32", made_from: str | None = None
 ) -> EncoderManifest | None:
-    """The manifest in `folder` when building again would make the same file, and it passed the limit; else None."""
+    """The manifest in `folder` if building again would make the same file and it passed the limit; else None."""
     try:
         manifest = read_encoder(folder)
     except ManifestError:
@@ -197,14 +197,14 @@ def up_to_date(
 
 
 def _saturates(path: Path) -> bool:
-    """Whether an int8 file, as builds before this one made them, computes something else on some CPUs."""
+    """True if an int8 file computes something else on some CPUs, as those of older builds do."""
     from build.quantize import saturating_products
 
     return bool(saturating_products(path))
 
 
 def recipe_part(recipe: Recipe) -> dict:
-    """What of the recipe decides the exported encoder, for its manifest."""
+    """The part of the recipe that decides the exported encoder, for its manifest."""
     return {
         "encoder": recipe.encoder.model_dump(mode="json", exclude_defaults=True),
         "build": {"opset": recipe.build.opset},

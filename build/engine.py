@@ -1,11 +1,11 @@
-"""What the encoder is served as: its ONNX file, or a TensorRT plan built from it for this machine's GPU.
+"""Chooses what the encoder is served as: its ONNX file, or a TensorRT plan that is built for this machine's GPU.
 
     python -m build.engine --recipe nsfw-vit-l-14 --target auto
 
 Writes artifacts/encoders/<id>/engines/<compute capability>/model.plan and engine.json, after the plan has embedded
-real photographs as onnxruntime does. `auto` takes TensorRT where it is there with a GPU, and ONNX elsewhere, and says
-which and why; asked for `tensorrt` by name it stops instead of quietly serving something else. Without --recipe it only
-says what it would take. Heads are always served as ONNX.
+real photographs as onnxruntime does. `auto` takes TensorRT on a machine that has it and a GPU, and ONNX elsewhere; it
+prints which and why. `tensorrt` stops with an error where no plan can be built, and never serves something else in
+silence. Without --recipe it only prints its choice. Heads are always served as ONNX.
 """
 
 from __future__ import annotations
@@ -62,12 +62,12 @@ CheckPlan = Callable[[ModuleType, Path, "PlanSpec"], Parity]
 
 
 class EngineError(ExpectedError):
-    """The engine that was asked for cannot be built here."""
+    """The requested engine cannot be built on this machine."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """`onnx` or `tensorrt`, and why."""
+    """A target, `onnx` or `tensorrt`, with the reason."""
 
     target: str
     reason: str
@@ -75,7 +75,7 @@ class Choice:
 
 @dataclass(frozen=True)
 class Toolchain:
-    """The machine, and the Python module of TensorRT or why there is none."""
+    """The machine, with TensorRT's Python module or the reason why there is none."""
 
     machine: Machine
     tensorrt: ModuleType | None = None
@@ -88,7 +88,7 @@ def find_toolchain() -> Toolchain:
 
 
 def import_tensorrt() -> tuple[ModuleType | None, str]:
-    """The module, or None and the reason."""
+    """TensorRT's module, or None and the reason."""
     problem = ""
     for name in TENSORRT_MODULES:
         try:
@@ -102,18 +102,18 @@ def choose_target(target: str, toolchain: Toolchain, precision: str = "fp32") ->
     """Resolve `auto`, for an encoder whose ONNX file has this precision.
 
     Raises:
-        EngineError: `tensorrt` was asked for by name and cannot be built here, or an fp16 encoder would be
-            served by this machine's CPU; with the remedy.
+        EngineError: `target` is tensorrt and no plan can be built here, or an fp16 encoder would be served by
+            this machine's CPU; with the remedy.
     """
     if target == "onnx":
-        return Choice("onnx", "asked for")
-    found = obstacles(toolchain, precision)
-    if found and target == "tensorrt":
-        raise EngineError(f"TARGET=tensorrt: {'; '.join(found)}. {REMEDY}")
-    if found and precision == "fp16" and not toolchain.machine.gpus:
-        raise EngineError(f"build.precision fp16, and {found[-1]}. {NO_FP16_ON_CPUS}")
-    if found:
-        return Choice("onnx", "; ".join(found))
+        return Choice("onnx", "requested")
+    problems = obstacles(toolchain, precision)
+    if problems and target == "tensorrt":
+        raise EngineError(f"TARGET=tensorrt: {'; '.join(problems)}. {REMEDY}")
+    if problems and precision == "fp16" and not toolchain.machine.gpus:
+        raise EngineError(f"build.precision fp16, and {problems[-1]}. {NO_FP16_ON_CPUS}")
+    if problems:
+        return Choice("onnx", "; ".join(problems))
     assert toolchain.tensorrt is not None
     gpu = toolchain.machine.gpus[0]
     return Choice("tensorrt", f"TensorRT {toolchain.tensorrt.__version__} on {gpu.name}, {gpu.compute_capability}")
@@ -121,31 +121,31 @@ def choose_target(target: str, toolchain: Toolchain, precision: str = "fp32") ->
 
 def obstacles(toolchain: Toolchain, precision: str) -> list[str]:
     """Everything that keeps a plan from being built on this machine."""
-    found = []
+    problems = []
     machine, trt = toolchain.machine, toolchain.tensorrt
     if precision == "int8":
-        found.append("build.precision int8 is made for CPUs; for TensorRT take fp16")
+        problems.append("build.precision int8 is made for CPUs; for TensorRT take fp16")
     if trt is None:
-        found.append(f"the Python package tensorrt cannot be imported ({toolchain.problem})")
+        problems.append(f"the Python package tensorrt cannot be imported ({toolchain.problem})")
     else:
         version = comparable_version(trt.__version__)
         first, end = (".".join(map(str, numbers)) for numbers in TENSORRT_VERSIONS)
         if not TENSORRT_VERSIONS[0] <= tuple(map(int, version.split("."))) < TENSORRT_VERSIONS[1]:
-            found.append(f"TensorRT {version} is not supported, it has to be at least {first} and below {end}")
+            problems.append(f"TensorRT {version} is not supported, it has to be at least {first} and below {end}")
         if machine.tensorrt is not None and comparable_version(machine.tensorrt) != version:
-            found.append(f"Python's TensorRT is {version}, but a server here loads {machine.tensorrt}")
+            problems.append(f"Python's TensorRT is {version}, but a server here loads {machine.tensorrt}")
     if not machine.gpus:
-        found.append(f"no NVIDIA GPU is there ({machine.gpu_problem})")
-    return found
+        problems.append(f"no NVIDIA GPU was found ({machine.gpu_problem})")
+    return problems
 
 
 def engine_folder(encoder: Path, compute_capability: str) -> Path:
-    """Where a plan of the encoder in folder `encoder` lies: one folder for each kind of GPU."""
+    """The folder of the plan for one kind of GPU, under the folder of its encoder."""
     return encoder / "engines" / compute_capability
 
 
 def timing_cache_path(tensorrt: str, gpu: Gpu) -> Path:
-    """One file for each TensorRT and GPU, shared by all encoders: layers of one kind are timed once."""
+    """The timing cache of one TensorRT and GPU, shared by all encoders so that layers of one kind are timed once."""
     return ARTIFACTS / "timing_caches" / f"{slug(f'tensorrt-{tensorrt}-{gpu.name}-{gpu.compute_capability}')}.cache"
 
 
@@ -176,15 +176,16 @@ def describe(encoder: EncoderManifest, spec: PlanSpec, tensorrt: str, gpu: Gpu) 
     )
 
 
-def up_to_date(wanted: EngineManifest, folder: Path, minimum_cosine: float) -> EngineManifest | None:
-    """The manifest in `folder` when building again would make the same plan and it passed this limit, else None."""
+def up_to_date(expected: EngineManifest, folder: Path, minimum_cosine: float) -> EngineManifest | None:
+    """The manifest in `folder` if building again would make the same plan and it passed this limit, else None."""
     try:
         manifest = read_engine(folder / "engine.json")
     except ManifestError:
         return None
     plan = folder / "model.plan"
+    unchecked = {"plan_sha256": "", "parity": expected.parity, "versions": expected.versions}
     same = (
-        manifest.model_copy(update={"plan_sha256": "", "parity": wanted.parity, "versions": wanted.versions}) == wanted
+        manifest.model_copy(update=unchecked) == expected
         and manifest.parity.cosine_min >= minimum_cosine
         and plan.is_file()
         and sha256_of(plan) == manifest.plan_sha256
@@ -199,7 +200,7 @@ def build_engine(recipe: Recipe, folder: Path, trt: ModuleType, gpu: Gpu, check:
         The plan's folder, and whether it was built now.
 
     Raises:
-        ManifestError: the encoder is not there.
+        ManifestError: the encoder is missing.
         PlanError: TensorRT builds no plan, or it does not compute what the ONNX file does.
     """
     from build.tensorrt_plan import Progress, build_plan
@@ -207,9 +208,9 @@ def build_engine(recipe: Recipe, folder: Path, trt: ModuleType, gpu: Gpu, check:
     encoder = read_encoder(folder)
     spec = plan_spec(recipe, encoder, folder / "model.onnx")
     tensorrt = comparable_version(trt.__version__)
-    wanted = describe(encoder, spec, tensorrt, gpu)
+    expected = describe(encoder, spec, tensorrt, gpu)
     target = engine_folder(folder, gpu.compute_capability)
-    if up_to_date(wanted, target, recipe.build.limit):
+    if up_to_date(expected, target, recipe.build.limit):
         return target, False
     if sha256_of(*onnx_files(spec.onnx_path)) != encoder.onnx_sha256:
         raise ManifestError(f"{spec.onnx_path}: not the file of its encoder.json; make it again with: make encoder")
@@ -221,7 +222,7 @@ def build_engine(recipe: Recipe, folder: Path, trt: ModuleType, gpu: Gpu, check:
             plan = build_plan(trt, spec, timing_cache_path(tensorrt, gpu), progress)
         path.write_bytes(plan)
         parity = check(trt, path, spec)
-        manifest = wanted.model_copy(update={"plan_sha256": sha256_of(path), "parity": parity})
+        manifest = expected.model_copy(update={"plan_sha256": sha256_of(path), "parity": parity})
         (target / "engine.json").unlink(missing_ok=True)  # never a manifest beside another build's plan
         for file in Path(partial).iterdir():  # the plan, and the embeddings that the check left beside it
             file.replace(target / file.name)

@@ -1,4 +1,4 @@
-"""The plan's parity check: the verification's pictures through the plan and through the ONNX file it was built from."""
+"""Compares a TensorRT plan with the ONNX file that it was built from, on the verification's pictures."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from recipes.schema import Recipe, Serving
 def plan_checker(
     recipe: Recipe, encoder: EncoderManifest, device: str = "cuda"
 ) -> Callable[[ModuleType, Path, PlanSpec], Parity]:
-    """A check of one plan file; it needs the GPU that the plan is for. The plan's embeddings are left beside it."""
+    """A function that checks one plan on the GPU it is for, and saves the plan's embeddings beside it."""
 
     def check(trt: ModuleType, plan: Path, spec: PlanSpec) -> Parity:
         pixels = served_pixels(encoder.preprocessing, Serving(), verification_pictures())

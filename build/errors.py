@@ -1,4 +1,4 @@
-"""What a build step stops with. Every message says what was wrong, the value found and what to do."""
+"""Errors that end a build step. Every message says what was wrong, the value found and what to do."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from recipes.errors import ExpectedError
 
 
 class BuildError(ExpectedError):
-    """Nothing was installed."""
+    """A build step failed and installed nothing."""
 
 
 class ParityError(BuildError):
-    """What would be served is not what the model's authors would compute."""
+    """The served file does not compute what the model's authors compute."""
 
 
 class PrecisionError(BuildError):
-    """The ONNX file cannot be had in this precision."""
+    """The ONNX file cannot be converted to this precision."""
 
 
 class GraphError(BuildError):

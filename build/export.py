@@ -1,4 +1,4 @@
-"""Image towers in torch → one ONNX file: `pixels` UINT8 [B, H, W, 3] → `embedding` FP32 [B, D].
+"""Writes image towers in torch as one ONNX file: `pixels` UINT8 [B, H, W, 3] → `embedding` FP32 [B, D].
 
 The cast, mean and std, and the L2 normalisation are inside. Weights of over 2 GB, which one file of protobuf
 cannot hold, lie beside it in `model.onnx.data`.
@@ -23,7 +23,7 @@ LARGEST_BATCH = 4096
 
 
 class EncoderGraph(torch.nn.Module):
-    """(B, H, W, 3) uint8 pixels → (B, embed_dim) float32 embedding, one tower's after another's.
+    """Towers side by side: (B, H, W, 3) uint8 pixels → (B, embed_dim) float32, one tower's embedding after another's.
 
     H and W are those of all views below one another; each tower sees its own.
     """
@@ -42,7 +42,7 @@ class EncoderGraph(torch.nn.Module):
 
 
 class _TowerGraph(torch.nn.Module):
-    """(B, 3, H, W) float32 values of 0 to 255, all views → (B, embed_dim) float32 of one tower."""
+    """One tower: (B, 3, H, W) float32 values of 0 to 255, all views → (B, embed_dim) float32."""
 
     scale: torch.Tensor
     offset: torch.Tensor
@@ -68,7 +68,7 @@ def export_onnx(graph: EncoderGraph, opset: int, path: Path) -> None:
     """Write `graph` with a dynamic batch, loadable by the oldest promised onnxruntime.
 
     Raises:
-        GraphError: the exporter made of it what TensorRT is known to compute wrongly.
+        GraphError: the exported graph has a pattern that TensorRT computes wrongly.
     """
     example = torch.zeros((2, *graph.pixel_dims), dtype=torch.uint8)
     sizes = (tensor.numel() * tensor.element_size() for tensor in graph.state_dict().values())
@@ -107,7 +107,7 @@ def release_weights(graph: torch.nn.Module) -> None:
 
 @contextlib.contextmanager
 def scale_on_the_query() -> Iterator[None]:
-    """Attention is exported as its definition, with the whole scale on the query.
+    """Export attention as its definition, with the whole scale on the query.
 
     The exporter's own version multiplies query and key by the root of the scale each, which TensorRT 10.7
     computed wrongly even in fp32.
@@ -134,7 +134,7 @@ def attention(
 
 
 def check_graph(model: onnx.ModelProto) -> None:
-    """Attention is scaled on one side only, and no LayerNormalization is taken apart.
+    """Check that attention is scaled on one side only, and that no LayerNormalization is taken apart.
 
     Raises:
         GraphError: naming the node.
@@ -149,13 +149,13 @@ def check_graph(model: onnx.ModelProto) -> None:
 
 
 def _is_scaled(node: onnx.NodeProto, made_by: dict[str, onnx.NodeProto]) -> bool:
-    """Whether a tensor is another one times a constant (which is no output of a node with inputs)."""
+    """True if a tensor is another one times a constant (which is no output of a node with inputs)."""
     constant = [name for name in node.input if name not in made_by or made_by[name].op_type == "Constant"]
     return node.op_type == "Mul" and len(constant) == 1
 
 
 def _is_of_a_variance(node: onnx.NodeProto, made_by: dict[str, onnx.NodeProto]) -> bool:
-    """Whether a Sqrt is of the mean of squared differences, with or without an epsilon added."""
+    """True for the Sqrt of a mean of squared differences, with or without an epsilon added."""
     means = [source for source in _sources(node, made_by, 2) if source.op_type == "ReduceMean"]
     squares = [source for mean in means for source in _sources(mean, made_by, 1)]
     return any(source.op_type == "Sub" for square in squares for source in _sources(square, made_by, 1))
@@ -163,12 +163,17 @@ def _is_of_a_variance(node: onnx.NodeProto, made_by: dict[str, onnx.NodeProto]) 
 
 def _sources(node: onnx.NodeProto, made_by: dict[str, onnx.NodeProto], steps: int) -> list[onnx.NodeProto]:
     """The nodes that a node computes from, at most so many steps back."""
-    found = [made_by[name] for name in node.input if name in made_by]
-    return found + [source for near in found for source in (_sources(near, made_by, steps - 1) if steps > 1 else [])]
+    nearest = [made_by[name] for name in node.input if name in made_by]
+    return nearest + [
+        source for near in nearest for source in (_sources(near, made_by, steps - 1) if steps > 1 else [])
+    ]
 
 
 def feed_pixels_through_the_cast(model: onnx.ModelProto) -> None:
-    """TensorRT takes a UINT8 input into a Cast alone; the exporter also reads the batch size from it."""
+    """Make every node read the pixels after their Cast: TensorRT accepts a UINT8 input in a Cast alone.
+
+    The exporter also reads the batch size from it.
+    """
     nodes = model.graph.node
     (cast,) = (node for node in nodes if node.op_type == "Cast" and "pixels" in node.input)
     for node in nodes:

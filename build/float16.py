@@ -1,9 +1,9 @@
-"""fp32 encoder ONNX → the same function in fp16, for GPUs: TensorRT's strongly typed networks and onnxruntime's CUDA.
+"""Converts an fp32 encoder to fp16 for GPUs: TensorRT's strongly typed networks and onnxruntime's CUDA.
 
 Input `pixels` UINT8 [B, H, W, 3] and output `embedding` FP32 [B, D] stay as they are, and the weights take half the
-bytes. Matrix products, convolutions and what lies between them are fp16. In fp32, with explicit Casts, are: the scale
-and offset of the pixels; LayerNormalization, Softmax and every reduction; the L2 normalisation; whatever feeds
-nothing else, which is also the residual stream, where trained transformers keep their largest values; and an
+bytes. Matrix products, convolutions and the nodes between them are fp16. These stay fp32, with explicit Casts: the
+scale and offset of the pixels; LayerNormalization, Softmax and every reduction; the L2 normalisation; every node that
+feeds only such nodes, hence the residual stream, where trained transformers keep their largest values; and an
 elementwise node whose constant does not fit fp16.
 
 GELU and QuickGELU are fp16: x·σ(1.702x) and x·½(1 + erf(x/√2)) overflow for no finite x, because the second factor lies
@@ -31,7 +31,8 @@ from build.onnx_model import (
 )
 
 MAX_ROUNDING = 1e-3
-"""Of a weight in fp16, relative to its length; 0.0002 is usual, more means that its values are too small for fp16."""
+"""Limit of a weight's rounding error in fp16, relative to its length; 0.0002 is usual, and more than the limit means
+that its values are too small for fp16."""
 
 # fmt: off
 _MOVES = frozenset({
@@ -44,7 +45,7 @@ _ELEMENTWISE = frozenset({
 })
 # fmt: on
 FLOAT16_OPS = MATRIX_OPS | _MOVES | _ELEMENTWISE
-"""What may be fp16. Anything else stays fp32, a kind of node that nobody thought of included."""
+"""Operators that may be fp16. Any other stays fp32, so that a new kind of node is safe."""
 
 
 def to_float16(source: Path, target: Path, *, max_file_bytes: int = MAX_FILE_BYTES) -> None:
@@ -66,10 +67,10 @@ def to_float16(source: Path, target: Path, *, max_file_bytes: int = MAX_FILE_BYT
 
 
 def write_as_gpu(float16: Path, path: Path) -> None:
-    """The fp16 file in fp32 arithmetic, with what each fp16 node puts out rounded to fp16, in `path` and `path`.data.
+    """Write a model in fp32 arithmetic that rounds each fp16 node's output to fp16, as `path` and `path`.data.
 
     For checks without a GPU: onnxruntime's CPU computes between the Casts in fp32 and is nearer to fp32 than a GPU is.
-    It is to be run without graph optimisation, which may take the rounding out again.
+    Run it without graph optimisation, which may remove the rounding again.
     """
     model = onnx.load(float16)
     types = element_types(model)
@@ -106,7 +107,7 @@ class _Float16Rewriter:
         self.copies: dict[tuple[str, int], str] = {}
 
     def float32_nodes(self) -> list[bool]:
-        """For each node whether it stays fp32: by its kind, before the first matrix product, or feeding such only."""
+        """A flag for each node that stays fp32: by its kind, before the first matrix product, or feeding only such."""
         graph = self.graph
         late = downstream_of(graph, MATRIX_OPS)
         stays = [node.op_type not in FLOAT16_OPS or not late[index] for index, node in enumerate(graph.node)]
@@ -142,7 +143,7 @@ class _Float16Rewriter:
                 self._cast(new.output[position], name, TensorProto.FLOAT)
 
     def _as(self, name: str, kind: int) -> str:
-        """The name under which the tensor is to be had in this element type."""
+        """Name of the tensor in this element type."""
         if self.computed.get(name, TensorProto.FLOAT) == kind:
             return name
         if (name, kind) not in self.copies:
@@ -158,7 +159,7 @@ class _Float16Rewriter:
         self.nodes.append(helper.make_node("Cast", [name], [output], name=f"cast_{output}", to=kind))
 
     def _fits(self, node: onnx.NodeProto) -> bool:
-        """Whether the node's float constants survive fp16."""
+        """True if the node's float constants survive fp16."""
         try:
             for name in self.floats.intersection(node.input) & self.weights.keys():
                 float16_array(name, numpy_helper.to_array(self.weights[name], str(self.folder)))

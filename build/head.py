@@ -1,4 +1,4 @@
-"""Trained or imported head → ONNX: layers, calibration, activation, thresholds and revision in one graph.
+"""Writes a trained or imported head as ONNX: layers, calibration, activation, thresholds and revision in one graph.
 
     python -m build.head --recipe demo
 
@@ -44,7 +44,7 @@ from recipes.schema import MAX_IR_VERSION, load_recipe
 
 @dataclass(frozen=True)
 class Affine:
-    """`y = x @ matrix + offset`: matrix (in, out) float64, offset (out,) float64."""
+    """An affine map `y = x @ matrix + offset`: matrix (in, out) float64, offset (out,) float64."""
 
     matrix: np.ndarray
     offset: np.ndarray
@@ -54,7 +54,7 @@ class Affine:
 
 
 Step = Affine | Relu | Lookup
-"""What a served head is made of, after folding."""
+"""One step of a served head, after folding."""
 
 
 def build_head(folder: Path, opset: int) -> HeadManifest:
@@ -112,7 +112,7 @@ def calibration_of(manifest: HeadManifest) -> Affine | None:
 
 
 def scores_by_numpy(steps: list[Step], activation: str, embeddings: np.ndarray) -> np.ndarray:
-    """Reference: (B, D) → (B, L) float64."""
+    """Reference implementation of a served head: (B, D) → (B, L) float64."""
     values = embeddings.astype(np.float64)
     for step in steps:
         if isinstance(step, Affine):
@@ -161,7 +161,7 @@ def threshold_array(thresholds: list[list[Threshold]]) -> np.ndarray:
 
 
 def _layer_nodes(steps: list[Step], embed_dim: int) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray], str]:
-    """Nodes, constants and the name of the logits."""
+    """Nodes and constants of the layers, and the name of the logits."""
     nodes: list[onnx.NodeProto] = []
     constants: dict[str, np.ndarray] = {}
     value = "embedding"
@@ -188,7 +188,7 @@ def _activation_node(activation: str, logits: str) -> onnx.NodeProto:
 
 
 def _decision_nodes(manifest: HeadManifest) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
-    """How many of its label's thresholds each score passed."""
+    """Nodes and constants of `decision`: the number of its label's thresholds that each score passed."""
     constants = {"thresholds": threshold_array(manifest.thresholds), "last_axis": np.array([2], np.int64)}
     nodes = [
         helper.make_node("Unsqueeze", ["score", "last_axis"], ["score_3d"]),  # (B, L, 1)
@@ -200,7 +200,7 @@ def _decision_nodes(manifest: HeadManifest) -> tuple[list[onnx.NodeProto], dict[
 
 
 def _revision_nodes(manifest: HeadManifest) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
-    """The constant of the manifest, once a row."""
+    """Nodes and constants of `revision`: the manifest's number, once a row."""
     constants = {
         "revision_constant": np.array([[manifest.revision]], np.int64),
         "batch_axis": np.array([0], np.int64),
@@ -251,14 +251,14 @@ def _lookup(layer: RankLookup, weights: dict[str, np.ndarray], manifest: HeadMan
         raise ManifestError(
             f"head {manifest.name}: rank_lookup columns {layer.columns} of {embed_dim} embedding values"
         )
-    found = {name: len(weights[name]) for name in (layer.low, layer.high, layer.ranks)}
-    if len(layer.lengths) != len(layer.columns) or set(found.values()) != {sum(layer.lengths)}:
+    lengths = {name: len(weights[name]) for name in (layer.low, layer.high, layer.ranks)}
+    if len(layer.lengths) != len(layer.columns) or set(lengths.values()) != {sum(layer.lengths)}:
         raise ManifestError(
             f"head {manifest.name}: rank_lookup has lengths {layer.lengths} for columns {layer.columns}, "
-            f"its tensors have {found}"
+            f"its tensors have {lengths}"
         )
     ends = np.cumsum(layer.lengths)[:-1]
-    low, high, ranks = (np.split(weights[name], ends) for name in found)
+    low, high, ranks = (np.split(weights[name], ends) for name in lengths)
     lookup = Lookup(layer.columns, low, high, ranks)
     if not lookup.is_ascending:
         raise ManifestError(f"head {manifest.name}: the intervals of a rank_lookup column must ascend, these do not")
@@ -282,7 +282,7 @@ def _check_widths(manifest: HeadManifest, steps: list[Step]) -> None:
 
 
 def _check_against_numpy(model: onnx.ModelProto, manifest: HeadManifest, steps: list[Step]) -> None:
-    """Run the file that will be served on random unit vectors, and on values that its lookup knows."""
+    """Run the file that will be served on random unit vectors, and on the values in its lookup."""
     embeddings = _check_vectors(manifest.encoder.embed_dim, steps)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
     scores = np.asarray(session.run(["score"], {"embedding": embeddings})[0])
@@ -301,11 +301,11 @@ def _check_vectors(embed_dim: int, steps: list[Step]) -> np.ndarray:
     vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     if not steps or not isinstance(lookup := steps[0], Lookup):
         return vectors
-    known = np.tile(vectors, (4, 1))
+    boundary = np.tile(vectors, (4, 1))
     for column, low, high in zip(lookup.columns, lookup.low, lookup.high, strict=True):
         if len(low):
-            known[:, column] = rng.choice(np.concatenate([low, high]), len(known))
-    return np.concatenate([vectors, known])
+            boundary[:, column] = rng.choice(np.concatenate([low, high]), len(boundary))
+    return np.concatenate([vectors, boundary])
 
 
 def main(argv: list[str] | None = None) -> None:

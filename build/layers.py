@@ -19,7 +19,7 @@ from recipes.schema import RecipeError
 
 
 class HiddenLayers(torch.nn.Module):
-    """(B, 3, H, W) float32 → (B, sum of the layers' widths) float32.
+    """A model's hidden layers side by side: (B, 3, H, W) float32 → (B, sum of the layers' widths) float32.
 
     The layers are a buffer, so that they are part of the weights' sum: a head trained on some layers
     never meets an encoder of others.
@@ -34,14 +34,14 @@ class HiddenLayers(torch.nn.Module):
         if max(layers) > depth:
             raise RecipeError(f"encoder.layers {layers}: the model has {depth} blocks; the layers are 0 to {depth}")
         self.model = model
-        self.wanted = layers
+        self.requested = layers
         self.indices = sorted({depth - layer for layer in layers if layer})
         self.register_buffer("layers", torch.tensor(layers))
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         output, hidden = _forward(self.model, inputs, self.indices)
         depth = len(blocks_of(self.model))
-        parts = [hidden[self.indices.index(depth - layer)] if layer else output for layer in self.wanted]
+        parts = [hidden[self.indices.index(depth - layer)] if layer else output for layer in self.requested]
         return torch.cat(parts, dim=-1)
 
 
@@ -59,14 +59,14 @@ def blocks_of(model: torch.nn.Module) -> torch.nn.ModuleList:
 
 
 def summary_of_tokens(model: torch.nn.Module, tokens: torch.Tensor) -> torch.Tensor:
-    """What a block puts out, (B, N, width) → (B, width): the class token, or the mean of the patch tokens."""
+    """Summarize a block's output, (B, N, width) → (B, width): the class token, or the mean of the patch tokens."""
     return tokens[:, 0] if _takes_class_token(model) else tokens[:, _prefix_tokens(model) :].mean(dim=1)
 
 
 def _forward(
     model: torch.nn.Module, inputs: torch.Tensor, indices: list[int]
 ) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """The model's output (B, embed_dim), and of each block of `indices` its summary (B, width)."""
+    """The model's output (B, embed_dim), and the summary (B, width) of each block in `indices`."""
     trunk: Any = _trunk(model)
     if isinstance(trunk, OpenClipViT):
         features = trunk.forward_intermediates(inputs, indices=indices, output_fmt="NLC", output_extra_tokens=True)
@@ -74,11 +74,11 @@ def _forward(
         output = cast(torch.Tensor, features["image_features"])
     else:
         has_prefix = _prefix_tokens(model) > 0
-        last, found = trunk.forward_intermediates(
+        last, blocks = trunk.forward_intermediates(
             inputs, indices=indices, return_prefix_tokens=has_prefix, output_fmt="NLC"
         )
-        patches = [pair[0] for pair in found] if has_prefix else found
-        prefixes = [pair[1] for pair in found] if has_prefix else []
+        patches = [pair[0] for pair in blocks] if has_prefix else blocks
+        prefixes = [pair[1] for pair in blocks] if has_prefix else []
         output = trunk.forward_head(last)
         output = model.head(output) if isinstance(model, TimmModel) else output
     if _takes_class_token(model):

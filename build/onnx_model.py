@@ -1,4 +1,4 @@
-"""ONNX models as the steps that rewrite them see them: read without their weights, given other nodes, written whole."""
+"""Reads ONNX models without their weights, replaces their nodes and writes them whole."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 from build.errors import PrecisionError
 
 MAX_FILE_BYTES = 2_000_000_000
-"""Weights above this are written beside the model: protobuf reads no message of 2 GiB, the graph included."""
+"""The most bytes of weights in one file; more are written beside it, as protobuf reads no message of 2 GiB."""
 
 MATRIX_OPS = frozenset({"MatMul", "Gemm", "Conv", "ConvTranspose"})
 """Operators that multiply matrices; the others move numbers or treat them one by one."""
@@ -75,19 +75,19 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
 def downstream_of(graph: onnx.GraphProto, kinds: Iterable[str]) -> list[bool]:
     """Tell for each node whether it is of these kinds, or computes from the output of one that is."""
     reached: set[str] = set()
-    found = []
+    flags = []
     for node in graph.node:
-        found.append(node.op_type in kinds or not reached.isdisjoint(node.input))
-        if found[-1]:
+        flags.append(node.op_type in kinds or not reached.isdisjoint(node.input))
+        if flags[-1]:
             reached.update(node.output)
-    return found
+    return flags
 
 
 def write_model(model: onnx.ModelProto, folder: Path, target: Path, max_file_bytes: int) -> None:
     """Check the model and write it, as one file or with `<target name>.data`; whole or not at all.
 
     Args:
-        model: what external data it refers to lies in `folder`.
+        model: its external data, if any, lies in `folder`.
     """
     onnx.checker.check_model(_without_weights(model), full_check=True)
     for tensor in filter(uses_external_data, model.graph.initializer):

@@ -84,7 +84,7 @@ def _load_model(encoder: Encoder, checkpoint: Path | None) -> torch.nn.Module:
 
 
 def preprocessing_of_tag(encoder: Encoder) -> dict[str, Any]:
-    """What the tag's weights were trained with, which open_clip forgets when it is handed their file.
+    """The preprocessing that the tag's weights were trained with, which open_clip forgets when it is given their file.
 
     Without a tag it is what all tags of the model agree on, such as SigLIP's mean and std of 0.5.
 
@@ -92,22 +92,22 @@ def preprocessing_of_tag(encoder: Encoder) -> dict[str, Any]:
         RecipeError: there is a file and no tag, and the model's tags differ.
     """
     tags = [encoder.pretrained] if encoder.pretrained else open_clip.list_pretrained_tags_by_model(encoder.model)
-    found = []
+    candidates = []
     for tag in tags:
         config = open_clip.get_pretrained_cfg(encoder.model, tag)
         preprocessing = merge_preprocess_dict(PreprocessCfg(), config)
         preprocessing.pop("size")  # the model's own
-        found += [preprocessing] if preprocessing not in found else []
-    if len(found) > 1 and encoder.weights is not None:
+        candidates += [preprocessing] if preprocessing not in candidates else []
+    if len(candidates) > 1 and encoder.weights is not None:
         raise RecipeError(
             f"encoder.weights: the weights of {encoder.model} were trained with different preprocessing "
             f"({', '.join(tags)}); name the one that the file is of under encoder.pretrained"
         )
-    return found[0] if len(found) == 1 else {}
+    return candidates[0] if len(candidates) == 1 else {}
 
 
 def _check_names(encoder: Encoder) -> None:
-    if weights_folder(encoder) is not None:  # has a config of its own
+    if weights_folder(encoder) is not None:  # the folder has a config of its own
         weights_file(encoder)
         _check_quick_gelu(encoder)
         return

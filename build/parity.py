@@ -32,7 +32,7 @@ BATCH = 8
 
 @dataclass(frozen=True)
 class Reference:
-    """What the library makes of the verification's pictures.
+    """The library's pixels and embeddings of the verification's pictures.
 
     Attributes:
         names: (N,) of the pictures.
@@ -46,7 +46,7 @@ class Reference:
 
 
 def torch_reference(towers: list[Tower], recipe: Recipe) -> Reference:
-    """The pictures through the served transform, which is checked, and from there through each tower in torch.
+    """Run the pictures through the served transform, which is checked, and then through each tower in torch.
 
     Raises:
         ParityError: a pixel of a picture differs; naming the picture and how many.
@@ -84,18 +84,18 @@ def check_embeddings(reference: Reference, embeddings: np.ndarray, recipe: Recip
         ParityError: naming the worst picture, the figure and the limit.
     """
     limit = recipe.build.minimum_cosine.at(precision)
-    found = cosines(reference.embeddings, embeddings)
-    worst = int(np.nan_to_num(found, nan=-2.0).argmin())
-    if not found[worst] >= limit:  # NaN fails as well
+    row_cosines = cosines(reference.embeddings, embeddings)
+    worst = int(np.nan_to_num(row_cosines, nan=-2.0).argmin())
+    if not row_cosines[worst] >= limit:  # NaN fails as well
         raise ParityError(
-            f"{reference.names[worst]}: cosine {found[worst]:.7f} between torch and {precision} ONNX is below "
+            f"{reference.names[worst]}: cosine {row_cosines[worst]:.7f} between torch and {precision} ONNX is below "
             f"build.minimum_cosine.{precision} {limit}"
         )
     return compare_embeddings(reference.embeddings, embeddings)
 
 
 def onnx_embeddings(onnx_path: Path, pixels: np.ndarray, *, optimize: bool = True) -> np.ndarray:
-    """(N, H, W, 3) uint8 → (N, embed_dim) float32 with onnxruntime on the CPU, with or without its graph optimisation.
+    """Embed (N, H, W, 3) uint8 with onnxruntime on the CPU: (N, embed_dim) float32; graph optimisation is optional.
 
     Raises:
         ParityError: an image's embedding depends on the batch it is in.
@@ -128,7 +128,7 @@ def _library_pixels(tower: Tower, picture: Picture) -> np.ndarray:
 
 
 def _steps(tower: Tower) -> tuple[list[Any], list[Any]]:
-    """The library's transform: what it does to a picture, and from its conversion to a float tensor on."""
+    """The library's transform in two parts: before its conversion to a float tensor, and from there on."""
     steps = list(tower.transform.transforms)
     names = [type(step).__name__ for step in steps]
     assert "MaybeToTensor" in names, "the library's transform no longer has a MaybeToTensor step"
@@ -138,7 +138,7 @@ def _steps(tower: Tower) -> tuple[list[Any], list[Any]]:
 
 @torch.inference_mode()
 def _torch_embeddings(tower: Tower, pixels: np.ndarray) -> np.ndarray:
-    """(N, S, S, 3) uint8 → (N, embed_dim) float32, normalised by the library's own transform."""
+    """Embed (N, S, S, 3) uint8 in torch: (N, embed_dim) float32, with the library's own pixel normalisation."""
     inputs: list[Any] = [Image.fromarray(square) for square in pixels]
     for step in _steps(tower)[1]:
         inputs = [step(square) for square in inputs]
@@ -152,7 +152,7 @@ def _torch_embeddings(tower: Tower, pixels: np.ndarray) -> np.ndarray:
 
 
 def embed_through_hooks(visual: HiddenLayers, inputs: torch.Tensor) -> torch.Tensor:
-    """What `visual` computes, gathered by hooks on the blocks of the model's ordinary forward pass."""
+    """Compute what `visual` does, through hooks on the blocks of the model's ordinary forward pass."""
     outputs: list[torch.Tensor] = []
 
     def keep(_block: torch.nn.Module, _inputs: object, output: torch.Tensor) -> None:

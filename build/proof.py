@@ -1,4 +1,4 @@
-"""The proof that is installed with a model repository: pictures, and what the verified encoder and heads make of them.
+"""Makes the proof that is installed with a model repository: pictures, with their verified embeddings and scores.
 
 A server whose answers to them miss the recipe's limits never becomes ready: see `common.proof`. The embeddings are
 those that `build.encoder` and `build.engine` left beside their files; heads are run here, by onnxruntime.
@@ -27,24 +27,24 @@ from recipes.schema import Recipe, Serving
 COUNT = 4
 CHOICE = (
     *("rocket.jpg", "drawn-gradient.png", "drawn-writing.png", "drawn-shapes-0.png"),
-    # Where the recipe's formats or limits leave out some of these:
+    # These follow for recipes whose formats or limits leave out some of the above:
     *("flower.jpg", "drawn-tiles.png", "drawn-stripes.png", "drawn-checkerboard.png", "drawn-tiny.png"),
     *("drawn-red.png", "drawn-white.png", "drawn-black.png"),
 )
 """Small files of the verification, by preference: a photograph, and what shows rounding first."""
 LARGE_PHOTOGRAPH = "retina.jpg"
-"""Comes first where `decode: scaled` is to be proved: the others are too small to be scaled."""
+"""The first picture of a proof of `decode: scaled`: the others are too small to be scaled."""
 MOST_BYTES = 300_000
-"""Of a file."""
+"""The largest file of a proof."""
 LOSSLESS = {
     "PNG": {"optimize": True},
     "WEBP": {"lossless": True, "quality": 100},
-    "JPEG": {"quality": 100, "subsampling": 0},  # of flat blocks it loses nothing
+    "JPEG": {"quality": 100, "subsampling": 0},  # loses nothing of flat blocks
     "GIF": {},
     "BMP": {},
     "AVIF": {"quality": 100, "subsampling": "4:4:4"},
 }
-"""How Pillow writes each format with the least loss; whether that was none is seen on the pixels."""
+"""Pillow's options to write each format with the least loss; the pixels are compared afterwards."""
 
 
 def make_proof(
@@ -54,12 +54,12 @@ def make_proof(
     plans: list[Path],
     dali: Path | None = None,
 ) -> Proof:
-    """What is written to proof.json.
+    """Choose the pictures, and collect what proof.json holds.
 
     Args:
         heads: each with the folder of its model.onnx.
         plans: those that are installed instead of the ONNX file.
-        dali: the folder of the pipelines, where DALI decodes.
+        dali: the folder of the pipelines of a recipe with DALI.
 
     Raises:
         RepositoryError: no picture fits the recipe, an embedding is below its limit, or a head's scores are not finite.
@@ -98,7 +98,7 @@ def make_proof(
 
 
 def choose_pictures(recipe: Recipe, encoder: EncoderManifest, pictures: list[Picture]) -> dict[str, bytes]:
-    """A few files that the recipe serves, by the name of the picture that the verification knows them under.
+    """Choose a few files that the recipe serves, by the name of the picture in the verification.
 
     Raises:
         RepositoryError: there is none.
@@ -114,7 +114,7 @@ def choose_pictures(recipe: Recipe, encoder: EncoderManifest, pictures: list[Pic
     if chosen:
         return chosen
     raise RepositoryError(
-        f"recipe {recipe.name}: none of the verification's pictures can be had in serving.formats "
+        f"recipe {recipe.name}: none of the verification's pictures can be written in serving.formats "
         f"{recipe.serving.formats} within max_bytes {recipe.serving.max_bytes} and max_pixels "
         f"{recipe.serving.max_pixels} without changing its pixels, so a server could not be proved; allow PNG or JPEG "
         f"and pictures of 100,000 pixels"
@@ -153,7 +153,7 @@ def _lossless_files(picture: Picture, serving: Serving):
 def head_proof(
     folder: Path, head: HeadManifest, reference: list[np.ndarray], verified: list[np.ndarray], shadows: set[str]
 ) -> ProofHead:
-    """What `folder`/model.onnx makes of the reference and of the verified embeddings, each N of (D,) float32.
+    """Run `folder`/model.onnx on the reference and on the verified embeddings, each N of (D,) float32.
 
     Raises:
         RepositoryError: a score is not finite.
@@ -169,7 +169,7 @@ def head_proof(
 
 
 def verified_on(encoder: EncoderManifest, plans: list[Path]) -> str:
-    """`NVIDIA L4, TensorRT 10.16.1.11`, or `AMD EPYC (avx2), onnxruntime 1.31.0`."""
+    """Name the machine: `NVIDIA L4 with TensorRT 10.16.1.11`, or `AMD EPYC (avx2) with onnxruntime 1.31.0`."""
     if plans:
         engines = [read_engine(manifest_path(plan)) for plan in plans]
         return ", ".join(f"{engine.gpu} with TensorRT {engine.tensorrt}" for engine in engines)
@@ -178,11 +178,11 @@ def verified_on(encoder: EncoderManifest, plans: list[Path]) -> str:
 
 
 def _rows_of(embeddings: np.ndarray, pictures: list[Picture], recipe: Recipe) -> dict[str, np.ndarray]:
-    """(D,) float32 by the name of the picture."""
+    """The rows of an array, each (D,) float32, by the name of their picture."""
     if len(embeddings) != len(pictures):
         raise RepositoryError(
-            f"{encoder_folder(recipe) / VERIFICATION}: {len(embeddings)} embeddings, the verification has "
-            f"{len(pictures)} pictures now; remove the folder and run: make engines"
+            f"{encoder_folder(recipe) / VERIFICATION}: {len(embeddings)} embeddings, the verification now has "
+            f"{len(pictures)} pictures; remove the folder and run: make engines"
         )
     return {picture.name: row for picture, row in zip(pictures, embeddings, strict=True)}
 

@@ -1,8 +1,9 @@
-"""fp32 encoder ONNX → the same function with its matrix products in int8, for CPUs (onnxruntime).
+"""Converts an fp32 encoder's matrix products to int8, for CPUs with onnxruntime.
 
-Weights are int8 with a scale a column. Activations are uint8 with a scale a row (a token of an image), found as it
-runs: nothing is clipped that the calibration images did not show, and an embedding does not depend on the batch
-that its image is in, as it does with onnxruntime's dynamic quantization, whose one scale spans the batch.
+Weights are int8 with a scale for each column. Activations are uint8 with a scale for each row (a token of an image),
+computed as the model runs: values beyond those of the calibration images are not clipped, and an embedding does not
+depend on the batch that its image is in, as it does with onnxruntime's dynamic quantization, whose one scale spans
+the batch.
 
 The file is the same function on every CPU. Where x86 has no VNNI, onnxruntime multiplies with VPMADDUBSW, which adds
 two neighbouring products (rows 2k and 2k + 1 of the weights) in 16 bits and saturates. So a column's scale comes from
@@ -16,12 +17,12 @@ Trained vision transformers have a few channels far larger than the others, whic
 with α = ½). s_j comes from the calibration images; a power of two, it is exact, and the same whatever the number of
 threads. Where the products read a LayerNormalization it goes into that node's scale and bias.
 
-What follows a GELU or a ReLU is hardly ever below zero, and a range symmetric about zero would leave such activations
-half of the levels; theirs begins at each row's smallest value. That was the largest loss of a trained encoder.
+The output of a GELU or a ReLU is hardly ever below zero. A range symmetric about zero would leave it half of the
+levels, which was the largest loss of a trained encoder; so its range begins at each row's smallest value.
 
-fp32 stay convolutions; the products of attention (two activations) and the projection that reads them, a twelfth of
-the work, where a trained encoder lost most on its worst picture (no norm levels what attention puts out); and the last
-projection, of one token an image.
+These stay fp32: convolutions; the products of attention (two activations) and the projection that reads them, a
+twelfth of the work, where a trained encoder lost most on its worst picture (no norm levels the output of attention);
+and the last projection, of one token for each image.
 """
 
 from __future__ import annotations
@@ -43,12 +44,12 @@ _BATCH = 8
 _ZERO_POINT = 128  # uint8 values 1 to 255 stand for -127 to 127; onnxruntime's uint8 × int8 product is the fast one
 _MOVES = frozenset({"Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze"})
 _ONE_SIDED = 0.75
-"""A range this small beside the one symmetric about zero that holds it is taken as it is; after a GELU it is 0.5."""
+"""The largest ratio of a range to the symmetric one around it that is used as it is; after a GELU it is 0.5."""
 
 MAX_LEVEL = 127
 """The largest int8 weight."""
 MAX_PAIR = 128
-"""The most that rows 2k and 2k + 1 of a column may add up to, on either side of zero: 255 × 128 < 2¹⁵."""
+"""The largest sum of rows 2k and 2k + 1 of a column, on either side of zero: 255 × 128 < 2¹⁵."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class _Product:
 
     @property
     def width(self) -> int:
-        """K."""
+        """Values that the product takes: K."""
         return self.weight.dims[1 if self.transposed else 0]
 
     def matrix(self) -> np.ndarray:
@@ -106,19 +107,19 @@ def to_int8(source: Path, target: Path, calibration: np.ndarray, *, max_file_byt
 
 
 def _check_calibration(model: onnx.ModelProto, calibration: np.ndarray) -> None:
-    wanted = tuple(dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:])
-    if calibration.dtype != np.uint8 or calibration.shape[1:] != wanted or not len(calibration):
+    dims = tuple(dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim[1:])
+    if calibration.dtype != np.uint8 or calibration.shape[1:] != dims or not len(calibration):
         raise PrecisionError(
             f"calibration images are {calibration.shape} {calibration.dtype}, must be (N, "
-            f"{', '.join(map(str, wanted))}) uint8 with N of at least 1"
+            f"{', '.join(map(str, dims))}) uint8 with N of at least 1"
         )
 
 
 def _products(model: onnx.ModelProto, folder: Path) -> list[_Product]:
-    """What is quantized: products with constant weights that another follows, but not of what attention puts out."""
+    """The products to quantize: with constant weights, followed by another, and not of attention's output."""
     weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.FLOAT}
     attended = _attended(model)
-    found = []
+    products = []
     leads_on: set[str] = set()  # tensors that a later matrix product computes from
     for node in reversed(model.graph.node):
         follows = not leads_on.isdisjoint(node.output)
@@ -127,8 +128,8 @@ def _products(model: onnx.ModelProto, folder: Path) -> list[_Product]:
             leads_on.update(node.input)
         product = _product(node, weights, folder) if is_matrix and follows else None
         if product is not None and product.activation not in attended:
-            found.append(product)
-    return found[::-1]
+            products.append(product)
+    return products[::-1]
 
 
 def _attended(model: onnx.ModelProto) -> set[str]:
@@ -154,14 +155,14 @@ def _product(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto], folder:
 
 @dataclass(frozen=True)
 class _Range:
-    """(K,) lowest and highest value of each channel of an activation."""
+    """Lowest and highest value of each channel of an activation, (K,) each."""
 
     lowest: np.ndarray
     highest: np.ndarray
 
     @property
     def largest(self) -> np.ndarray:
-        """(K,) absolute values."""
+        """Largest absolute value of each channel, (K,)."""
         return np.maximum(-self.lowest, self.highest)
 
     def united(self, other: _Range) -> _Range:
@@ -171,7 +172,7 @@ class _Range:
 def _activation_ranges(
     model: onnx.ModelProto, folder: Path, products: list[_Product], calibration: np.ndarray
 ) -> dict[str, _Range]:
-    """Name of each product's input → its range over the calibration images."""
+    """The range of each product's input over the calibration images, by its name."""
     names = list(dict.fromkeys(product.activation for product in products))
     session = _watching_session(model, folder, {product.activation: product.width for product in products})
     outputs = [f"{name}_{end}" for name in names for end in ("lowest", "highest")]
@@ -223,11 +224,11 @@ def reduction(kind: str, name: str, output: str, axis: int, axes: str, opset: in
 
 
 def smoothing(activation: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """(K,) powers of two that bring channels and weights to equal ranges when they divide one and multiply the other.
+    """Powers of two, (K,), that divide channels and multiply weights so that both have equal ranges.
 
     Args:
         activation: (K,) largest absolute values of the channels.
-        weight: (K,) of the weights' rows.
+        weight: (K,) largest absolute values of the weights' rows.
     """
     ratio = _raised(activation) / _raised(weight)
     exponent = np.log2(ratio) / 2
@@ -235,13 +236,13 @@ def smoothing(activation: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _raised(largest: np.ndarray) -> np.ndarray:
-    """At least a tenth of the median: a channel that these images left silent may speak for another."""
+    """Raise values to a tenth of their median: a channel that was silent in these images may be loud in others."""
     floor = max(float(np.median(largest)) / 10, 1e-10)
     return np.maximum(largest.astype(np.float64), floor)
 
 
 def quantize_columns(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(K, N) float32 → (K, N) int8 in -127 to 127 whose neighbours add up to at most 128, and (N,) float32 scales.
+    """Quantize (K, N) float32 to int8 in -127 to 127 whose neighbours add up to at most 128, and (N,) float32 scales.
 
     Raises:
         PrecisionError: a value is not finite.
@@ -255,7 +256,7 @@ def quantize_columns(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def largest_pairs(matrix: np.ndarray) -> np.ndarray:
-    """(K, N) → (N,) the most that rows 2k and 2k + 1 add up to on one side of zero, as activations are not negative."""
+    """The largest sum of rows 2k and 2k + 1 on one side of zero (activations are not negative): (K, N) → (N,)."""
     pairs = np.pad(matrix, ((0, len(matrix) % 2), (0, 0))).reshape(-1, 2, matrix.shape[1])
     upward = np.maximum(pairs, 0).sum(axis=1, dtype=np.float64)
     downward = -np.minimum(pairs, 0).sum(axis=1, dtype=np.float64)
@@ -263,7 +264,7 @@ def largest_pairs(matrix: np.ndarray) -> np.ndarray:
 
 
 def saturating_products(path: Path) -> list[str]:
-    """Names of an int8 file's products that compute something else on an x86 CPU without VNNI; as older builds made."""
+    """Names of an int8 file's products, from older builds, that compute something else on an x86 CPU without VNNI."""
     model = onnx.load(path)
     weights = {tensor.name: tensor for tensor in model.graph.initializer if tensor.data_type == TensorProto.INT8}
     return [
@@ -276,7 +277,7 @@ def saturating_products(path: Path) -> list[str]:
 
 
 def fused_gelus(nodes: list[onnx.NodeProto], weights: dict[str, onnx.TensorProto]) -> list[onnx.NodeProto]:
-    """The nodes with x · (½ · (1 + erf(x / √2))), five passes over a wide tensor, as onnxruntime's one Gelu.
+    """Replace x · (½ · (1 + erf(x / √2))), five passes over a wide tensor, with onnxruntime's one Gelu.
 
     torch exports it in this order, which onnxruntime itself does not recognise.
     """
@@ -301,7 +302,7 @@ def fused_gelus(nodes: list[onnx.NodeProto], weights: dict[str, onnx.TensorProto
 
 
 def _readers_after(node: onnx.NodeProto, nodes: list[onnx.NodeProto], count: int) -> list[onnx.NodeProto]:
-    """The next nodes of a chain, each the first that reads what the one before it puts out."""
+    """The next nodes of a chain, each the first reader of the output before it."""
     chain: list[onnx.NodeProto] = []
     for _ in range(count):
         node = next((other for other in nodes if node.output[0] in other.input), node)
@@ -310,13 +311,13 @@ def _readers_after(node: onnx.NodeProto, nodes: list[onnx.NodeProto], count: int
 
 
 def _scalar(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> float | None:
-    """The one number among a node's inputs, of a constant without dimensions."""
+    """The number among a node's inputs: a constant without dimensions."""
     tensors = [weights[name] for name in node.input if name in weights and not weights[name].dims]
     return float(numpy_helper.to_array(tensors[0])) if tensors else None
 
 
 def _is_one_sided(channels: _Range, scale: np.ndarray) -> bool:
-    """Whether the activation, its channels divided by `scale`, lies nearly all on one side of zero."""
+    """True if the activation, its channels divided by `scale`, lies nearly all on one side of zero."""
     lowest, highest = float((channels.lowest / scale).min()), float((channels.highest / scale).max())
     return highest - lowest < _ONE_SIDED * 2 * max(-lowest, highest)
 
@@ -344,14 +345,14 @@ class _Int8Rewriter:
             "int8_zero_point": np.array(_ZERO_POINT, np.uint8),
             "int8_no_zero_point": np.array(0, np.uint8),
         }
-        self.rows: dict[str, tuple[str, str]] = {}  # activation → its uint8 form, its rows' scales
+        self.rows: dict[str, tuple[str, str]] = {}  # activation → names of its uint8 form and of its rows' scales
         self.scales = self._smoothing(products, ranges)
         self.one_sided = {name for name, scale in self.scales.items() if _is_one_sided(ranges[name], scale)}
         self.folded = {norm.output[0]: s for name, s in self.scales.items() if (norm := self._norm(name)) is not None}
         self.in_norm = {name for name in self.scales if self._norm(name) is not None}
 
     def add(self, node: onnx.NodeProto) -> None:
-        """Append the node, or what takes its place."""
+        """Append the node, or its replacement."""
         product = self.products.get(node.output[0])
         if product is not None:
             self._multiply(product, *self._quantized(product.activation))
@@ -361,7 +362,7 @@ class _Int8Rewriter:
             self.nodes.append(node)
 
     def _smoothing(self, products: list[_Product], ranges: dict[str, _Range]) -> dict[str, np.ndarray]:
-        """Name of each activation → (K,), fit for all products that read it."""
+        """Factors (K,) of each activation, by its name, fit for all products that read it."""
         rows: dict[str, list[np.ndarray]] = defaultdict(list)
         for product in products:
             rows[product.activation].append(np.abs(product.matrix()).max(axis=1))
@@ -380,7 +381,7 @@ class _Int8Rewriter:
         return None
 
     def _moves_rows(self, node: onnx.NodeProto, width: int) -> bool:
-        """Whether the node leaves the last axis, of this width, as it is."""
+        """True if the node leaves the last axis, of this width, as it is."""
         if node.op_type == "Transpose":
             order = next((list(a.ints) for a in node.attribute if a.name == "perm"), [0])
             return order[-1] == len(order) - 1 > 0
@@ -421,7 +422,7 @@ class _Int8Rewriter:
         return self.rows[name]
 
     def _levels(self, name: str, values: str, levels: str) -> None:
-        """Append what makes uint8 of an activation's values: the largest of a row is so many levels."""
+        """Append the nodes that make uint8 of an activation's values, by the largest value of each row."""
         self._node("Mul", [f"{name}_largest", levels], f"{name}_scale")
         self._node("Div", [values, f"{name}_scale"], f"{name}_levels")
         self._node("QuantizeLinear", [f"{name}_levels", "int8_one", self._zero_point(name)], f"{name}_uint8")
@@ -430,7 +431,7 @@ class _Int8Rewriter:
         return "int8_no_zero_point" if name in self.one_sided else "int8_zero_point"
 
     def _multiply(self, product: _Product, rows: str, scale: str) -> None:
-        """Append the integer product times the rows' scales, what their smallest values add, and the bias."""
+        """Append the integer product times the rows' scales, the term of their smallest values, and the bias."""
         output, activation = product.node.output[0], product.activation
         name = f"{output}_weight"
         matrix = product.matrix() * self.scales[activation][:, None]

@@ -1,4 +1,4 @@
-"""RankLookup as plain ONNX operators: a search in two steps, so that a row is compared with few of the intervals.
+"""Writes RankLookup as plain ONNX operators: a search in two steps, so that a row meets few of the intervals.
 
 The intervals of a column are cut into blocks. Counting the blocks that start at or below the value finds the
 block, counting the intervals in it that do finds the interval. Comparisons are exact in float32.
@@ -17,7 +17,7 @@ _BLOCK = 128  # about the square root of the largest vocabulary
 
 @dataclass(frozen=True)
 class Lookup:
-    """Columns, and for each of them its intervals, ascending, with their ranks: (N,) float32 arrays."""
+    """Columns with the intervals of each, ascending, and their ranks: (N,) float32 arrays."""
 
     columns: list[int]
     low: list[np.ndarray]
@@ -25,7 +25,7 @@ class Lookup:
     ranks: list[np.ndarray]
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Reference: (B, D) → (B, D) with the columns replaced."""
+        """Reference implementation: (B, D) → (B, D) with the columns replaced."""
         replaced = values.copy()
         for column, low, high, ranks in zip(self.columns, self.low, self.high, self.ranks, strict=True):
             x = values[:, column, None]  # (B, 1)
@@ -35,7 +35,7 @@ class Lookup:
 
     @property
     def is_ascending(self) -> bool:
-        """Whether the intervals of each column are disjoint and ascend, as the search needs."""
+        """True if the intervals of each column are disjoint and ascend, as the search needs."""
         ends = zip(self.low, self.high, strict=True)
         return all((low <= high).all() and (high[:-1] < low[1:]).all() for low, high in ends)
 
@@ -48,7 +48,7 @@ def lookup_nodes(
     keep[0, lookup.columns] = 0
     place = np.zeros((len(lookup.columns), width), np.float32)
     place[range(len(lookup.columns)), lookup.columns] = 1
-    if not any(map(len, lookup.low)):  # every value is unknown
+    if not any(map(len, lookup.low)):  # no value has a rank
         return [helper.make_node("Mul", [value, f"{prefix}keep"], [prefix])], {f"{prefix}keep": keep}, prefix
     nodes = [
         helper.make_node("Mul", [value, f"{prefix}keep"], [f"{prefix}kept"]),
@@ -93,14 +93,14 @@ def _padded(array: np.ndarray, length: int, filler: float) -> np.ndarray:
 
 
 def _rank_nodes(value: str, prefix: str) -> list[NodeProto]:
-    """(B, width) `value` → (B, C) ranks."""
+    """Nodes that compute the (B, C) ranks of the (B, width) `value`."""
 
     def node(operator: str, inputs: str, output: str, **attributes: Any) -> NodeProto:
         names = [value if name == "VALUE" else f"{prefix}{name}" for name in inputs.split()]
         return helper.make_node(operator, names, [f"{prefix}{output}"], **attributes)
 
     def count_nodes(starts: str, output: str) -> list[NodeProto]:
-        """Position of the last of the (…, n) starts at or below x, or 0."""
+        """Nodes that find the position of the last of the (…, n) starts at or below x, or 0."""
         return [
             node("GreaterOrEqual", f"x_3d {starts}", f"{output}_below"),
             node("Cast", f"{output}_below", f"{output}_ones", to=TensorProto.INT32),

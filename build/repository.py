@@ -7,7 +7,7 @@
 
 The checked-in model_repository/ is written for the default recipe: there only binaries are added,
 and the texts must already say what the recipe says. For any other recipe a stamped copy is made
-under artifacts/<recipe>/model_repository. proof.json goes with either: what servers are held to.
+under artifacts/<recipe>/model_repository. Both get a proof.json, the answers that servers are held to.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from recipes.schema import Recipe, load_recipe
 
 @dataclass(frozen=True)
 class Artefacts:
-    """What is installed: the folders with model.onnx, and their manifests."""
+    """The files to install: the folders with model.onnx, and their manifests."""
 
     encoder_folder: Path
     encoder: EncoderManifest
@@ -54,7 +54,7 @@ class Artefacts:
 
 
 def read_artefacts(recipe: Recipe) -> Artefacts:
-    """Read what the earlier steps made.
+    """Read the artefacts of the earlier steps.
 
     Raises:
         ManifestError: something is missing or a head does not fit the encoder.
@@ -115,11 +115,11 @@ def check_installed(recipe: Recipe, target: Path, machine: Machine | None = None
 def choose_plans(folder: Path, encoder: EncoderManifest, engine: str, machine: Machine | None = None) -> list[Path]:
     """The plans in an encoder's folder to install instead of its ONNX file; none means the ONNX file.
 
-    `tensorrt` takes those that fit the encoder and this machine's TensorRT, and wants one for every GPU here;
-    `auto` does the same where that works.
+    `tensorrt` takes those that fit the encoder and this machine's TensorRT, and needs one for every GPU here;
+    `auto` does the same, or takes the ONNX file if one is missing.
 
     Raises:
-        RepositoryError: `tensorrt` was asked for, and a plan is missing.
+        RepositoryError: `engine` is tensorrt, and a plan is missing.
     """
     if engine == "onnx":
         return []
@@ -132,9 +132,9 @@ def choose_plans(folder: Path, encoder: EncoderManifest, engine: str, machine: M
     missing = unserved(machine, {manifest.compute_capability for manifest in fitting.values()})
     if fitting and machine.gpus and not missing:
         return list(fitting)
-    wanted = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in missing) or "any GPU"
-    tensorrt = machine.tensorrt or "(none is here)"
-    problem = f"{folder / 'engines'}: no plan of this encoder for {wanted} and TensorRT {tensorrt}"
+    unplanned = ", ".join(f"{gpu.name} ({gpu.compute_capability})" for gpu in missing) or "any GPU"
+    tensorrt = machine.tensorrt or "(not installed)"
+    problem = f"{folder / 'engines'}: no plan of this encoder for {unplanned} and TensorRT {tensorrt}"
     if engine == "tensorrt":
         raise RepositoryError(f"{problem}; build it with: make engines TARGET=tensorrt")
     print(f"build.repository: {problem}; installing the ONNX file", file=sys.stderr)
@@ -142,7 +142,7 @@ def choose_plans(folder: Path, encoder: EncoderManifest, engine: str, machine: M
 
 
 def installed_names(plans: list[Path]) -> dict[str, Path]:
-    """Plans by the name they are installed under: a single one is model.plan, several name their GPUs."""
+    """Plans by their installed names: a single one is model.plan, several name their GPUs."""
     if len(plans) == 1:
         return {plan_name(): plans[0]}
     return {plan_name(read_engine(manifest_path(plan)).compute_capability): plan for plan in plans}
@@ -151,9 +151,9 @@ def installed_names(plans: list[Path]) -> dict[str, Path]:
 def stamped_configs(
     recipe: Recipe, artefacts: Artefacts, plans: list[str]
 ) -> dict[str, repository_configs.ModelConfig]:
-    """`repository_configs.stamped`, with the watches and Triton's map from compute capability to plan, if any.
+    """The stamped configs with the watches and Triton's map from compute capability to plan, if any.
 
-    The default file name, which is not there, tells Triton the backend, and an unlisted GPU that it has no plan.
+    The default file name, of a file that is missing, tells Triton the backend, and an unlisted GPU that it has no plan.
     """
     configs = repository_configs.stamped(recipe, artefacts.encoder, artefacts.heads)
     add_watches(configs, recipe, artefacts.heads)
@@ -173,7 +173,7 @@ def _install_binaries(artefacts: Artefacts, plans: dict[str, Path], target: Path
 
 
 def _proof(recipe: Recipe, artefacts: Artefacts, plans: dict[str, Path], preprocess: Path | None = None) -> Proof:
-    """What the installed files must answer; `preprocess` is the folder with the pipelines of a recipe with DALI."""
+    """The answers that the installed files must give; `preprocess` is the folder with the pipelines of DALI."""
     heads = list(zip(artefacts.head_folders, artefacts.heads, strict=True))
     dali = preprocess if recipe.serving.preprocess == "dali" else None
     return make_proof(recipe, artefacts.encoder, heads, list(plans.values()), dali)
@@ -196,7 +196,7 @@ def _plan_files(plans: dict[str, Path]) -> dict[str, Path]:
 
 
 def _install_files(files: dict[str, Path], version: Path) -> None:
-    """Copy a model's files; what an earlier build left goes: a plan would win over the ONNX file."""
+    """Copy a model's files and remove those of an earlier build: a plan would win over the ONNX file."""
     version.mkdir(parents=True, exist_ok=True)
     for name, source in files.items():
         partial = version / f".{name}.partial"

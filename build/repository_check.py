@@ -43,7 +43,7 @@ ONNX_TYPES = {
 
 
 class RepositoryError(ExpectedError):
-    """The model repository is not what the recipe says."""
+    """The model repository differs from the recipe."""
 
 
 def check(repository: Path, machine: Machine | None = None) -> list[str]:
@@ -63,14 +63,14 @@ def check(repository: Path, machine: Machine | None = None) -> list[str]:
 
 
 def served_folder(model: Path, config: ModelConfig) -> Path:
-    """The version of a model that Triton serves; the first, which an installation makes, where there is none yet."""
+    """The version of a model that Triton serves; the first, which an installation makes, if there is none yet."""
     return model / str((served_versions(model, config) or [1])[-1])
 
 
 def _check_versions(model: Path, config: ModelConfig) -> list[str]:
-    """One version of a model is checked and proved, so that no other may be served."""
+    """Check that Triton serves one version of a model: only one is checked and proved."""
     installed, served = installed_versions(model), served_versions(model, config)
-    if len(served) == 1 or not installed:  # what is not installed is named with the file it lacks
+    if len(served) == 1 or not installed:  # a model that is not installed is reported with the file it lacks
         return []
     which = f"serves the versions {served}" if served else f"serves none of the versions that are there, {installed}"
     return [f"{model.name}/config.pbtxt: {which}; name one in version_policy: {{ specific: {{ versions: [ … ] }} }}"]
@@ -102,7 +102,7 @@ def _read_configs(repository: Path) -> tuple[dict[str, ModelConfig], list[str]]:
 
 
 def compare_configs(expected: dict[str, ModelConfig], repository: Path, *, rolled_out: bool = False) -> None:
-    """The installed configs must say what the recipe and its artefacts say.
+    """Compare the installed configs with what the recipe and its artefacts say.
 
     Args:
         rolled_out: a head's `version_policy` may name another version than the first.
@@ -118,10 +118,10 @@ def compare_configs(expected: dict[str, ModelConfig], repository: Path, *, rolle
             continue
         installed = read_config(path)
         lines += [
-            f"{name}/config.pbtxt: {field}: installed {getattr(installed, field)!s}, the recipe wants {wanted!s}"
+            f"{name}/config.pbtxt: {field}: installed {getattr(installed, field)!s}, the recipe says {value!s}"
             for field in ModelConfig.DESCRIPTOR.fields_by_name
             if not (rolled_out and field == "version_policy")
-            and (wanted := getattr(config, field)) != getattr(installed, field)
+            and (value := getattr(config, field)) != getattr(installed, field)
         ]
     if lines:
         raise RepositoryError(
@@ -132,12 +132,12 @@ def compare_configs(expected: dict[str, ModelConfig], repository: Path, *, rolle
 
 
 def _check_model_file(version: Path, config: ModelConfig) -> list[str]:
-    """One model.onnx, or one model.plan, or a plan for each GPU; with the inputs and outputs of its config."""
+    """Check for one model.onnx, one model.plan or a plan for each GPU, with the inputs and outputs of the config."""
     path, plans = version / "model.onnx", find_plans(version)
     if path.is_file() == bool(plans):
-        found = ", ".join(file.name for file in [path, *plans] if plans) or "neither"
+        present = ", ".join(file.name for file in [path, *plans] if plans) or "neither"
         where = f"{config.name}/{version.name}"
-        return [f"{where}: needs exactly one of model.onnx and model.plan, found {found}; run: make engines"]
+        return [f"{where}: needs exactly one of model.onnx and model.plan, found {present}; run: make engines"]
     if plans:
         return _check_plans(config, plans)
     model = onnx.load(path, load_external_data=False)
@@ -150,7 +150,7 @@ def _check_model_file(version: Path, config: ModelConfig) -> list[str]:
 
 
 def _check_plans(config: ModelConfig, plans: list[Path]) -> list[str]:
-    """Plans as their manifests describe them, against the config; whether they fit the GPU is another question."""
+    """Compare plans, by their manifests, with the config; the preflight checks that they fit the GPU."""
     problems, names = [], [plan.name for plan in plans]
     mapped, per_gpu = dict(config.cc_model_filenames), cc_model_filenames(names)
     if mapped != per_gpu or (len(per_gpu) != len(names) and names != ["model.plan"]):
@@ -161,15 +161,15 @@ def _check_plans(config: ModelConfig, plans: list[Path]) -> list[str]:
         try:
             engine = read_engine(manifest_path(plan))
         except ManifestError:
-            continue  # the preflight says so
+            continue  # the preflight reports it
         for kind, tensor, configured in (
             ("input", engine.input, config.input),
             ("output", engine.output, config.output),
         ):
-            wanted = f"{tensor.name} TYPE_{tensor.dtype} {tensor.dims}"
-            found = ", ".join(f"{value.name} {_signature(value)}" for value in configured)
-            if found != wanted:
-                problems.append(f"{config.name}: {kind} is {found} in config.pbtxt, {wanted} in {plan.name}")
+            in_plan = f"{tensor.name} TYPE_{tensor.dtype} {tensor.dims}"
+            in_config = ", ".join(f"{value.name} {_signature(value)}" for value in configured)
+            if in_config != in_plan:
+                problems.append(f"{config.name}: {kind} is {in_config} in config.pbtxt, {in_plan} in {plan.name}")
         if config.max_batch_size > engine.profile.max_batch_size:
             problems.append(
                 f"{config.name}: max_batch_size {config.max_batch_size} is over the "
@@ -190,8 +190,8 @@ def _compare_tensors(model: str, kind: str, configured, in_onnx) -> list[str]:
         dtype, in_file = DataType.Name(tensor.data_type), values[tensor.name]
         dims = [dim.dim_value for dim in in_file.shape.dim][1:]
         if ONNX_TYPES.get(dtype) != in_file.elem_type:
-            found = onnx.TensorProto.DataType.Name(in_file.elem_type)
-            problems.append(f"{model}: {kind} {tensor.name} is {dtype} in config.pbtxt, {found} in model.onnx")
+            onnx_type = onnx.TensorProto.DataType.Name(in_file.elem_type)
+            problems.append(f"{model}: {kind} {tensor.name} is {dtype} in config.pbtxt, {onnx_type} in model.onnx")
         if list(tensor.dims) != dims:
             problems.append(
                 f"{model}: {kind} {tensor.name} has dims {list(tensor.dims)} in config.pbtxt, {dims} in model.onnx"
@@ -245,7 +245,7 @@ def _signature(tensor) -> str:
 
 
 def _check_manifests(repository: Path) -> list[str]:
-    """The manifests installed beside the binaries: their sums, and heads against the encoder."""
+    """Check the manifests beside the binaries: their sums, and heads against the encoder."""
     try:
         encoder = read_encoder(repository / "clip_encoder" / "1")
     except ManifestError as error:
@@ -254,7 +254,7 @@ def _check_manifests(repository: Path) -> list[str]:
     for path in sorted(repository.glob("*_head/config.pbtxt")):
         folder = served_folder(path.parent, read_config(path))
         if not (folder / "model.onnx").is_file():
-            continue  # _check_model_file says so
+            continue  # _check_model_file reports it
         try:
             head = read_head(folder)
             compare_fingerprints(head, encoder)
@@ -266,7 +266,7 @@ def _check_manifests(repository: Path) -> list[str]:
 
 
 def _check_proof(repository: Path, configs: dict[str, ModelConfig]) -> list[str]:
-    """The proof is of the encoder and of the heads that are served, in requests that the models take."""
+    """Check that the proof is of the served encoder and heads, in requests that the models take."""
     if "proof" not in configs:
         return [f"{repository / 'proof'}: not found, so servers cannot be proved; run: make engines"]
     if problems := proof_problems(repository):
@@ -276,7 +276,7 @@ def _check_proof(repository: Path, configs: dict[str, ModelConfig]) -> list[str]
         folder = served_folder(repository / f"{name}_head", configs[f"{name}_head"])
         revision = read_head(folder).revision
         if revision not in {head.revision for head in proof.heads if head.name == name}:
-            problems.append(f"{proof_path(repository)}: {folder} is revision {revision:016x}, which it does not know")
+            problems.append(f"{proof_path(repository)}: {folder} is revision {revision:016x}, which is not in it")
     allowed = min(config.max_batch_size for name, config in configs.items() if name != "proof")
     if proof.batch_size > allowed:
         problems.append(
@@ -288,13 +288,13 @@ def _check_proof(repository: Path, configs: dict[str, ModelConfig]) -> list[str]
 
 def _check_encoder_file(folder: Path, encoder: EncoderManifest) -> list[str]:
     path = folder / "model.onnx"
-    if path.is_file() and (found := sha256_of(*onnx_files(path))) != encoder.onnx_sha256:
-        return [f"{path}: sha256 is {found}, encoder.json says {encoder.onnx_sha256}; run: make engines"]
+    if path.is_file() and (sha256 := sha256_of(*onnx_files(path))) != encoder.onnx_sha256:
+        return [f"{path}: sha256 is {sha256}, encoder.json says {encoder.onnx_sha256}; run: make engines"]
     return []
 
 
 def _check_head(folder: Path, head: HeadManifest) -> list[str]:
-    """The served graph speaks for the head of the manifest, and clients are told its labels."""
+    """Check that the served graph is the manifest's head, and that its config tells clients the labels."""
     problems = []
     model = onnx.load(folder / "model.onnx")
     constants = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
@@ -302,7 +302,7 @@ def _check_head(folder: Path, head: HeadManifest) -> list[str]:
     if served is None or int(served.item()) != head.revision:
         problems.append(f"{folder}/model.onnx: revision is {served}, head.json says {head.revision}; run: make engines")
     parameters = read_config(folder.parent / "config.pbtxt").parameters
-    for key, wanted in head_parameters(head).items():
-        if parameters[key].string_value != wanted:
-            problems.append(f"{head.name}_head: {key} is {parameters[key].string_value}, head.json says {wanted}")
+    for key, expected in head_parameters(head).items():
+        if parameters[key].string_value != expected:
+            problems.append(f"{head.name}_head: {key} is {parameters[key].string_value}, head.json says {expected}")
     return problems

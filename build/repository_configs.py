@@ -1,4 +1,4 @@
-"""config.pbtxt as protobuf: the checked-in texts, with a recipe's numbers stamped into them."""
+"""Stamps a recipe's numbers into the checked-in config.pbtxt texts, as protobuf."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _image_embedding(encoder: EncoderManifest) -> ModelConfig:
 
 
 def _image_score(heads: list[HeadManifest]) -> ModelConfig:
-    """The checked-in ensemble with the outputs and the step of its first head, once for each head."""
+    """The checked-in ensemble, with its first head's outputs and step repeated for each head."""
     config = _template("image_score")
     template_name = HEAD_TEMPLATE.removesuffix("_head")
     head_outputs = [output for output in config.output if output.name.startswith(template_name)]

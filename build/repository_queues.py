@@ -1,9 +1,9 @@
-"""Queue limits and priorities: who is taken first, and how long a request may wait before it is refused.
+"""Sets queue limits and priorities: who is taken first, and how long a request may wait before it is refused.
 
 The limit is a time. A limit on the number is no substitute: Triton's batcher (2.51) is woken by requests that enter a
 queue, so one that is full and refuses them stands idle until it looks by itself, twice a second.
 Only `preprocess` and `clip_encoder` have limits. Heads run side by side in an ensemble, and a limit on such steps
-wedges it on Triton before 26.02: what got through preprocessing and encoder is scored.
+wedges it on Triton before 26.02: a picture that passed preprocessing and encoder is scored.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from recipes.schema import Serving
 LIMITED = ("preprocess", "clip_encoder")
 INTERACTIVE, BULK = 1, 2
 PATIENCE = {INTERACTIVE: 1, BULK: 30}
-"""By level: how many times the recipe's timeout a request may wait."""
+"""Multiple of the recipe's timeout that a request may wait, by priority level."""
 
 
 def set_queues(config: ModelConfig, serving: Serving) -> None:
@@ -34,7 +34,7 @@ def set_queues(config: ModelConfig, serving: Serving) -> None:
 
 
 def queue_problems(config: ModelConfig) -> list[str]:
-    """Limits where they do harm."""
+    """Problems: limits that do harm."""
     batching = config.dynamic_batching
     policies = [batching.default_queue_policy, *batching.priority_queue_policy.values()]
     if not any(policy.max_queue_size or policy.default_timeout_microseconds for policy in policies):

@@ -1,4 +1,4 @@
-"""What every model runs before the server is ready, so that the first request is as fast as the hundredth.
+"""Sets the warm-up that every model runs before the server is ready, so that the first request is fast.
 
 The encoder and the heads run batches of zeros, `preprocess` decodes a picture from the folder `warmup/` beside its
 version. The picture is drawn here, in a format that the recipe serves and within its limits, the same every time.
@@ -19,13 +19,13 @@ from recipes.schema import Serving
 SAMPLES = {"full": ("single", "full"), "single": ("single",), "none": ()}
 """Names of the samples in config.pbtxt, by the recipe's `serving.warmup`."""
 EDGE_PIXELS = 640
-"""Of the picture."""
+"""Edge of the picture."""
 LENGTH_BYTES = 4
-"""Before each element of a BYTES tensor."""
+"""Size of the length before each element of a BYTES tensor."""
 
 
 def set_warmup(config: ModelConfig, serving: Serving) -> None:
-    """Keep the samples that the recipe asks for, in the shapes of the model's inputs."""
+    """Keep the samples of the recipe's warm-up, in the shapes of the model's inputs."""
     samples = [sample for sample in config.model_warmup if sample.name in SAMPLES[serving.warmup]]
     del config.model_warmup[:]
     dims = {tensor.name: tensor.dims for tensor in config.input}
@@ -43,7 +43,7 @@ def warmup_tensor(serving: Serving) -> bytes:
 
 
 def draw_picture(serving: Serving) -> bytes:
-    """An encoded square of colour gradients: JPEG where it is served, else the recipe's first format."""
+    """An encoded square of colour gradients: a JPEG if the recipe serves them, else its first format."""
     format = "JPEG" if "JPEG" in serving.formats else serving.formats[0]
     edge = min(EDGE_PIXELS, math.isqrt(serving.max_pixels))
     picture = gradient_picture(edge, format)
@@ -54,7 +54,7 @@ def draw_picture(serving: Serving) -> bytes:
 
 
 def gradient_picture(edge: int, format: str = "JPEG") -> bytes:
-    """An encoded square of so many pixels: smooth, so that the file is small for the work of decoding it."""
+    """An encoded square of this edge: smooth, so that the file is small for the work of decoding it."""
     down, out = Image.linear_gradient("L"), Image.radial_gradient("L")
     across = down.transpose(Image.Transpose.ROTATE_90)
     file = io.BytesIO()
@@ -63,12 +63,12 @@ def gradient_picture(edge: int, format: str = "JPEG") -> bytes:
 
 
 def warmup_file(repository: Path) -> Path:
-    """Where Triton finds the picture."""
+    """The path at which Triton looks for the picture."""
     return repository / "preprocess" / "warmup" / "image"
 
 
 def sample_problems(config: ModelConfig) -> list[str]:
-    """Samples that Triton would refuse, and with them the model: each must feed every input in its type and dims."""
+    """Problems: samples that do not feed every input in its type and dims, so that Triton would refuse the model."""
     problems = []
     inputs = {tensor.name: (tensor.data_type, list(tensor.dims)) for tensor in config.input}
     for sample in config.model_warmup:
@@ -84,7 +84,7 @@ def sample_problems(config: ModelConfig) -> list[str]:
 
 
 def file_problems(repository: Path, preprocess: ModelConfig) -> list[str]:
-    """A picture that is missing, or that the served code refuses: the model would not load."""
+    """Problems: a picture that is missing or that the served code refuses, so that the model would not load."""
     if not preprocess.model_warmup:
         return []
     path = warmup_file(repository)

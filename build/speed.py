@@ -1,4 +1,4 @@
-"""How fast two ONNX files of one encoder are on this CPU: whether a lower precision is worth its loss here."""
+"""Times two ONNX files of one encoder on this CPU: is a lower precision worth its loss here?"""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ROUNDS = 3
 
 
 def images_per_second(paths: list[Path], pixels: np.ndarray) -> list[float]:
-    """The best of a few rounds of each file, in turn, on the first pictures of (N, H, W, 3) uint8."""
+    """Time the files in turn on the first pictures of (N, H, W, 3) uint8, and take the best of a few rounds of each."""
     sessions = [onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]) for path in paths]
     batch = {"pixels": pixels[:PICTURES]}
     seconds = np.empty((_ROUNDS + 1, len(paths)))
@@ -26,7 +26,7 @@ def images_per_second(paths: list[Path], pixels: np.ndarray) -> list[float]:
 
 
 def speed_report(precision: str, reduced: float, full: float) -> str:
-    """One line for people, from images/s at this precision and in fp32."""
+    """The comparison as one line for people, from images/s at this precision and in fp32."""
     figures = f"{precision} {reduced:.3g} images/s, fp32 {full:.3g} ({reduced / full:.2f}×)"
     if reduced >= full:
         return f"on this CPU: {figures}"

@@ -1,7 +1,7 @@
-"""ONNX file → TensorRT plan → embeddings: every call into the `tensorrt` module, which is handed in.
+"""Builds and runs TensorRT plans: every call into the `tensorrt` module, which is a parameter.
 
-Only names and signatures that 10.12 and 11.x share. The network is strongly typed, so precision is the ONNX file's:
-before 11 that has to be asked for by a flag, from 11 on it is the only way and the flag is accepted and ignored.
+Only names and signatures that 10.12 and 11.x share are used. The network is strongly typed, so precision is the ONNX
+file's: before 11 a flag requests that, from 11 on it is the only way and the flag is accepted and ignored.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class PlanError(ExpectedError):
 
 @dataclass(frozen=True)
 class PlanSpec:
-    """What to build: the ONNX file with its one input and output, batch sizes, and scratch memory in bytes."""
+    """The plan to build: the ONNX file with its one input and output, batch sizes, and scratch memory in bytes."""
 
     onnx_path: Path
     input: Tensor
@@ -39,7 +39,7 @@ class PlanSpec:
 
 @dataclass
 class Progress:
-    """What the builder says, to `report`; set `stopped` and it ends at the next step.
+    """Passes the builder's messages to `report`; set `stopped` and it ends at the next step.
 
     TensorRT calls the monitor from several threads; each call is one assignment or one line.
     """
@@ -56,7 +56,7 @@ class Progress:
             self.report(f"{phase} …")
 
     def step(self, phase: str, step: int) -> bool:
-        """Whether to go on."""
+        """Report the step; False stops the builder."""
         if time.monotonic() - self.reported_at >= REPORT_SECONDS:
             self.reported_at = time.monotonic()
             self.report(f"{phase}: {step + 1} of {self.steps.get(phase, 0)}")
@@ -64,7 +64,7 @@ class Progress:
 
 
 def build_plan(trt: ModuleType, spec: PlanSpec, timing_cache: Path, progress: Progress) -> memoryview:
-    """The serialized engine for the current GPU; what it measured is kept in `timing_cache` even when it fails.
+    """Build the serialized engine for the current GPU; its measurements are kept in `timing_cache` even if it fails.
 
     Raises:
         PlanError: the ONNX file does not parse, or TensorRT finds no way to run it.
@@ -93,7 +93,7 @@ def build_plan(trt: ModuleType, spec: PlanSpec, timing_cache: Path, progress: Pr
 
 
 def check_uint8_input(spec: PlanSpec) -> None:
-    """TensorRT takes UINT8 as a network's input alone: whatever reads it must convert it at once.
+    """Check that every reader of a UINT8 input converts it at once: TensorRT has UINT8 as a network's input alone.
 
     Raises:
         PlanError: naming the nodes that do something else with it.
@@ -114,12 +114,12 @@ def check_uint8_input(spec: PlanSpec) -> None:
 
 
 def run_plan(trt: ModuleType, plan: bytes, spec: PlanSpec, pixels: np.ndarray, device: str = "cuda") -> np.ndarray:
-    """(B, H, W, 3) uint8 → (B, embed_dim) float32 through a plan, with GPU memory from torch.
+    """Run a plan: (B, H, W, 3) uint8 → (B, embed_dim) float32, with GPU memory from torch.
 
     Raises:
         PlanError: TensorRT does not load the plan, or it does not have the tensors of the ONNX file.
     """
-    import torch  # only here: choosing a target has to stay fast
+    import torch  # here, because choosing a target must stay fast
 
     progress = Progress(report=lambda line: None)
     runtime = trt.Runtime(_logger(trt, progress))
@@ -177,7 +177,7 @@ def _monitor(trt: ModuleType, progress: Progress):
 
 
 def _parse(parser, onnx_path: Path) -> None:
-    """From the file, not from bytes: weights beside it are found through its path."""
+    """Parse the file by its path, not its bytes, so that TensorRT finds the weights beside it."""
     if parser.parse_from_file(str(onnx_path)):
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
@@ -201,7 +201,7 @@ def _load_timing_cache(config, path: Path, progress: Progress) -> None:
     data = path.read_bytes() if path.is_file() else b""
     cache = config.create_timing_cache(data)
     if cache is None or not config.set_timing_cache(cache, False):
-        progress.report(f"{path}: not of this GPU and TensorRT; starting an empty timing cache")
+        progress.report(f"{path}: made for another GPU or TensorRT; starting an empty timing cache")
         config.set_timing_cache(config.create_timing_cache(b""), False)
 
 
@@ -212,4 +212,4 @@ def _save_timing_cache(config, path: Path) -> None:
 
 
 def _lines(texts) -> str:
-    return "\n".join(f"  {text}" for text in texts) or "  (it said nothing; its log is above)"
+    return "\n".join(f"  {text}" for text in texts) or "  (no message; see its log above)"

@@ -47,15 +47,15 @@ def load_timm(encoder: Encoder) -> tuple[torch.nn.Module, Compose, Preprocessing
 
 
 def is_projection(pretrained_cfg: dict[str, Any]) -> bool:
-    """Whether what timm calls the classifier is a CLIP projection."""
+    """True if the layer that timm calls the classifier is a CLIP projection."""
     return pretrained_cfg["num_classes"] in CLIP_EMBED_DIMS
 
 
 def timm_preprocessing(config: dict[str, Any]) -> Preprocessing:
-    """From timm's data config.
+    """The preprocessing that timm's data config describes.
 
     Raises:
-        RecipeError: the input is not square RGB, or a resize is asked for that is not served.
+        RecipeError: the input is not square RGB, or its resize is not served.
     """
     channels, height, width = config["input_size"]
     if channels != 3 or height != width:
@@ -78,23 +78,23 @@ def timm_preprocessing(config: dict[str, Any]) -> Preprocessing:
 
 
 def timm_name(encoder: Encoder) -> str:
-    """`model`, or `model.tag`."""
+    """The model's name in timm: `model`, or `model.tag`."""
     return encoder.model if encoder.pretrained is None else f"{encoder.model}.{encoder.pretrained}"
 
 
 def _load_model(encoder: Encoder) -> torch.nn.Module:
-    """Exportable: attention as two matrix products with the scale on one side, not one fused operator."""
+    """Create an exportable model: attention is two matrix products with the scale on one side, not one operator."""
     name, weights = timm_name(encoder), weights_file(encoder)
-    wanted = weights is not None or encoder.pretrained is not None
+    pretrained = weights is not None or encoder.pretrained is not None
     overlay = None if weights is None else {"file": str(weights), "custom_load": False}
     if encoder.revision is not None:
         overlay = {"hf_hub_id": f"{_hub_repository(encoder)}@{encoder.revision}"}
     try:
-        return timm.create_model(name, pretrained=wanted, pretrained_cfg_overlay=overlay, exportable=True)
+        return timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, exportable=True)
     except Exception as error:
         if weights is not None:
             raise RecipeError(f"encoder.weights {weights}: not a checkpoint of {name}: {first_line(error)}") from error
-        if wanted:
+        if pretrained:
             raise RecipeError(_download_advice(encoder, error)) from error
         raise
 
@@ -110,12 +110,12 @@ def _source(encoder: Encoder) -> WeightsSource:
 
 
 def _hub_repository(encoder: Encoder) -> str | None:
-    """Of the tag's weights; RecipeError when the recipe pins a revision and they are not on the hub."""
+    """The hub's repository of the tag's weights; RecipeError if the recipe pins a revision and there is none."""
     config = timm.models.get_pretrained_cfg(timm_name(encoder))
-    found = (config.hf_hub_id or "").rstrip("/") if config else ""
-    if encoder.revision is not None and not found:
+    repository = (config.hf_hub_id or "").rstrip("/") if config else ""
+    if encoder.revision is not None and not repository:
         raise RecipeError(f"encoder.revision: {timm_name(encoder)} is not on the Hugging Face hub")
-    return found or None
+    return repository or None
 
 
 def _check_names(encoder: Encoder) -> None:

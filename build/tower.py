@@ -55,7 +55,7 @@ def load_tower(encoder: Encoder) -> Tower:
 
 
 def views_of(towers: list[Tower]) -> list[Preprocessing]:
-    """What the towers want to see of a picture, each once."""
+    """The towers' views of a picture, each once."""
     return list(dict.fromkeys(tower.preprocessing for tower in towers))
 
 
@@ -75,7 +75,7 @@ def weights_sha256(module: torch.nn.Module) -> str:
 
 
 def combined_sha256(towers: list[Tower]) -> str:
-    """Of one tower its own; of several, of their sums in order."""
+    """The sum of one tower's weights, or the sum of several towers' sums in order."""
     if len(towers) == 1:
         return towers[0].weights_sha256
     return hashlib.sha256(" ".join(tower.weights_sha256 for tower in towers).encode()).hexdigest()

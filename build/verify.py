@@ -1,4 +1,4 @@
-"""The whole chain compared: torch → ONNX fp32 → fp16 or int8 → TensorRT plan, and what each step does to the scores.
+"""Compares the whole chain: torch → ONNX fp32 → fp16 or int8 → TensorRT plan, and each step's effect on the scores.
 
     python -m build.verify --recipe demo
 
@@ -43,7 +43,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class HeadChange:
-    """What a head makes of a stage's embeddings instead of torch's, over all pictures and labels."""
+    """The change of a head's scores from torch's embeddings to a stage's, over all pictures and labels."""
 
     head: str
     score_max_abs_difference: float
@@ -54,7 +54,7 @@ class HeadChange:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A stage against torch."""
+    """A comparison of one stage with torch."""
 
     stage: str
     minimum_cosine: float
@@ -108,7 +108,7 @@ def find_stages(recipe: Recipe) -> list[Stage]:
 def compare_scores(
     name: str, session: onnxruntime.InferenceSession, reference: np.ndarray, embeddings: np.ndarray
 ) -> HeadChange:
-    """The head on two (N, embed_dim) float32 arrays of the same pictures."""
+    """Compare the head's scores of two (N, embed_dim) float32 arrays of the same pictures."""
     expected_scores, expected_decisions = _head_outputs(session, reference)
     scores, decisions = _head_outputs(session, embeddings)
     differences = np.abs(expected_scores - scores)
@@ -135,10 +135,10 @@ def _session(recipe: Recipe, head: Head) -> onnxruntime.InferenceSession:
 
 
 def saved_embeddings(folder: Path, name: str) -> np.ndarray:
-    """(N, embed_dim) float32 of the verification's pictures, as a file's build left them: `torch` or `embeddings`.
+    """Read the embeddings that a file's build saved, `torch` or `embeddings`: (N, embed_dim) float32.
 
     Raises:
-        ManifestError: they are not there.
+        ManifestError: they are missing.
     """
     path = folder / VERIFICATION
     if not path.is_file():
@@ -148,7 +148,7 @@ def saved_embeddings(folder: Path, name: str) -> np.ndarray:
 
 
 def print_table(recipe: Recipe, comparisons: list[Comparison]) -> None:
-    """On stderr: one line for each stage and head."""
+    """Print one line for each stage and head on stderr."""
     console = Console(stderr=True, width=max(110, Console(stderr=True).width))  # a log has no width of its own
     pictures = int(comparisons[0].parity.pictures)
     table = Table(

@@ -1,4 +1,4 @@
-"""Where a tower's checkpoint is: a local file, a folder of the Hugging Face hub, or an address to download."""
+"""Finds a tower's checkpoint: a local file, a folder of the Hugging Face hub, or an address to download."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def weights_file(encoder: Encoder) -> Path | None:
     """The checkpoint that a recipe names, if any; an address is downloaded first.
 
     Raises:
-        RecipeError: it is not there, cannot be downloaded, or its sum is not `weights_sha256`.
+        RecipeError: it is missing, cannot be downloaded, or its sum is not `weights_sha256`.
     """
     if encoder.weights is None:
         return None
@@ -47,19 +47,19 @@ def weights_folder(encoder: Encoder) -> Path | None:
 
 
 def source_sha256(encoder: Encoder) -> str | None:
-    """Of the checkpoint that the recipe names; of an address it is what the recipe says, so nothing is fetched."""
+    """Sum of the checkpoint that the recipe names; for an address the recipe's own, so nothing is fetched."""
     if isinstance(encoder.weights, str):
         return encoder.weights_sha256
     return None if encoder.weights is None else sha256_of(_local_file(encoder))
 
 
 def downloaded_file(encoder: Encoder) -> Path:
-    """artifacts/downloads/<start of the sum>-<name>: files of one name do not replace each other."""
+    """The path artifacts/downloads/<start of the sum>-<name>: files of one name do not replace each other."""
     return ARTIFACTS / "downloads" / f"{(encoder.weights_sha256 or '')[:12]}-{encoder.weights_name}"
 
 
 def hub_revision(repository: str, revision: str | None) -> str | None:
-    """The commit that the hub's files of `repository` were taken from: the recipe's, or what `main` was then."""
+    """The commit that the hub's files of `repository` were taken from: the recipe's, or that of `main` at the time."""
     if revision is not None:
         return revision
     folder = repo_folder_name(repo_id=repository, repo_type="model")
@@ -68,7 +68,7 @@ def hub_revision(repository: str, revision: str | None) -> str | None:
 
 
 def first_line(error: Exception) -> str:
-    """Of a library's error, for one line of ours: its kind and the start of its text."""
+    """The kind of a library's error and the first line of its text."""
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
 

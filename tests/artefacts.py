@@ -35,7 +35,7 @@ def write_head(
     task: Literal["binary", "multiclass", "multilabel", "regression"] = "binary",
     notice: str | None = None,
 ) -> HeadManifest:
-    """head.safetensors and head.json of a two-layer head with random weights."""
+    """Write head.safetensors and head.json of a two-layer head with random weights."""
     rng = np.random.default_rng(seed)
     weights = {
         "0.weight": rng.standard_normal((hidden, encoder.embed_dim)).astype(np.float32),

@@ -121,7 +121,7 @@ class Browser:
 
 
 class Page:
-    """One tab."""
+    """A tab of the browser."""
 
     def __init__(self, browser: Browser, target: str, session: str) -> None:
         self._browser, self._target, self._session = browser, target, session
@@ -137,14 +137,14 @@ class Page:
         return answer["result"].get("value")
 
     def settled(self) -> None:
-        """Wait until what was asked for has been drawn."""
+        """Wait until the page has drawn its latest changes."""
         self.run("new Promise(done => requestAnimationFrame(() => requestAnimationFrame(() => done())))")
 
     def wait_for(self, condition: str) -> None:
         until(lambda: self.run(condition), condition)
 
     def click(self, selector: str) -> None:
-        """With the mouse, in the middle of the element, which is scrolled to."""
+        """Scroll to the element and click its middle with the mouse."""
         x, y = self.run(
             "(node => { node.scrollIntoView({block: 'nearest'}); const box = node.getBoundingClientRect(); return "
             f"[box.x + box.width / 2, box.y + box.height / 2]; }})(document.querySelector({json.dumps(selector)}))"
@@ -157,7 +157,7 @@ class Page:
         self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", buttons=1, clickCount=1)
 
     def press(self, *keys: str) -> None:
-        """Keys by their names in JavaScript: `ArrowDown`, `1`, `?`."""
+        """Press keys by their names in JavaScript: `ArrowDown`, `1`, `?`."""
         for key in keys:
             text = {"text": key} if len(key) == 1 else {}
             self.call("Input.dispatchKeyEvent", type="keyDown", key=key, **text)
@@ -189,7 +189,7 @@ class Page:
         return complaints
 
     def requests(self) -> list[str]:
-        """Addresses that this tab asked for, data: and blob: left out."""
+        """Addresses that this tab fetched, without data: and blob:."""
         urls = [e["params"]["request"]["url"] for e in self._mine() if e["method"] == "Network.requestWillBeSent"]
         return [url for url in urls if not url.startswith(("data:", "blob:"))]
 

@@ -10,5 +10,5 @@ from clipsieve.cli.main import app
 
 
 def run_cli(*arguments: object, **options: Any) -> Result:
-    """On a terminal so wide that no message is broken."""
+    """Run the command on a terminal so wide that no message is broken."""
     return CliRunner(env={"COLUMNS": "200"}).invoke(app, [str(each) for each in arguments], **options)

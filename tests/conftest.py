@@ -1,4 +1,4 @@
-"""What is slow to make is made once: the demo encoder, and one real tritonserver."""
+"""Fixtures that are slow to make, made once: the demo encoder, and one real tritonserver."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def patient_demo(demo: Recipe) -> Recipe:
 
 @pytest.fixture(scope="session")
 def repository(demo: Recipe, patient_demo: Recipe, encoder: EncoderManifest) -> Path:
-    """The demo's model repository, with a random head: what is scored does not matter to the seams."""
+    """The demo's model repository, with a random head: the tests of the seams need no trained one."""
     folder = head_folder(demo, demo.heads[0])
     write_head(folder, encoder, demo.heads[0].class_names, notice=demo.notice)
     build_head(folder, demo.build.opset)
@@ -103,7 +103,7 @@ def refusing_url() -> Iterator[str]:
 
 @pytest.fixture
 def model() -> FakeModel:
-    """What the server at `url` answers."""
+    """The model that the server at `url` answers with."""
     return FakeModel()
 
 

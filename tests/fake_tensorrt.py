@@ -17,7 +17,7 @@ from pathlib import Path
 
 @dataclass
 class Script:
-    """What the fake does, and what it saw."""
+    """The behaviour of the fake, and a record of its calls."""
 
     version: str = "10.12.0.36"
     parser_errors: tuple[tuple[int, str, str, str], ...] = ()  # node, its name, its operator, what is wrong
@@ -74,7 +74,7 @@ class Flag(int):
 
 
 def creation_flags(version: str) -> types.SimpleNamespace:
-    """In 11 the flag is accepted and ignored, and its number is another one."""
+    """The flags of this version: 11 accepts and ignores the flag, and numbers it differently."""
     number = 0 if version.startswith("11.") else 1
     return types.SimpleNamespace(STRONGLY_TYPED=Flag(number))
 
@@ -192,8 +192,8 @@ class Builder:
 
     def create_network(self, flags: int = 0) -> INetworkDefinition:
         network = INetworkDefinition()
-        wanted = 1 << creation_flags(self._script.version).STRONGLY_TYPED
-        network.strongly_typed = flags == wanted or self._script.version.startswith("11.")
+        strongly_typed = 1 << creation_flags(self._script.version).STRONGLY_TYPED
+        network.strongly_typed = flags == strongly_typed or self._script.version.startswith("11.")
         return network
 
     def create_builder_config(self) -> IBuilderConfig:

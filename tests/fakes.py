@@ -37,17 +37,17 @@ DTYPES = {"f": "FP32", "i4": "INT32", "i8": "INT64"}
 
 
 def fake_score(image: bytes) -> np.float32:
-    """0 ≤ score < 1, from the bytes."""
+    """A score from the bytes: 0 ≤ score < 1."""
     return np.float32(zlib.crc32(image) / 2**32)
 
 
 def fake_embedding(image: bytes) -> np.ndarray:
-    """(EMBED_DIM,) float32, from the bytes."""
+    """An embedding from the bytes: (EMBED_DIM,) float32."""
     return np.full(EMBED_DIM, fake_score(image), np.float32)
 
 
 class Failure(Exception):
-    """What a request fails with: a gRPC status; HTTP has its number."""
+    """The failure of a request: a gRPC status; HTTP has its number."""
 
     def __init__(self, status: grpc.StatusCode, message: str) -> None:
         super().__init__(message)
@@ -101,7 +101,7 @@ class FakeModel:
             return self.ready and self.not_ready_next < 0
 
     def config(self, model: str) -> dict:
-        """Raises Failure."""
+        """Score one image, or raise Failure."""
         self._refuse()
         batches = {"max_batch_size": self.max_batch_size}
         if model == "image_embedding":
@@ -116,7 +116,7 @@ class FakeModel:
         return model in ("image_score", "image_embedding") or model.removesuffix("_head") in self.heads
 
     def infer(self, images: list[bytes], outputs: list[str]) -> dict[str, np.ndarray]:
-        """Raises Failure, of all the images when one is bad."""
+        """Answer a request, or raise one Failure for all its images when one is bad."""
         assert len(images) <= self.max_batch_size
         self._refuse()
         with self._lock:

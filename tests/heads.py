@@ -24,7 +24,7 @@ class BuiltHead(NamedTuple):
         return self.manifest.revision
 
     def score(self, embedding: np.ndarray) -> float:
-        """By onnxruntime, of one (D,) embedding."""
+        """Score one (D,) embedding with onnxruntime."""
         session = onnxruntime.InferenceSession(str(self.folder / "model.onnx"), providers=["CPUExecutionProvider"])
         return float(np.asarray(session.run(["score"], {"embedding": embedding[None]})[0])[0, 0])
 

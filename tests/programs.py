@@ -28,12 +28,12 @@ def program_or_skip(name: str) -> str:
 
 
 def is_left_out(report: pytest.TestReport) -> bool:
-    """Whether a test was skipped for want of a program."""
+    """True if a test was skipped because a program is missing."""
     return _package_of(report) is not None
 
 
 def line_of(reports: Sequence[pytest.TestReport]) -> str:
-    """How many tests of each file were left out, and how to have them."""
+    """A line with the number of tests of each file that were left out, and the command that installs their programs."""
     counts = Counter(report.nodeid.partition("::")[0] for report in reports)
     files = ", ".join(f"{count} of {file}" for file, count in sorted(counts.items()))
     packages = sorted({package for report in reports if (package := _package_of(report))})

@@ -1,4 +1,4 @@
-"""Where the published heads' files lie on this machine, for the tests that need the real ones."""
+"""Finds the published heads' files on this machine, for the tests that need the real ones."""
 
 from __future__ import annotations
 

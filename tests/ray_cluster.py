@@ -28,7 +28,7 @@ STORE_BYTES = 80 * 2**20
 
 @contextmanager
 def two_raylets() -> Iterator[dict[str, Any]]:
-    """What the program prints. Nothing of it is left afterwards."""
+    """Run the program below and yield what it prints; it leaves nothing behind."""
     folder = tempfile.mkdtemp(prefix="ray-")  # short: names of sockets may have 107 bytes
     os.mkdir(os.path.join(folder, "ray"))  # where Ray notes the cluster's address; it does not make it itself
     command = [sys.executable, __file__, folder]

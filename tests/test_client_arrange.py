@@ -35,9 +35,9 @@ def _by_newest(paths: list[str]) -> list[str]:
 
 
 def _tree(folder: Path) -> dict[str, str | None]:
-    """Everything below, and what the links say."""
-    found = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
-    return {str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else None for path in found}
+    """The paths below a folder, with the targets of links."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {str(path.relative_to(folder)): os.readlink(path) if path.is_symlink() else None for path in paths}
 
 
 # Times
@@ -330,8 +330,8 @@ def test_any_plan_links_each_file_once_and_again_plans_nothing(first: list, seco
         actions = [action for action in plan_links(rows, state, None).actions if isinstance(action, Link)]
         assert not {action.path for action in actions} & state.keys()
         state |= {action.path: action.target for action in actions}
-    wanted = {(band, os.path.realpath(path)) for path, _, band in first + second}
-    assert sorted((name.partition("/")[0], target) for name, target in state.items()) == sorted(wanted)
+    expected = {(band, os.path.realpath(path)) for path, _, band in first + second}
+    assert sorted((name.partition("/")[0], target) for name, target in state.items()) == sorted(expected)
 
 
 # Tables

@@ -39,13 +39,13 @@ def _mtimes(folder: Path) -> dict[str, int]:
 
 
 def _linked(folder: Path) -> dict[str, str]:
-    """`allow/1.jpg` → the file it links to."""
+    """The links in a folder: `allow/1.jpg` → the file it links to."""
     links = (path for path in folder.rglob("*") if path.is_symlink())
     return {str(path.relative_to(folder)): str(path.resolve()) for path in links}
 
 
 def _video(path: Path, seeds: list[int], frames_each: int = 10) -> Path:
-    """Ten frames a second; each picture stays for a second."""
+    """A video of ten frames a second; each picture stays for a second."""
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=10)
         stream.width, stream.height, stream.pix_fmt, stream.bit_rate = 128, 96, "yuv420p", 4_000_000
@@ -78,7 +78,7 @@ def videos(tmp_path_factory):
 
 
 def _frame_scores(server, path: Path, every_s: float = 1.0) -> list[tuple[float, float]]:
-    """(time, score) of each frame."""
+    """The rows of a table: (time, score) of each frame."""
     sampled = list(frames(path, every_s))
     with Client(server.grpc_url) as client:
         scores = client.score([frame.image for frame in sampled])

@@ -1,4 +1,4 @@
-"""Which columns a table of scores has, and the row of each result."""
+"""The columns of a table of scores, and the row of each result."""
 
 from __future__ import annotations
 

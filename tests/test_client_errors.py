@@ -1,4 +1,4 @@
-"""From a server's message to an exception."""
+"""The exception for each message of a server."""
 
 from __future__ import annotations
 

@@ -522,8 +522,8 @@ def test_any_shard_keeps_exactly_the_wanted_samples(
     form = tarfile.GNU_FORMAT if gnu else tarfile.PAX_FORMAT
     shard = _shard(folder / ("0.tgz" if packed else "0.tar"), members, form)
     rows = [(key, score, None, None if score is not None else "ERROR: no") for key, (_, score) in samples.items()]
-    wanted = Wanted(below=below, keep_errors=errors)
-    tally = filter_shards([_scores(folder / "0.parquet", rows)], wanted, folder / "kept")
+    rule = Wanted(below=below, keep_errors=errors)
+    tally = filter_shards([_scores(folder / "0.parquet", rows)], rule, folder / "kept")
     limit = pa.scalar(below, pa.float32()).as_py()
     stay = {key for key, (_, score) in samples.items() if (errors if score is None else score < limit)}
     expected = [content for content in _contents(shard) if content[0].partition(".")[0] in stay]

@@ -1,4 +1,4 @@
-"""What may be given as an image."""
+"""The kinds of value that the client takes as an image."""
 
 from __future__ import annotations
 

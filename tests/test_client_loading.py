@@ -239,12 +239,12 @@ def _pass(gate):
         _time.sleep(0.02)
 """
 _WAIT_S = 600
-"""The longest that a test waits for what happens in seconds."""
+"""The longest wait of a test, for events that take seconds on a quiet machine."""
 
 
 @pytest.fixture
 def gate(tmp_path) -> Path:
-    """While this file is not there, preprocess does not load from `gated`; `<gate>.reached` is there once it tries."""
+    """A file that lets preprocess load from `gated` once it exists; `<gate>.reached` appears when it tries."""
     return tmp_path / "gate"
 
 
@@ -287,7 +287,7 @@ class _Run:
         raise AssertionError(f"it ended without {text!r}: {''.join(self.lines)}")
 
     def check_all_rows(self) -> None:
-        """It ends with 0 and a score for each picture."""
+        """Check that the run ends with 0 and a score for each picture."""
         _, rest = self.process.communicate(timeout=_WAIT_S)
         assert self.process.returncode == 0, "".join([*self.lines, rest])
         table = pq.read_table(self.out)
@@ -329,7 +329,7 @@ def test_run_that_starts_before_the_real_server(gated, gate, pictures, tmp_path)
 
 
 def test_run_that_meets_a_real_server_while_it_loads(gated, gate, pictures, tmp_path, protocol):
-    """Its ports are open while a model is loaded by order, and then it says that it has no image_score."""
+    """The server's ports are open while a model loads, and then it answers that it has no image_score."""
     key = "k" * 20
     gate.touch()
     with (

@@ -1,4 +1,4 @@
-"""Bulk jobs: what is planned, scored and kept, and that machines and drivers may die. Real Ray, real tritonserver."""
+"""Bulk jobs on real Ray and a real tritonserver: plans, scores, outputs, and the death of machines and drivers."""
 
 from __future__ import annotations
 
@@ -465,7 +465,7 @@ def _start(cluster, server, *arguments: object, folder: Path | None = None) -> s
 
 
 def _end(process: subprocess.Popen) -> tuple[int, list[dict]]:
-    """Exit status, and what was told; nothing of Ray's is between."""
+    """The exit status and the messages of a run, without any of Ray's."""
     try:
         out, err = process.communicate(timeout=5 * PATIENCE_S)
     finally:
@@ -521,7 +521,7 @@ def _settled(read: Callable[[], int]) -> int:
 
 
 def _check_complete(out: Path, named: str) -> None:
-    """One row for each input, with the folder as the user named it."""
+    """Check for one row for each input, with the folder as the user named it."""
     rows = _rows(out)
     assert len(rows["image_path"]) == IMAGES
     assert set(rows["image_path"]) == {f"{named}/{number:03}.jpg" for number in range(IMAGES)}
@@ -582,7 +582,7 @@ def test_job_ends_without_a_server_or_with_another_version(cluster, server, phot
 
 
 def test_killed_machine_loses_nothing(cluster, server, many, tmp_path):
-    """The last test here: the cluster has one machine after it."""
+    """This test is the last: the cluster has one machine after it."""
     out = tmp_path / "out"
     arguments = [many.name, "--out", os.path.relpath(out, many.parent), "--concurrency", 1]
     process = _start(cluster, server, *arguments, folder=many.parent)

@@ -1,4 +1,4 @@
-"""What `clipsieve report` reads and writes; tests/test_report_page.py looks at the page in a browser."""
+"""The tables that `clipsieve report` reads and the page it writes; test_report_page.py opens it in a browser."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_each_label_of_a_multilabel_head_has_its_decision(tmp_path):
 
 @pytest.mark.parametrize("write", [int, str])
 def test_decisions_may_be_numbers(tmp_path, write):
-    """As they are when the server does not say how many thresholds a head has."""
+    """Decisions are numbers when the server does not say how many thresholds a head has."""
     passed = {"allow": 0, "review": 1, "block": 2}
     rows = [{**row, "nsfw_decision": write(passed[row["nsfw_decision"]])} for row in WIDE]
     nsfw = _column(_report(tmp_path, rows)[0], "nsfw_score")

@@ -60,7 +60,7 @@ def small_parts(monkeypatch):
 
 @given(rows=NAMES, inputs=NAMES)
 def test_each_input_without_a_row_is_left(rows, inputs):
-    """As multisets: a name that is given twice has two rows."""
+    """Inputs and rows are multisets: a name that is given twice has two rows."""
     written = [name.replace("\udcff", "\\udcff") for name in rows]
     done = Done(written)
     left = Counter(done.without(inputs))
@@ -146,7 +146,7 @@ def test_run_without_rows_leaves_nothing(tmp_path):
 
 @pytest.mark.parametrize("killed_before", ["replace", "unlink", "rmdir"])
 def test_output_is_put_in_its_place_by_the_next_process(tmp_path, monkeypatch, killed_before):
-    """Killed after the output was complete: before, during and after it is moved."""
+    """The run is killed after the output was complete: before, during and after it is moved."""
 
     class Killed(BaseException):
         pass

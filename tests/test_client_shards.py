@@ -1,4 +1,4 @@
-"""Shards: samples by key, every kind of damage told, nothing unpacked, little in memory."""
+"""Shards: samples by key, every kind of damage reported, nothing unpacked, little in memory."""
 
 from __future__ import annotations
 

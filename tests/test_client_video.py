@@ -1,4 +1,4 @@
-"""Videos: the right frames at the right times, as a player shows them, and damage told."""
+"""Videos: the right frames at the right times, as a player shows them, and damage reported."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ RED, BLUE = (255, 0, 0), (0, 0, 255)
 
 
 def _picture(number: int) -> np.ndarray:
-    """(48, 64, 3) uint8: a white square that moves on a grey ground; `_number` reads it back."""
+    """A frame, (48, 64, 3) uint8: a white square that moves on a grey ground; `_number` reads it back."""
     picture = np.full((HEIGHT, WIDTH, 3), 60, np.uint8)
     column, row = number % 8 * 8, number // 8 % 6 * 8
     picture[row : row + 8, column : column + 8] = 255

@@ -1,4 +1,4 @@
-"""serving/container: what can be held without a docker engine. No image was built by these tests."""
+"""serving/container, as far as it can be tested without a docker engine: these tests build no image."""
 
 from __future__ import annotations
 
@@ -239,7 +239,7 @@ def temporary_markers(monkeypatch, tmp_path_factory):
 
 
 def requests_of(monkeypatch) -> list[str]:
-    """Names of the models that are asked from now on."""
+    """Names of the models that are requested from now on."""
     models, post = [], health.post
 
     def counted(url: str, model: str, *others: Any) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""Facts that are written down twice, because who needs them imports nothing of ours: the copies are equal."""
+"""Facts that are written twice, because one of their readers imports nothing of ours: the copies are equal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from serving.container import health
 
 @pytest.fixture(scope="module")
 def served_probe_id() -> str:
-    """Of the code beside the served preprocessing, which the other Python models copy."""
+    """The id of probes in the code beside the served preprocessing, which the other Python models copy."""
     folder = str(MODEL_REPOSITORY / "preprocess" / "1")
     sys.path.insert(0, folder)
     try:

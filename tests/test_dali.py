@@ -1,4 +1,4 @@
-"""`preprocess: dali`: what DALI is asked for, that it gives the same picture, and that a bad file harms nobody."""
+"""`preprocess: dali`: the sizes that DALI gets, the same picture from it, and bad files that harm nobody."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def damaged() -> bytes:
 
 
 class PillowDecoder:
-    """What DALI is asked to do, done by Pillow; it fails on batches with `poison` in them, and does not name it."""
+    """A stand-in for DALI's decoder that uses Pillow; it fails on batches with `poison` without naming it."""
 
     def __init__(self, views, poison: bytes | None = None) -> None:
         self.views = views
@@ -244,7 +244,7 @@ def test_one_request_is_all_or_nothing_with_the_words_of_the_exact_transform():
 
 
 class Registry:
-    """Triton's, as a dict."""
+    """Triton's map of parameters, as a dict."""
 
     def __init__(self) -> None:
         self.values: dict[str, float] = {}
@@ -476,7 +476,7 @@ def dali_server(models, tmp_path_factory):
 
 
 def infer(server, images: list[bytes]):
-    """One request of several images."""
+    """Send several images in one request."""
     tensor = tritonclient.grpc.InferInput("image", [len(images), 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[image] for image in images], dtype=object))
     with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:

@@ -1,4 +1,4 @@
-"""What the demo says of its scores."""
+"""The figure that the demo prints of its scores."""
 
 from __future__ import annotations
 

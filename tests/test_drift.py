@@ -1,4 +1,4 @@
-"""serving.drift: PSI and KS against a reference, snapshots, and what it says of metrics it cannot judge."""
+"""serving.drift: PSI and KS against a reference, snapshots, and messages about metrics it cannot judge."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def le(edge: float) -> str:
 
 
 def metrics_text(scores: np.ndarray, trained: np.ndarray | None, head: str = "nsfw", label: str = "nsfw") -> str:
-    """What a server says that gave these scores, with a head that had those in training."""
+    """The metrics of a server that gave these scores, with a head that was trained on others."""
     lines = ["# HELP clipsieve_score_bucket Scores at or below le", "# TYPE clipsieve_score_bucket counter"]
     lines += ["nv_cpu_utilization 0.5", 'clipsieve_images_total{model="preprocess"} 12']
     served = cumulative(scores)
@@ -55,7 +55,7 @@ def beta(a: float, b: float, count: int = 5000, seed: int = 0) -> np.ndarray:
 
 
 def reference_psi(served: np.ndarray, trained: np.ndarray) -> float:
-    """By numpy's own histogram of the scores; its bins are closed below, which no score here lies on."""
+    """PSI by numpy's histogram; its bins are closed below, where no score here lies."""
     bins = [-np.inf, *PROBABILITY_EDGES, np.inf]
     a, b = (np.maximum(np.histogram(scores, bins)[0] / len(scores), 1e-4) for scores in (served, trained))
     return float(np.sum(a * np.log(a / b)) + np.sum(b * np.log(b / a)))

@@ -1,4 +1,4 @@
-"""build.engine: which target is taken and why, and what a build leaves behind. TensorRT is a fake (fake_tensorrt)."""
+"""build.engine: the target it chooses and why, and the files of a build. TensorRT is a fake (fake_tensorrt)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_auto_takes_tensorrt_where_it_is():
 def test_auto_says_why_it_falls_back():
     choice = choose_target("auto", NOTHING)
     assert choice.target == "onnx"
-    assert "cannot be imported (No module named 'tensorrt'); no NVIDIA GPU is there (libcuda.so.1" in choice.reason
+    assert "cannot be imported (No module named 'tensorrt'); no NVIDIA GPU was found (libcuda.so.1" in choice.reason
 
 
 def test_tensorrt_by_name_stops_with_the_remedy():
@@ -106,7 +106,7 @@ def test_supported_versions(version):
 
 
 def test_fp16_on_a_cpu_is_explained():
-    with pytest.raises(EngineError, match=r"fp16, and no NVIDIA GPU is there .*int8, which is made for CPUs. TARGET"):
+    with pytest.raises(EngineError, match=r"fp16, and no NVIDIA GPU was found .*int8, which is made for CPUs. TARGET"):
         choose_target("auto", NOTHING, "fp16")
     assert choose_target("onnx", NOTHING, "fp16").target == "onnx"  # for a server elsewhere
     assert choose_target("auto", FULL, "fp16").target == "tensorrt"
@@ -257,7 +257,7 @@ def test_a_build_that_fails_names_the_way_out(folder, monkeypatch, capsys):
 
 
 def test_the_plan_is_held_against_the_onnx_file(folder):
-    """The real check with the fake's embeddings: what a plan computes has to be what onnxruntime computes."""
+    """The real check, on the fake's embeddings: a plan must compute what onnxruntime computes."""
     expected = np.array([[1, 0, 0], [0, 1, 0]], np.float32)
     demo = load_recipe("demo")
     parity = check_plan(expected, expected, demo)

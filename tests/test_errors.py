@@ -1,4 +1,4 @@
-"""One root of expected errors for the toolchain and one for the client; how a command ends that meets one."""
+"""The toolchain's and the client's root of expected errors, and how a command ends on one."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def test_run_step_is_told_the_name_of_its_module():
 
 
 def test_no_main_has_a_catch_list_of_its_own():
-    """A handler may add to a message, and raises what it made; what becomes of it is run_step's."""
+    """A handler may add to a message and raise again; run_step alone ends the command."""
     for path in (path for folder in TOOLCHAIN for path in folder.rglob("*.py")):
         functions = [node for node in ast.parse(path.read_text("utf-8")).body if isinstance(node, ast.FunctionDef)]
         handlers = [node for each in functions if each.name == "main" for node in ast.walk(each)]

@@ -1,4 +1,4 @@
-"""The exported graph: what TensorRT wants of it, several encoders in one, weights beside it when they are large."""
+"""The exported graph: TensorRT's demands, several encoders in one, and large weights in a file beside it."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_torchs_attention_is_its_own_again_after_an_export():
 
 
 def test_the_exporters_own_attention_is_refused(tower, tmp_path, monkeypatch):
-    """Without our definition of it: the scale's root on the query and on the key."""
+    """The exporter's own definition multiplies both query and key by the root of the scale."""
     monkeypatch.setattr("build.export.attention", torch.nn.functional.scaled_dot_product_attention)
     with pytest.raises(GraphError, match="a matrix product with a scale on both sides"):
         export_onnx(EncoderGraph([tower]), 18, tmp_path / "model.onnx")

@@ -28,7 +28,7 @@ def few_pictures() -> list[bytes]:
 
 @pytest.fixture
 def scene(server, tmp_path, few_pictures) -> Scene:
-    """The shared server: for what only its clients do wrong."""
+    """The shared server, for tests in which only clients do wrong."""
     groups = [Group("interactive", wait_s=0, workers=2, timeout_s=PATIENCE_S)]
     return Scene(server, tmp_path, Load(server.grpc_url, few_pictures, groups))
 
@@ -39,7 +39,7 @@ def only_ok(scene: Scene) -> bool:
 
 
 def wait_for(group: Group, outcome: str) -> None:
-    """Until a request has ended so."""
+    """Wait until a request has ended with this outcome."""
     until(lambda: group.counts()[outcome], f"a request that ends with {outcome}")
 
 
@@ -77,7 +77,7 @@ def test_sigterm_under_load_leaves_no_request_without_an_answer(repository, tmp_
 
 
 def test_a_dead_head_and_then_a_dead_server(repository, tmp_path, few_pictures):
-    """Each leaves errors, none of them by a deadline; what does not need the dead process goes on."""
+    """A fault leaves errors, none of them a deadline's, and requests that do not need the dead process go on."""
     with PrefixedServer(repository, log_path=tmp_path / "log") as server:
         group = Group("interactive", wait_s=0, workers=4, timeout_s=PATIENCE_S)
         with Load(server.grpc_url, few_pictures, [group]):

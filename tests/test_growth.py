@@ -1,4 +1,4 @@
-"""benchmarks.growth: how cases take turns, what is told of them in figures, words and pictures, and copied heads."""
+"""benchmarks.growth: cases in turns, their report in figures, words and pictures, and copied heads."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ def batch_row(size: int, concurrency: int, images_per_s: float) -> dict:
 
 @pytest.fixture
 def result() -> dict:
-    """As a run prints it."""
+    """A result as a run prints it."""
     rows = [head_row(count, count, 40 + 0.5 * count, 60 + 0.25 * count) for count in heads.COUNTS]
     rows.append(head_row(16, 1, 40.6, 60.3))
     added = {"per_head": heads.per_head(rows), "unasked": heads.unasked(rows), "idle_cores": 0.01}

@@ -1,4 +1,4 @@
-"""build.head: the ONNX graph computes what the manifest's layers say, and refuses what does not fit."""
+"""build.head: the ONNX graph computes the manifest's layers, and misfits are refused."""
 
 from __future__ import annotations
 
@@ -211,7 +211,7 @@ def write_layers(folder, layers, weights, *, labels=LABELS, width=8, **changes):
 
 
 def layers_of(kind):
-    """(layers, tensors) of a head on 8 values with 3 logits."""
+    """Layers and tensors of a head on 8 values with 3 logits."""
     rng = np.random.default_rng(0)
     linear = {"w": rng.standard_normal((3, 8)).astype("f4"), "b": rng.standard_normal(3).astype("f4")}
     hidden = {"hw": rng.standard_normal((8, 8)).astype("f4"), "hb": rng.standard_normal(8).astype("f4")}
@@ -370,7 +370,7 @@ def test_what_cannot_be_served_is_refused(tmp_path, changes, expected):
     ],
 )
 def test_a_published_head_of_another_encoder_or_normalisation_is_refused(tmp_path, changes, expected):
-    """Its authors named the encoder, not its weights' sum: then the name has to agree."""
+    """The head's authors named the encoder, not its weights' sum: then the name must agree."""
     base = write_head(tmp_path, encoder_manifest(), CLASSES)
     published = base.encoder.model_copy(update={"weights_sha256": None})
     compare_fingerprints(base.model_copy(update={"encoder": published}), encoder_manifest())

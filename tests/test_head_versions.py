@@ -1,4 +1,4 @@
-"""A head's versions on disk: the config's text, the probe set, what may take the place of what."""
+"""A head's versions on disk: the config's text, the probe set, and which head may replace which."""
 
 from __future__ import annotations
 

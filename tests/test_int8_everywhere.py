@@ -35,7 +35,7 @@ ROUGH = hnp.arrays(
 
 
 def saturated_product(activations: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """(M, K) uint8 × (K, N) int8 → (M, N) int32 as x86 CPUs without VNNI compute it: VPMADDUBSW, then a sum."""
+    """The product (M, K) uint8 × (K, N) int8 → (M, N) int32 of x86 CPUs without VNNI: VPMADDUBSW, then a sum."""
     padding = len(weights) % 2
     left = np.pad(activations, ((0, 0), (0, padding))).astype(np.int32)
     right = np.pad(weights, ((0, padding), (0, 0))).astype(np.int32)
@@ -85,7 +85,7 @@ class TestByConstruction:
 
 
 def write_integer_product(path: Path, weights: np.ndarray) -> Path:
-    """`rows` uint8 → `product`, in the node that int8 encoders have."""
+    """Write a model `rows` uint8 → `product`, with the node that int8 encoders have."""
     node = helper.make_node(
         "MatMulIntegerToFloat", ["rows", "weights", "one", "scale", "zero"], ["product"], "one", domain="com.microsoft"
     )
@@ -136,7 +136,7 @@ class TestOnRealKernels:
 
     @pytest.mark.parametrize("instruction_set", [each.name for each in INSTRUCTION_SETS.values() if each.saturates])
     def test_weights_of_all_eight_bits_saturate_as_imitated(self, instruction_set, tmp_path):
-        """Without this, the test above could pass because nothing saturates here at all."""
+        """This test shows that the one above could fail: products of all eight bits do saturate."""
         weights = np.random.default_rng(0).integers(-127, 128, (300, 64)).astype(np.int8)
         rows = extreme_activations(weights)
         product = product_on(instruction_set, write_integer_product(tmp_path / "product.onnx", weights), rows)
@@ -154,7 +154,7 @@ class TestOldFiles:
         assert saturating_products(write_integer_product(tmp_path / "new.onnx", weights)) == []
 
     def test_an_old_build_is_made_again(self, demo, encoder, monkeypatch, tmp_path):
-        """What is up to date in every other way is not, when its file saturates."""
+        """An encoder that is up to date in every other way is built again when its file saturates."""
         from build.encoder import make_encoder
         from common.paths import encoder_folder
 
@@ -187,7 +187,7 @@ class TestSpeed:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory) -> tuple[np.ndarray, np.ndarray]:
-    """(25, 384) embeddings of the verification's pictures by DINOv2's ViT-S/14, in fp32 and int8."""
+    """Embeddings, (25, 384), of the verification's pictures by DINOv2's ViT-S/14, in fp32 and int8."""
     folder = tmp_path_factory.mktemp("trained")
     try:
         tower = dinov2_small()

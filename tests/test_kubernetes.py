@@ -1,4 +1,4 @@
-"""serving/kubernetes: manifests that fit Kubernetes' schemas and say what the container needs. No cluster was used."""
+"""serving/kubernetes: manifests that fit Kubernetes' schemas and the container's needs. No cluster is used."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ CONTAINERS = [pytest.param(TRITON, id="deployment"), pytest.param(KSERVE, id="ks
 
 
 def seconds_of_exit() -> int:
-    """How long Triton waits for requests in flight."""
+    """The time that Triton waits for requests in flight when it stops."""
     (seconds,) = re.findall(r"--exit-timeout-secs=(\d+)", (CONTAINER / "start.sh").read_text())
     return int(seconds)
 
@@ -123,7 +123,7 @@ def test_the_models_are_read_only():
 
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_shared_memory_and_tmp_can_be_written(container):
-    """/tmp: start.sh makes an empty folder there to start in."""
+    """The container can write to /tmp, where start.sh makes an empty folder to start in."""
     volumes = {volume["name"]: volume for volume in [*POD["volumes"], *RUNTIME["volumes"]]}
     mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
     assert mounts["/dev/shm"]["emptyDir"]["medium"] == "Memory"
@@ -230,7 +230,7 @@ def test_the_autoscalers_metric_is_the_adapters():
 def test_kserve_serves_the_same_volume_with_the_runtime():
     model = read("kserve/inference_service.yaml")["spec"]["predictor"]["model"]
     assert model["runtime"] == read("kserve/serving_runtime.yaml")["metadata"]["name"]
-    assert model["modelFormat"]["name"] in {known["name"] for known in RUNTIME["supportedModelFormats"]}
+    assert model["modelFormat"]["name"] in {model_format["name"] for model_format in RUNTIME["supportedModelFormats"]}
     assert model["protocolVersion"] in RUNTIME["protocolVersions"]
     (mount,) = (mount for mount in TRITON["volumeMounts"] if mount["name"] == "models")
     assert model["storageUri"] == f"pvc://{read('base/models.yaml')['metadata']['name']}/{mount['subPath']}"

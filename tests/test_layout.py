@@ -1,4 +1,4 @@
-"""The tree is the architecture: which folder may import which, what may lie where."""
+"""The tree is the architecture: imports between folders, and the place of each kind of file."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ TEXT = {".c", ".py", ".typed", ".md", ".txt", ".toml", ".yaml", ".yml", ".pbtxt"
 
 
 def tracked_files() -> list[Path]:
-    """What git tracks, and what it would: files that are new and not ignored."""
+    """Files that git tracks, and new ones that it does not ignore."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard"]
     names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\n")
     return [ROOT / name for name in names if name and (ROOT / name).is_file()]

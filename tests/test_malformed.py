@@ -74,7 +74,7 @@ def test_what_the_malformed_requests_start_from_is_scored(server, honest_score, 
 
 
 def test_a_zero_batch_harms_no_neighbour(server, infer, honest_score):
-    """2.51 takes a batch size of 0 with one element for one picture; those batched beside it keep their scores."""
+    """Triton 2.51 takes a batch size of 0 with one element for one picture; its neighbours keep their scores."""
     zero = Case("zero", grpc_requests.message([0, 1]).SerializeToString(), tolerated=True)
     with Client(server.grpc_url) as client:
         for _ in range(4):
@@ -85,7 +85,7 @@ def test_a_zero_batch_harms_no_neighbour(server, infer, honest_score):
 
 
 def test_an_element_cut_short_fails_alone(server, infer, honest_score):
-    """The server fails all that it handed over together, so preprocess takes one request at a time."""
+    """The server fails all requests of a batch together, so preprocess takes one request at a time."""
     cut = grpc_requests.message(raw=[grpc_requests.ELEMENT[:-1]]).SerializeToString()
     with Client(server.grpc_url) as client:
         for _ in range(6):

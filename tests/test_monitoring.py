@@ -66,7 +66,7 @@ EVENLY = [(index + 1) / (len(EDGES) + 1) for index in range(len(EDGES))]
 
 @pytest.fixture(scope="module")
 def watching(encoder: EncoderManifest, tmp_path_factory) -> Iterator[EmbeddedServer]:
-    """The real server with all it exports without a GPU: a head with a known training distribution, and its shadow."""
+    """The real server with all metrics that need no GPU: a head with a training distribution, and its shadow."""
     folder: Path = tmp_path_factory.mktemp("watching")
     heads: list[dict[str, Any]] = [
         {"name": name, "class_names": ["plain", "round"], "source": str(folder / name)}
@@ -78,8 +78,8 @@ def watching(encoder: EncoderManifest, tmp_path_factory) -> Iterator[EmbeddedSer
     for seed, head in enumerate(recipe.heads):
         source = head_folder(recipe, head)
         manifest = write_head(source, encoder, head.class_names, name=head.name, seed=seed)
-        known = ScoreDistribution(images=1000, edges=EDGES, ratios=[EVENLY])
-        write_manifest(manifest.model_copy(update={"score_distribution": known}), source / "head.json")
+        distribution = ScoreDistribution(images=1000, edges=EDGES, ratios=[EVENLY])
+        write_manifest(manifest.model_copy(update={"score_distribution": distribution}), source / "head.json")
         build_head(source, recipe.build.opset)
     install(recipe, folder / "models")
     log = folder / "tritonserver.log"
@@ -178,7 +178,7 @@ def test_every_metric_of_the_dashboard_and_the_alerts_is_exported(watching):
 
 
 def test_what_is_said_not_to_be_exported_is_asked_for():
-    """Or the list above has grown stale."""
+    """An unused exception in the list above fails, so that the list does not grow stale."""
     assert {name for query in [*TARGETS, *RULES] for name in names_in(query["expr"])} >= set(NOT_EXPORTED_HERE)
 
 
@@ -196,7 +196,7 @@ def failed(server) -> float:
 
 
 def test_a_failed_request_of_an_ensemble_counts_twice(watching):
-    """What clipsieve:request_failures:rate5m halves. Where this fails it counts once, and so should the rule."""
+    """Triton counts such a failure twice, so clipsieve:request_failures:rate5m halves it; both change together."""
     before = failed(watching)
     with Client(watching.grpc_url) as client:
         client.score([b"not an image"])
@@ -213,7 +213,7 @@ def test_the_dashboard_is_what_its_source_prints():
 
 
 def test_grafana_knows_every_key_of_the_dashboard():
-    """Grafana's own types keep all that is in the file, and lose what they do not know."""
+    """Grafana's own types drop fields that they do not have, so reading and writing the file must keep all of it."""
     pytest.importorskip("grafana_foundation_sdk", reason="Grafana's types are for Python 3.11 and later")
     from grafana_foundation_sdk.cog.encoder import JSONEncoder
     from grafana_foundation_sdk.cog.plugins import register_default_plugins
@@ -259,7 +259,7 @@ def test_grafana_finds_the_datasource_and_the_dashboard():
 
 @pytest.fixture(scope="module")
 def prometheus(watching, tmp_path_factory):
-    """A real one that has scraped the real server, every second, while images were scored."""
+    """A real Prometheus that has scraped the real server, every second, while images were scored."""
     program_or_skip("prometheus")
     program_or_skip("prometheus-blackbox-exporter")
     folder = tmp_path_factory.mktemp("prometheus")
@@ -276,7 +276,7 @@ def scrapes(prometheus) -> int:
 
 
 def test_a_real_prometheus_answers_every_panel(prometheus):
-    """None is refused, and only those without metrics on this machine, or without failures, are empty."""
+    """Prometheus refuses no query, and only those without metrics on this machine, or without failures, are empty."""
     variables = variables_of(DASHBOARD, prometheus)
     assert {name: len(values) for name, values in variables.items()} == {"instance": 1, "head": 1, "label": 1}
 

@@ -1,4 +1,4 @@
-"""serving.monitoring.preview: what Grafana does before it draws, and plain drawings."""
+"""serving.monitoring.preview: Grafana's work before it draws, and plain drawings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The python-based `onnxruntime` backend: what a model's config makes of its session."""
+"""The python-based `onnxruntime` backend: the session that a model's config leads to."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def slow_repository(demo: Recipe, target: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def slow(demo: Recipe, repository: Path, tmp_path_factory) -> Iterator[EmbeddedServer]:
-    """50 images a second, at most."""
+    """A server of at most 50 images a second."""
     folder = tmp_path_factory.mktemp("slow")
     models, log = slow_repository(demo, folder / "models"), folder / "tritonserver.log"
     with UnprovedServer(models, ServerSettings.on_free_ports(log)) as server:
@@ -67,7 +67,7 @@ def slow(demo: Recipe, repository: Path, tmp_path_factory) -> Iterator[EmbeddedS
 
 @contextlib.contextmanager
 def held_encoder(server: EmbeddedServer) -> Iterator[None]:
-    """What the encoder has begun ends with the block, and what waits for it begins."""
+    """Hold the encoder: a batch that it has begun ends with the block, and the next begins."""
     held = server.repository / "clip_encoder" / "held"
     held.touch()
     try:
@@ -77,7 +77,7 @@ def held_encoder(server: EmbeddedServer) -> Iterator[None]:
 
 
 async def waiting(server: EmbeddedServer, count: int) -> None:
-    """Until so many requests wait for the encoder, beside the one or more that it has begun."""
+    """Wait until so many requests wait for the encoder, beside the one or more that it has begun."""
 
     def are_waiting() -> bool:
         with urllib.request.urlopen(server.metrics_url) as response:
@@ -137,7 +137,7 @@ def test_what_waits_for_too_long_is_refused_and_what_has_begun_is_scored(slow, r
 
 @pytest.mark.parametrize("priority", [None, 0, 1, 3])
 def test_bulk_work_neither_delays_interactive_requests_nor_has_them_refused(slow, request_of, priority):
-    """No priority, and any but 2, is interactive."""
+    """A request without a priority is interactive, and so is any priority but 2."""
 
     async def both(caller):
         with held_encoder(slow):

@@ -1,4 +1,4 @@
-"""benchmarks.peers: what is told of the peers, how they are loaded, and that a missing one is told with its reason."""
+"""benchmarks.peers: the report of the peers, how they are loaded, and the reason that is given for a missing one."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ SHORT = Settings(seconds=0.1, rounds=2, concurrencies=(1, 2))
 
 @pytest.fixture
 def material(tmp_path: Path, demo) -> Material:
-    """Pictures 0 to 7, each of which scores a tenth of its number."""
+    """A server that scores pictures 0 to 7 with a tenth of their number."""
     embeddings = np.eye(CHECKED, 8, dtype=np.float32)
     return Material(demo, tmp_path, [bytes([number]) for number in range(8)], np.arange(CHECKED) / 10, embeddings)
 

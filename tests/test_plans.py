@@ -1,4 +1,4 @@
-"""Plans in the model repository: what is installed, under which names, and every misfit the preflight finds.
+"""Plans in the model repository: the files that are installed, their names, and every misfit the preflight finds.
 
 The plan files are a few bytes: these checks read manifests, sums and configs, and never load a plan.
 """
@@ -110,7 +110,7 @@ def test_a_plan_that_does_not_fit_is_refused_with_the_remedy(version, changes, m
 
 
 def test_other_weights_behind_the_same_onnx_text_are_noticed(version):
-    """Over 2 GB the weights lie in a second file, which the sum of model.onnx does not cover."""
+    """Weights over 2 GB lie in a second file, which the sum of model.onnx does not cover."""
     write_manifest(encoder_manifest(weights_sha256="e" * 64), version / "encoder.json")
     assert any("with other weights" in problem for problem in plan_problems(version, HERE))
 
@@ -213,7 +213,7 @@ def test_tensorrt_by_name_wants_a_plan_for_every_gpu(artefact):
     add_plan(artefact)
     with pytest.raises(RepositoryError, match=r"for NVIDIA L4 \(8.9\)"):
         choose_plans(artefact, encoder, "tensorrt", Machine((HOPPER, ADA), "10.16.1.11"))
-    with pytest.raises(RepositoryError, match=r"TensorRT \(none is here\)"):
+    with pytest.raises(RepositoryError, match=r"TensorRT \(not installed\)"):
         choose_plans(artefact, encoder, "tensorrt", Machine())
 
 

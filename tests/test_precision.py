@@ -113,7 +113,7 @@ def with_external_data(source: Path, folder: Path) -> Path:
 
 
 def write_product(path: Path, weight: np.ndarray, *, factor: float | None = None, opset: int = 18) -> Path:
-    """mean colour → (× factor) → MatMul → MatMul."""
+    """A graph: mean colour → (× factor) → MatMul → MatMul."""
     nodes = [
         helper.make_node("Cast", ["pixels"], ["floats"], name="cast", to=TensorProto.FLOAT),
         helper.make_node("Flatten", ["floats"], ["flat"], name="flatten"),
@@ -218,18 +218,18 @@ class TestFloat16:
         model = onnx.load(float16)
         types = element_types(model)
         kinds = {"LayerNormalization", "Softmax", "ReduceL2", "Clip", "Div"}
-        found = [
+        element_types_by_kind = [
             (node.op_type, types[name]) for node in model.graph.node if node.op_type in kinds for name in node.input[:1]
         ]
-        assert {kind for kind, _ in found} == kinds
-        assert {element for _, element in found} == {TensorProto.FLOAT}
+        assert {kind for kind, _ in element_types_by_kind} == kinds
+        assert {element for _, element in element_types_by_kind} == {TensorProto.FLOAT}
 
     def test_products_are_fp16(self, float16):
         model = onnx.load(float16)
         types = element_types(model)
-        found = [types[name] for node in model.graph.node if node.op_type in MATRIX_OPS for name in node.input]
-        assert len(found) > 20
-        assert set(found) == {TensorProto.FLOAT16}
+        elements = [types[name] for node in model.graph.node if node.op_type in MATRIX_OPS for name in node.input]
+        assert len(elements) > 20
+        assert set(elements) == {TensorProto.FLOAT16}
 
     def test_the_pixels_scale_is_fp32(self, float16):
         model = onnx.load(float16)

@@ -1,4 +1,4 @@
-"""The proof that goes with a model repository: what is installed, what is compared, and which servers are refused."""
+"""The proof that goes with a model repository: its contents, its comparison, and the servers that are refused."""
 
 from __future__ import annotations
 
@@ -198,7 +198,7 @@ def test_jpegs_that_dali_decodes_are_verified_as_it_decodes_them(demo, repositor
 
 def test_a_verification_of_other_pictures_is_refused(demo, repository, monkeypatch):
     monkeypatch.setattr("build.proof.verification_pictures", lambda: verification_pictures()[:-1])
-    with pytest.raises(RepositoryError, match=r"25 embeddings, the verification has 24 pictures now"):
+    with pytest.raises(RepositoryError, match=r"25 embeddings, the verification now has 24 pictures"):
         made(demo)
 
 
@@ -461,7 +461,7 @@ def test_check_holds_the_proof_against_the_version_that_is_served(copy, encoder,
     write_head(copy / "demo_head" / "2", encoder, demo.heads[0].class_names, seed=5)
     config.write_text(config.read_text() + "version_policy { specific { versions: [ 2 ] } }\n")
     assert proof_problems(copy) == []
-    assert any("which it does not know" in problem for problem in check(copy))
+    assert any("which is not in it" in problem for problem in check(copy))
 
 
 def test_check_finds_requests_that_are_too_large(copy):
@@ -559,7 +559,7 @@ def test_a_file_that_is_not_its_manifests_is_named_as_damaged(copy, tmp_path):
 
 
 def test_another_heads_file_never_becomes_ready(copy, encoder, demo, tmp_path):
-    """Its manifest and the config are those of the head that was installed."""
+    """The damaged file's manifest and config are those of the installed head."""
     other = write_head(tmp_path / "other", encoder, demo.heads[0].class_names, seed=9)
     build_head(tmp_path / "other", demo.build.opset)
     shutil.copy(tmp_path / "other" / "model.onnx", copy / "demo_head" / "1")

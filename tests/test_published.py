@@ -1,4 +1,4 @@
-"""The table of published heads, and what becomes of their files."""
+"""The table of published heads, and the import of their files."""
 
 from __future__ import annotations
 

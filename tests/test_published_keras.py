@@ -30,14 +30,14 @@ COLUMNS = [3, 7]
 
 
 def arrays(seed=0):
-    """What keras_export.py would find in a small head with two categorical columns."""
+    """The arrays that keras_export.py extracts from a small head with two categorical columns."""
     rng = np.random.default_rng(seed)
     values = [
         np.unique(rng.uniform(-0.4, 0.4, 300).astype(np.float16)),
         np.unique(rng.uniform(-9e-5, 9e-5, 40).astype(np.float16)),
     ]
     tokens = [np.unique([f"{float(value):.6f}" for value in each if abs(value) > 1e-6]) for each in values]
-    found = {
+    archive = {
         "columns": np.array(COLUMNS),
         "mean": rng.normal(0, 0.1, EMBED_DIM).astype(np.float32),
         "variance": rng.uniform(0.01, 0.2, EMBED_DIM).astype(np.float32),
@@ -48,50 +48,50 @@ def arrays(seed=0):
         "bias_1": rng.standard_normal(1).astype(np.float32),
     }
     for number, (column, texts) in enumerate(zip(COLUMNS, tokens, strict=True)):
-        found["variance"][column] = len(texts) ** 2 / 12
-        found["mean"][column] = len(texts) / 2
-        found["variance"][0] = 0  # a constant column: its std is the smallest
-        found[f"tokens_{number}"] = rng.permutation(texts)
-        found[f"ranks_{number}"] = np.arange(1, len(texts) + 1)
-    return found
+        archive["variance"][column] = len(texts) ** 2 / 12
+        archive["mean"][column] = len(texts) / 2
+        archive["variance"][0] = 0  # a constant column: its std is the smallest
+        archive[f"tokens_{number}"] = rng.permutation(texts)
+        archive[f"ranks_{number}"] = np.arange(1, len(texts) + 1)
+    return archive
 
 
-def original(found, x):
+def original(archive, x):
     """The graph as TensorFlow runs it: texts, dictionaries, one layer after the other."""
     y = x.astype(np.float64)
-    for number, column in enumerate(found["columns"]):
-        ranks = dict(zip(found[f"tokens_{number}"].tolist(), found[f"ranks_{number}"].tolist(), strict=True))
+    for number, column in enumerate(archive["columns"]):
+        ranks = dict(zip(archive[f"tokens_{number}"].tolist(), archive[f"ranks_{number}"].tolist(), strict=True))
         y[:, column] = [ranks.get(f"{float(value):.6f}", 0) for value in x[:, column]]
-    y = (y - found["mean"]) / np.maximum(np.sqrt(found["variance"].astype(np.float64)), found["smallest_std"])
-    hidden = np.maximum(y @ found["kernel_0"] + found["bias_0"], 0)
-    return 1 / (1 + np.exp(-(hidden @ found["kernel_1"] + found["bias_1"])))[:, 0]
+    y = (y - archive["mean"]) / np.maximum(np.sqrt(archive["variance"].astype(np.float64)), archive["smallest_std"])
+    hidden = np.maximum(y @ archive["kernel_0"] + archive["bias_0"], 0)
+    return 1 / (1 + np.exp(-(hidden @ archive["kernel_1"] + archive["bias_1"])))[:, 0]
 
 
 def vectors(count=400):
     """Verification vectors, whose constant column is the constant it was in training."""
-    found = arrays()
-    made = verification_vectors(found, count)
+    archive = arrays()
+    made = verification_vectors(archive, count)
     for x in made.values():
-        x[:, 0] = found["mean"][0]
+        x[:, 0] = archive["mean"][0]
     return made
 
 
 @pytest.mark.parametrize("kind", ["float16", "float32", "float32_edges"])
 @pytest.mark.parametrize("variant", ["published", "float16", "numeric"])
 def test_every_variant_scores_as_the_original_does(variant, kind):
-    found, x = arrays(), vectors()[kind]
-    ours = _scores(*layers_and_tensors(found, variant), x)
-    np.testing.assert_allclose(ours, original(found, as_given(x, found, variant)), atol=1e-5)
+    archive, x = arrays(), vectors()[kind]
+    ours = _scores(*layers_and_tensors(archive, variant), x)
+    np.testing.assert_allclose(ours, original(archive, as_given(x, archive, variant)), atol=1e-5)
 
 
 def test_the_variants_do_differ():
-    found, x = arrays(), vectors()
+    archive, x = arrays(), vectors()
     scores = {
-        variant: _scores(*layers_and_tensors(found, variant), x["float16"]) for variant in ("published", "numeric")
+        variant: _scores(*layers_and_tensors(archive, variant), x["float16"]) for variant in ("published", "numeric")
     }
     assert np.abs(scores["published"] - scores["numeric"]).max() > 0.1
-    rounded = _scores(*layers_and_tensors(found, "float16"), x["float32"])
-    assert np.abs(_scores(*layers_and_tensors(found, "published"), x["float32"]) - rounded).max() > 0.1
+    rounded = _scores(*layers_and_tensors(archive, "float16"), x["float32"])
+    assert np.abs(_scores(*layers_and_tensors(archive, "published"), x["float32"]) - rounded).max() > 0.1
 
 
 def test_verification_vectors_are_what_they_say():
@@ -99,9 +99,9 @@ def test_verification_vectors_are_what_they_say():
     assert all(x.dtype == np.float32 and x.shape == (200, EMBED_DIM) for x in made.values())
     assert (made["float16"] == made["float16"].astype(np.float16)).all()
     np.testing.assert_allclose(np.linalg.norm(made["float32"], axis=1), 1, atol=1e-6)
-    known = set(arrays()["tokens_0"].tolist())
-    assert all(f"{value:.6f}" in known for value in made["float16"][:, COLUMNS[0]].tolist())
-    inside = np.mean([f"{value:.6f}" in known for value in made["float32_edges"][:, COLUMNS[0]].tolist()])
+    tokens = set(arrays()["tokens_0"].tolist())
+    assert all(f"{value:.6f}" in tokens for value in made["float16"][:, COLUMNS[0]].tolist())
+    inside = np.mean([f"{value:.6f}" in tokens for value in made["float32_edges"][:, COLUMNS[0]].tolist()])
     assert 0.2 < inside < 0.8
 
 

@@ -114,7 +114,7 @@ def _trained(shard: Path) -> dict[str, bytes] | None:
 
 
 def _scored(shard: Path) -> dict[str, bytes] | None:
-    """By their keys as the client writes them; None also where a sample is an error, which training does not allow."""
+    """The samples by their keys as the client writes them; None if one is an error, which training does not allow."""
     samples: dict[str, bytes] = {}
     try:
         for sample in iter_samples(shard):

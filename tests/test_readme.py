@@ -35,7 +35,7 @@ def test_there_are_commands_of_both_kinds():
 
 @pytest.mark.parametrize("command", MAKE)
 def test_make_commands_name_targets_that_exist(command):
-    """What they do is tested elsewhere; `make -n` fails on a target or a prerequisite that is not there."""
+    """`make -n` fails on a missing target or prerequisite; other tests show what the targets do."""
     finished = subprocess.run([*command.split(), "-n"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
 
@@ -46,7 +46,7 @@ MEASURE = [line for line in [*OTHERS, *commands("serving/README.md")] if re.sear
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Where a page's commands run one after another, each with what those before it left behind."""
+    """The folder in which a page's commands run one after another, on the files of those before."""
     folder = tmp_path_factory.mktemp("readme")
     (folder / "photos").mkdir()
     for path in ("photo.jpg", "photos/photo.jpg"):
@@ -57,7 +57,7 @@ def folder(tmp_path_factory) -> Path:
 
 @pytest.mark.parametrize("command", MEASURE)
 def test_benchmarks_and_trials_that_are_named_exist(command):
-    """They take minutes; `--help` shows that the module is there and takes options."""
+    """Measurements take minutes; `--help` shows that the module exists and takes options."""
     show_help = [sys.executable, "-m", command.split()[2], "--help"]
     finished = subprocess.run(show_help, cwd=ROOT, capture_output=True, text=True, check=False)
     assert finished.returncode == 0, finished.stderr
@@ -109,7 +109,7 @@ def test_the_demo_draws_trains_builds_serves_and_scores(tmp_path):
 
 
 def run_steps(folder: Path, environment: dict[str, str]) -> None:
-    """What the README offers to try on what the demo left behind."""
+    """Run the README's further steps on the demo's artefacts."""
     (folder / ".venv").symlink_to(ROOT / ".venv")
     for command in STEPS:
         finished = subprocess.run(

@@ -1,4 +1,4 @@
-"""Pages that code writes are what it says: recipes/README.md of the schema, clients/commands/ of the commands."""
+"""Generated pages are up to date: recipes/README.md with the schema, clients/commands/ with the commands."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory):
 
 @pytest.fixture
 def opened(chromium: Browser):
-    """Opens pages; afterwards none of them may have complained or asked for anything but itself."""
+    """Opens pages; afterwards none of them may have logged an error or fetched anything but itself."""
     pages: list[tuple[Page, str]] = []
 
     def open_page(file: Path, **options: Any) -> Page:
@@ -116,7 +116,7 @@ def test_the_summary_says_what_there_is(page: Page) -> None:
 
 
 def test_pictures_stand_highest_first_where_they_seem_to(page: Page) -> None:
-    """By what is seen: the cards from left to right and top to bottom."""
+    """The order is that of the screen: the cards from left to right and top to bottom."""
     seen = page.run(
         "[...document.querySelectorAll('.card')].map(card => [card.getBoundingClientRect(), card]).sort(([a], [b]) => "
         "a.top - b.top || a.left - b.left).map(([, card]) => Number(card.querySelector('.score').textContent))"
@@ -267,7 +267,7 @@ def _write_store(folder: Path, paths: list[str], labels: list[str]) -> None:
 
 
 def test_marks_are_exported_for_relabel(page: Page, report: Path, tmp_path: Path) -> None:
-    """Marked by keys and by button, one mark removed; then read by the step itself."""
+    """Rows are marked by keys and by button, one mark is removed, and the step itself reads the file."""
     paths = [str(report.parent / f"{number}.jpg") for number in range(len(SCORES))]
     labels = ["safe", "safe", "safe", "nsfw", "safe", "nsfw", "safe", "safe", "safe", "safe"]
     _write_store(tmp_path / "store", paths, labels)
@@ -353,7 +353,7 @@ def test_the_policy_lets_nothing_else_run_or_load(chromium: Browser, report: Pat
 
 
 def test_five_thousand_pictures_are_few_nodes(opened, tmp_path: Path) -> None:
-    """Scrolled through to the last, with every screen filled."""
+    """The test scrolls to the last picture, and every screen is filled."""
     for number in range(50):
         (tmp_path / f"{number}.jpg").write_bytes(jpeg(160, 120, seed=number))
     scores = np.random.default_rng(0).random(5000).round(6)

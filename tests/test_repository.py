@@ -1,4 +1,4 @@
-"""build.repository: what is stamped, what is installed, and every disagreement that is noticed."""
+"""build.repository: stamped configs, installed files, and every disagreement that is noticed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def copy(repository, tmp_path):
 
 
 def default_encoder() -> EncoderManifest:
-    """As the default recipe's build would describe it, from open_clip's own config and without the weights."""
+    """The manifest that the default recipe's build would write, from open_clip's own config and without the weights."""
     recipe = load_recipe(DEFAULT_RECIPE)
     config = open_clip.get_model_config(recipe.encoder.model)
     assert config is not None
@@ -79,7 +79,7 @@ def test_checked_in_texts_are_what_the_default_recipe_stamps(tmp_path):
 def test_a_default_recipe_that_was_edited_is_noticed(tmp_path):
     recipe = load_recipe(DEFAULT_RECIPE)
     edited = recipe.model_copy(update={"serving": recipe.serving.model_copy(update={"max_batch_size": 64})})
-    with pytest.raises(RepositoryError, match=r"clip_encoder/config.pbtxt: max_batch_size: installed 32, .* wants 64"):
+    with pytest.raises(RepositoryError, match=r"clip_encoder/.*: max_batch_size: installed 32, the recipe says 64"):
         compare_configs(stamped(edited, default_encoder(), default_heads(tmp_path)), MODEL_REPOSITORY)
 
 
@@ -187,7 +187,7 @@ def test_unknown_fields_are_errors_with_line_and_column(tmp_path):
 
 @pytest.mark.parametrize("options", [["--check"], ["--target", "onnx"]])
 def test_a_misspelt_field_ends_the_command_with_its_place(copy, monkeypatch, capsys, options):
-    """Of what is installed, or of the checked-in text that an installation starts from."""
+    """The place is in the installed file, or in the checked-in text that an installation starts from."""
     if "--check" in options:
         path = copy / "clip_encoder" / "config.pbtxt"
     else:
@@ -272,7 +272,7 @@ def with_serving(name: str, **changes) -> Recipe:
 
 
 def policies(config) -> dict[int, tuple[int, int, bool]]:
-    """By priority level: how many may wait, for how many microseconds, and whether a request may say less."""
+    """The queues by priority level: the most requests, their wait in microseconds, and its override by a request."""
     return {
         level: (policy.max_queue_size, policy.default_timeout_microseconds, policy.allow_timeout_override)
         for level, policy in config.dynamic_batching.priority_queue_policy.items()
@@ -333,8 +333,8 @@ def test_limits_that_do_harm_are_noticed(copy, model, old, new, expected):
 def test_warmup_batches_are_the_recipes(tmp_path, warmup, expected):
     recipe = with_serving(DEFAULT_RECIPE, warmup=warmup, max_batch_size=8)
     configs = stamped(recipe, default_encoder(), default_heads(tmp_path))
-    found = {name: [sample.batch_size for sample in configs[name].model_warmup] for name in expected}
-    assert found == expected
+    sizes = {name: [sample.batch_size for sample in configs[name].model_warmup] for name in expected}
+    assert sizes == expected
 
 
 def test_warmup_feeds_every_model_in_the_shapes_of_its_inputs(repository):

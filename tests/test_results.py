@@ -1,4 +1,4 @@
-"""The page of results: what is stored, that page and pictures follow from it alone, and that the page is up to date."""
+"""The page of results: page and pictures follow from the stored results alone, and the page is up to date."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ RESULTS = {
 
 
 def line(name, load_before=0.1, **machine):
-    """What a benchmark prints."""
+    """The line that a benchmark prints."""
     how = {"benchmark": name, "command": f"python -m benchmarks.{name}", "date": "2026-01-02", "took_s": 600}
     return json.dumps(how | RESULTS[name] | {"machine": MACHINE | {"load_before": load_before} | machine})
 
@@ -124,7 +124,7 @@ def folder(tmp_path):
 
 
 def test_the_page_is_what_the_stored_results_give():
-    """When this fails: python -m benchmarks.results"""
+    """The page is up to date; if this fails, run: python -m benchmarks.results"""
     assert problems(FOLDER, PAGE) == []
 
 

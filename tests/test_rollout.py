@@ -72,7 +72,7 @@ class Controlled:
 
     @property
     def proved(self) -> list[str]:
-        """Names of the heads that the proof knows, the one that the repository serves last."""
+        """Names of the heads in the proof; the one that the repository serves comes last."""
         names = {head.revision: name for name, head in self.heads.items()}
         return [names[head.revision] for head in read_proof(self.models).heads]
 
@@ -160,7 +160,7 @@ def scored(client: grpc.InferenceServerClient, tensor: grpc.InferInput) -> Answe
 
 
 def expected_scores(controlled: Controlled) -> dict[int, float]:
-    """What each head gives the picture of the load, by revision."""
+    """The score that each head gives the picture of the load, by revision."""
     with grpc.InferenceServerClient(controlled.server.grpc_url) as client:
         result = client.infer("image_embedding", [picture()])
     assert result is not None
@@ -228,7 +228,7 @@ def test_what_serves_already_is_not_installed_again(controlled):
 
 
 def test_a_second_server_of_the_repository_only_follows(controlled):
-    """It serves the old head still, which the repository no longer does."""
+    """The server still serves the old head, which the repository no longer does."""
     controlled.serve("first")
     folder = controlled.heads["second"].folder
     controlled.serve("second")
@@ -247,14 +247,14 @@ def test_a_second_server_of_the_repository_only_follows(controlled):
 
 
 def still_proved(controlled: Controlled) -> list[str]:
-    """What a server's answers miss of the repository's proof."""
+    """The points in which a server's answers miss the repository's proof."""
     proof = read_proof(controlled.models)
     with grpc.InferenceServerClient(controlled.server.grpc_url) as client:
         return misses(proof, ask(client, proof))
 
 
 def test_the_proof_stays_true_through_rollout_and_rollback(controlled):
-    """It knows the head that serves, and the one that other servers of the repository may still have."""
+    """The proof has the head that serves, and the one that other servers of the repository may still have."""
     controlled.serve("first")
     for name in ("second", "third"):
         controlled.serve(name)
@@ -283,7 +283,7 @@ def test_following_adds_to_the_proof_and_takes_nothing_from_it(controlled):
 
 
 def test_scores_of_pictures_that_are_wrong_are_taken_back(controlled, monkeypatch):
-    """As if the encoder that serves were another than the verified one."""
+    """The test shifts scores as an encoder would that is not the verified one."""
     controlled.serve("first")
     whole = ControlledServer.score_pictures
 
@@ -341,7 +341,7 @@ def third_head(controlled: Controlled) -> bytes:
     [(garbage, "cannot load demo_head"), (third_head, "demo_head: revision .* answers, expected")],
 )
 def test_another_file_than_the_candidates_is_taken_back(controlled, monkeypatch, contents, expected):
-    """What the server reads from the repository is not what it tried: damaged, or another head."""
+    """The file in the repository is not the one that the server tried: it is damaged, or another head."""
     controlled.serve("first")
     before, whole = installed_versions(controlled.models / "demo_head"), rollout.add_version
 

@@ -1,4 +1,4 @@
-"""`decode: scaled`: what is decoded smaller, that it is the same picture, and that no head meets the other decoding."""
+"""`decode: scaled`: files that are decoded smaller, the same picture from them, and heads bound to one decoding."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def transforms(image_size=64, **fields):
 
 
 def ramps(width, height):
-    """Red rises to the right and green downwards: half a pixel of displacement is a change of the mean."""
+    """A picture in which red rises to the right and green downwards, so that half a pixel's shift changes the mean."""
     rows, columns = np.mgrid[0:height, 0:width]
     red, green = columns * 255 / (width - 1), rows * 255 / (height - 1)
     return Image.fromarray(np.stack([red, green, np.full_like(red, 128)], axis=-1).round().astype(np.uint8))
@@ -91,7 +91,7 @@ def test_twice_the_pixels_of_every_view_remain(width, height, mode, sizes):
 
 @given(width=st.integers(1, 5000), height=st.integers(1, 5000), mode=st.sampled_from(MODES))
 def test_no_view_tells_wide_from_tall(width, height, mode):
-    """What is asked of the decoder is computed before the picture is turned."""
+    """The decoder's size is computed before the picture is turned."""
     (of_view,) = transforms(224, resize_mode=mode)[0].views
     assert of_view.resized(width, height) == of_view.resized(height, width)[::-1]
 
@@ -119,7 +119,7 @@ def test_everything_else_is_decoded_exactly(data):
 
 
 def test_a_lossless_jpeg_is_decoded_exactly():
-    """libjpeg gives rows of its full width, whatever is asked; Pillow, expecting narrow ones, fails."""
+    """libjpeg gives rows of its full width whatever size is set; Pillow, expecting narrow ones, fails."""
     data = jpeg_of_lossless(1024, 800)
     scaled, exact = transforms()
     assert scaled._decoded(data).image.size == (1024, 800)

@@ -42,7 +42,7 @@ def client(server, request):
 
 
 def infer(server, images: list[bytes], outputs: list[str] | None = None, model="image_score", protocol="grpc"):
-    """One request of several images, by the plain Triton client."""
+    """Send several images in one request with the plain Triton client."""
     library = {"grpc": tritonclient.grpc, "http": tritonclient.http}[protocol]
     tensor = library.InferInput("image", [len(images), 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[image] for image in images], dtype=object))

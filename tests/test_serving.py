@@ -1,4 +1,4 @@
-"""The embedded server: it starts, stops in order, and says what is wrong when it cannot."""
+"""The embedded server: it starts, it stops in order, and it names the problem when it cannot."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def test_a_busy_server_is_healthy(model, url, monkeypatch):
 
 
 class Collector(BaseHTTPRequestHandler):
-    """An OpenTelemetry collector that keeps what it is sent."""
+    """An OpenTelemetry collector that keeps the requests it gets."""
 
     received: ClassVar[list[tuple[str, dict]]] = []
 
@@ -214,7 +214,7 @@ def test_a_numpy_that_corrupts_tensors_is_refused(tmp_path, monkeypatch):
 
 
 def test_the_servers_pillow_and_onnxruntime_are_the_toolchains():
-    """What you trained on is what you serve: both environments decode and compute with the same releases."""
+    """Training and serving decode and compute with the same releases, so that both see the same numbers."""
 
     def pins(name: str) -> set[str]:
         lines = (ROOT / "requirements" / name).read_text().splitlines()

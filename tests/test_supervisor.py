@@ -1,4 +1,4 @@
-"""The supervisor: what it takes for broken, what it leaves alone, and the server it brings back."""
+"""The supervisor: servers that it takes for broken, those that it leaves alone, and the server it brings back."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_how_a_process_ended():
 # When it acts: a server that does as it is told
 
 
-class ToldServer:
+class ScriptedServer:
     """Stands for an EmbeddedServer: ends or fails to start as the test says."""
 
     grpc_url = "127.0.0.1:9"
@@ -138,51 +138,53 @@ class ToldServer:
         return "its last words"
 
 
-def supervise(server: ToldServer, pace: Pace, findings: list[Finding | None] | None = None) -> tuple[Supervisor, list]:
-    """A supervisor whose probes find what the test says."""
-    said: list[str] = []
-    supervisor = Supervisor(cast(EmbeddedServer, server), pace, said.append)
+def supervise(
+    server: ScriptedServer, pace: Pace, findings: list[Finding | None] | None = None
+) -> tuple[Supervisor, list]:
+    """A supervisor with the test's findings instead of probes, and its messages."""
+    lines: list[str] = []
+    supervisor = Supervisor(cast(EmbeddedServer, server), pace, lines.append)
     if findings is not None:
         cast(Any, supervisor).look = lambda before: findings.pop(0)
-    return supervisor, said
+    return supervisor, lines
 
 
 def test_a_server_that_ended_is_reported_at_once():
-    supervisor, _ = supervise(ToldServer(status=-9), QUICK)
+    supervisor, _ = supervise(ScriptedServer(status=-9), QUICK)
     assert supervisor.next_problem() == "tritonserver ended by SIGKILL"
 
 
 def test_one_failed_probe_is_not_enough_and_a_good_one_begins_again():
     failed, fine = Finding("failed", "no"), None
-    supervisor, said = supervise(ToldServer(), QUICK, [failed, failed, fine, failed, failed, failed])
+    supervisor, lines = supervise(ScriptedServer(), QUICK, [failed, failed, fine, failed, failed, failed])
     assert supervisor.next_problem() == "no (3 probes in a row)"
-    assert said == ["a probe failed, looking again in 0.3 s: no"] * 4
+    assert lines == ["a probe failed, looking again in 0.3 s: no"] * 4
 
 
 def test_a_dead_python_process_needs_no_second_probe():
-    supervisor, _ = supervise(ToldServer(), QUICK, [Finding("failed", "Stub process 'x' is not healthy.")])
+    supervisor, _ = supervise(ScriptedServer(), QUICK, [Finding("failed", "Stub process 'x' is not healthy.")])
     assert supervisor.next_problem() == "Stub process 'x' is not healthy."
 
 
 def test_it_tries_until_the_server_starts_and_gives_up_at_the_limit():
     pace = Pace(first_pause_s=0.01, max_restarts=3)
-    server = ToldServer(refuses=2)
-    supervisor, said = supervise(server, pace)
+    server = ScriptedServer(refuses=2)
+    supervisor, lines = supervise(server, pace)
     supervisor.restart("it died")
     assert server.events == ["stop", "start"] * 3
-    assert [line.split(":")[0] for line in said[:-1]] == ["restarting"] * 3
-    assert "serving again" in said[-1]
+    assert [line.split(":")[0] for line in lines[:-1]] == ["restarting"] * 3
+    assert "serving again" in lines[-1]
     with pytest.raises(ServingError, match=r"(?s)restarted 3 times within 10 minutes, giving up: again.*last words"):
         supervisor.restart("again")
 
 
 def test_a_server_that_misses_its_proof_is_not_started_again():
-    server = ToldServer(refuses=9, refusal=ProofMissed("rocket.jpg: cosine 0.7"))
-    supervisor, said = supervise(server, QUICK)
+    server = ScriptedServer(refuses=9, refusal=ProofMissed("rocket.jpg: cosine 0.7"))
+    supervisor, lines = supervise(server, QUICK)
     with pytest.raises(ProofMissed, match=r"rocket\.jpg"):
         supervisor.restart("it died")
     assert server.events == ["stop", "start"]
-    assert said == ["restarting: it died"]
+    assert lines == ["restarting: it died"]
 
 
 def test_metrics_are_read_without_a_proxy(server, monkeypatch):
@@ -191,7 +193,7 @@ def test_metrics_are_read_without_a_proxy(server, monkeypatch):
 
 
 def test_restarts_are_forgotten_after_the_window():
-    supervisor, _ = supervise(ToldServer(), Pace(max_restarts=1, window_s=0.05))
+    supervisor, _ = supervise(ScriptedServer(), Pace(max_restarts=1, window_s=0.05))
     supervisor.restart("once")
     time.sleep(0.06)
     supervisor.restart("twice")
@@ -200,7 +202,7 @@ def test_restarts_are_forgotten_after_the_window():
 def test_without_restarts_the_command_ends_with_its_server():
     arguments = parser().parse_args(["--recipe", "demo", "--no-restart"])
     with pytest.raises(ServingError, match=r"(?s)tritonserver ended by SIGKILL.*its last words"):
-        keep_serving(cast(EmbeddedServer, ToldServer(status=-9)), arguments)
+        keep_serving(cast(EmbeddedServer, ScriptedServer(status=-9)), arguments)
 
 
 # The real server
@@ -215,9 +217,9 @@ def started(repository: Path, tmp_path: Path) -> Iterator[EmbeddedServer]:
 
 @contextlib.contextmanager
 def supervised(server: EmbeddedServer, pace: Pace = QUICK) -> Iterator[list[str]]:
-    """A supervisor in a thread; what it says. The thread ends with the server it can no longer start."""
-    said: list[str] = []
-    supervisor = Supervisor(server, pace, said.append)
+    """A supervisor in a thread, and its messages. The thread ends with the server that it can no longer start."""
+    lines: list[str] = []
+    supervisor = Supervisor(server, pace, lines.append)
     done = threading.Event()
     ordinary_wait = server.wait
 
@@ -235,7 +237,7 @@ def supervised(server: EmbeddedServer, pace: Pace = QUICK) -> Iterator[list[str]
     thread = threading.Thread(target=run)
     thread.start()
     try:
-        yield said
+        yield lines
     finally:
         done.set()
         thread.join()
@@ -254,16 +256,16 @@ FAULTS: dict[str, tuple[Callable[[EmbeddedServer], None], str]] = {
 
 
 def test_what_no_longer_works_is_brought_back_on_the_same_ports(repository, tmp_path):
-    """One server through every fault."""
+    """The same server goes through every fault."""
     pace = dataclasses.replace(QUICK, max_restarts=len(FAULTS))
-    with started(repository, tmp_path) as server, supervised(server, pace) as said:
+    with started(repository, tmp_path) as server, supervised(server, pace) as lines:
         ports = server.grpc_url, server.http_url, server.metrics_url
         for count, (harm, reason) in enumerate(FAULTS.values(), start=1):
             before = server.pid
             harm(server)
-            until(lambda count=count: sum("serving again" in line for line in said) == count)
+            until(lambda count=count: sum("serving again" in line for line in lines) == count)
             assert server.pid != before
-            restarts = [line for line in said if line.startswith("restarting")]
+            restarts = [line for line in lines if line.startswith("restarting")]
             assert len(restarts) == count
             assert re.search(reason, restarts[-1])
             with Client(server.grpc_url) as client:
@@ -308,7 +310,7 @@ def command(*options: str) -> Iterator[tuple[subprocess.Popen, str]]:
     words += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
-        welcome = "".join(said_until(process, "image_score/infer"))
+        welcome = "".join(lines_until(process, "image_score/infer"))
         (url,) = re.findall(r"gRPC +(\S+)", welcome)
         yield process, url
     finally:
@@ -318,7 +320,7 @@ def command(*options: str) -> Iterator[tuple[subprocess.Popen, str]]:
         process.stderr.close()
 
 
-def said_until(process: subprocess.Popen, text: str) -> list[str]:
+def lines_until(process: subprocess.Popen, text: str) -> list[str]:
     """Lines on stderr up to one that has `text`."""
     assert process.stderr is not None
     lines: list[str] = []
@@ -336,9 +338,9 @@ def tritonserver_of(process: subprocess.Popen) -> psutil.Process:
 def test_the_command_restarts_a_killed_server_and_stops_in_order(repository, tmp_path):
     with command("--log", str(tmp_path / "log")) as (process, url):
         tritonserver_of(process).kill()
-        said = said_until(process, "serving again")
-        assert "restarting: tritonserver ended by SIGKILL" in said[0]
-        assert "serving.supervisor: " in said[0]
+        lines = lines_until(process, "serving again")
+        assert "restarting: tritonserver ended by SIGKILL" in lines[0]
+        assert "serving.supervisor: " in lines[0]
         server = tritonserver_of(process)
         answers: list[InferenceServerException | None] = []
         with grpc.InferenceServerClient(url) as client:
@@ -354,7 +356,7 @@ def test_the_command_restarts_a_killed_server_and_stops_in_order(repository, tmp
 
 
 def pictures() -> grpc.InferInput:
-    """Sixteen in one request, to be at work for a moment."""
+    """A request of sixteen pictures, which keeps the server at work for a moment."""
     tensor = grpc.InferInput("image", [16, 1], "BYTES")
     tensor.set_data_from_numpy(np.array([[jpeg(640, 480)]] * 16, dtype=object))
     return tensor

@@ -94,10 +94,10 @@ def test_timings_of_a_failed_build_are_kept(spec, cache):
 def test_timings_of_another_gpu_or_a_damaged_file_are_not_used(spec, cache, data):
     cache.parent.mkdir()
     cache.write_bytes(data)
-    script, said = Script(), []
-    build_plan(fake_tensorrt(script), spec, cache, Progress(report=said.append))
+    script, reports = Script(), []
+    build_plan(fake_tensorrt(script), spec, cache, Progress(report=reports.append))
     assert script.seen["timings_before"] == []
-    assert f"{cache}: not of this GPU and TensorRT; starting an empty timing cache" in said
+    assert f"{cache}: made for another GPU or TensorRT; starting an empty timing cache" in reports
 
 
 def test_a_stopped_build_ends_at_the_next_step_and_keeps_its_timings(spec, cache):
@@ -109,10 +109,10 @@ def test_a_stopped_build_ends_at_the_next_step_and_keeps_its_timings(spec, cache
 
 
 def test_progress_is_reported(spec, cache):
-    said = []
-    progress = Progress(report=said.append, reported_at=float("-inf"))
+    reports = []
+    progress = Progress(report=reports.append, reported_at=float("-inf"))
     build_plan(fake_tensorrt(Script()), spec, cache, progress)
-    assert said == ["Building Engine …", "Building Engine: 1 of 3"]
+    assert reports == ["Building Engine …", "Building Engine: 1 of 3"]
 
 
 def test_a_uint8_input_has_to_be_cast_at_once(spec, cache, tmp_path):
@@ -146,7 +146,7 @@ def test_a_plan_with_other_tensors(spec):
 
 
 def test_the_fake_refuses_names_that_tensorrt_does_not_have():
-    """What makes the tests above worth something."""
+    """The fake is strict, so that the tests above mean something."""
     trt = fake_tensorrt(Script("11.4.0.106"))
     for name in ("BuilderFlag", "OnnxParserFlag", "init_libnvinfer_plugins"):
         with pytest.raises(AttributeError):

@@ -123,8 +123,8 @@ def test_an_openai_checkpoint_gives_openai_embeddings(tmp_path):
     theirs = load_tower(encoder_of("vit_base_patch32_clip_quickgelu_224", weights=tmp_path / "clip.safetensors"))
     inputs = torch.randn(1, 3, 224, 224)
     with torch.inference_mode():
-        expected, found = ours.visual(inputs), theirs.visual(inputs)
-    assert torch.nn.functional.cosine_similarity(expected, found).item() > 0.999999
+        expected, embeddings = ours.visual(inputs), theirs.visual(inputs)
+    assert torch.nn.functional.cosine_similarity(expected, embeddings).item() > 0.999999
     assert theirs.weights_sha256 != ours.weights_sha256
 
 

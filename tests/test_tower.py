@@ -1,4 +1,4 @@
-"""Where a tower's weights come from, which of its layers are taken, and what there is to choose from."""
+"""The source of a tower's weights, the choice of its layers, and the catalogue of models."""
 
 from __future__ import annotations
 
@@ -83,8 +83,8 @@ def test_weights_at_an_address_are_downloaded_once_and_built(site, demo, tmp_pat
 def test_an_address_that_sends_another_file_is_refused(site, demo):
     url, folder = site
     encoder = changed(demo.encoder, weights=f"{url}/clip.safetensors", weights_sha256=ZEROS)
-    found = hashlib.sha256((folder / "clip.safetensors").read_bytes()).hexdigest()
-    with pytest.raises(RecipeError, match=f"sha256 is {found}, expected {ZEROS}"):
+    sha256 = hashlib.sha256((folder / "clip.safetensors").read_bytes()).hexdigest()
+    with pytest.raises(RecipeError, match=f"sha256 is {sha256}, expected {ZEROS}"):
         load_tower(encoder)
     assert not downloaded_file(encoder).exists()
 
@@ -285,10 +285,10 @@ def test_preprocessing_is_what_the_tags_weights_were_trained_with(model, mean, p
     tag = open_clip.list_pretrained_tags_by_model(model)[0]
     expected = merge_preprocess_dict(PreprocessCfg(), open_clip.get_pretrained_cfg(model, tag))
     for part in ({}, {"pretrained": tag, "weights": "a file"}):
-        found = preprocessing_of_tag(Encoder.model_validate({"model": model} | part))
-        assert found == {key: value for key, value in expected.items() if key != "size"}
-    assert found["mean"][0] == mean
-    assert preprocessing.split("-")[1:3] == [found["resize_mode"], found["interpolation"]]
+        of_tag = preprocessing_of_tag(Encoder.model_validate({"model": model} | part))
+        assert of_tag == {key: value for key, value in expected.items() if key != "size"}
+    assert of_tag["mean"][0] == mean
+    assert preprocessing.split("-")[1:3] == [of_tag["resize_mode"], of_tag["interpolation"]]
 
 
 def test_a_file_of_a_model_whose_tags_differ_needs_the_tag():
@@ -358,13 +358,15 @@ def test_a_revision_of_weights_outside_the_hub_is_refused(demo, monkeypatch):
 )
 def test_served_pixels_are_open_clips_own_for_the_tag(model, tag):
     """SigLIP squashes where OpenAI's models crop; both on every picture of the verification."""
-    found = preprocessing_of_tag(Encoder(model=model, pretrained=tag))
+    preprocessing = preprocessing_of_tag(Encoder(model=model, pretrained=tag))
     config = open_clip.get_model_config(model)
     assert config is not None
     cfg = merge_preprocess_dict(PreprocessCfg(), open_clip.get_pretrained_cfg(model, tag))
     cfg["size"] = size = config["vision_cfg"]["image_size"]
     steps = cast(Compose, image_transform_v2(PreprocessCfg(**cfg), is_train=False))
-    served = served_transform([Preprocessing(image_size=size, **{key: found[key] for key in FIELDS})], Serving())
+    served = served_transform(
+        [Preprocessing(image_size=size, **{key: preprocessing[key] for key in FIELDS})], Serving()
+    )
     mean, std = (torch.tensor(cfg[key]).view(3, 1, 1) for key in ("mean", "std"))
     for picture in verification_pictures():
         with Image.open(io.BytesIO(picture.data)) as image:

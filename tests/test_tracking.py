@@ -35,7 +35,7 @@ OF_SQLALCHEMY = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a fit of the demo's head will lie; its store is there."""
+    """The folder for a fit of the demo's head, whose store is already written."""
     monkeypatch.setattr(paths, "ARTIFACTS", tmp_path / "artifacts")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     encoder = write_tiny_encoder(paths.encoder_folder(load_recipe("demo"))).fingerprint()
@@ -83,10 +83,15 @@ def test_without_the_package_the_extra_is_named(folder: Path, monkeypatch: pytes
 
 
 def test_every_number_has_a_name() -> None:
-    found = tracking.flat_metrics(
+    metrics = tracking.flat_metrics(
         {"auroc": 0.9, "auroc_95_interval": [0.8, 1.0], "labels": {"gore": {"ece": 0.1}}, "precision": None}
     )
-    assert found == {"auroc": 0.9, "auroc_95_interval_low": 0.8, "auroc_95_interval_high": 1.0, "labels/gore/ece": 0.1}
+    assert metrics == {
+        "auroc": 0.9,
+        "auroc_95_interval_low": 0.8,
+        "auroc_95_interval_high": 1.0,
+        "labels/gore/ece": 0.1,
+    }
 
 
 def test_every_setting_has_a_name() -> None:
@@ -181,7 +186,7 @@ def test_a_server_keeps_the_run_and_serves_the_model(folder: Path, tmp_path: Pat
 
 @contextmanager
 def _mlflow(tmp_path: Path, words: list[str], environment: dict[str, str]) -> Iterator[str]:
-    """One of mlflow's servers on a free port; its URL once it is healthy."""
+    """Run a server of mlflow's on a free port, and yield its URL once it is healthy."""
     with held_ports(0) as (port,):
         yield from _served(port, tmp_path, words, environment)
 

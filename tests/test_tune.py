@@ -1,4 +1,4 @@
-"""`tuning`: what it tries, what it chooses, what it keeps; and a small sweep with the real server and load."""
+"""`tuning`: its candidates, its choice, its records; and a small sweep with the real server and load."""
 
 from __future__ import annotations
 
@@ -85,9 +85,9 @@ def test_counts_follow_from_cores_and_load():
 @pytest.mark.parametrize("stage", STAGES)
 def test_the_incumbent_comes_first_and_once(stage):
     recipe = recipe_with(**SETTING.model_dump())
-    found = candidates(stage, SETTING, recipe, ROOM)
-    assert found[0] == SETTING == Setting.of(recipe.serving)
-    assert len(set(found)) == len(found)
+    settings = candidates(stage, SETTING, recipe, ROOM)
+    assert settings[0] == SETTING == Setting.of(recipe.serving)
+    assert len(set(settings)) == len(settings)
 
 
 def test_what_the_recipe_forbids_is_not_tried():
@@ -111,9 +111,9 @@ def test_a_setting_leaves_the_rest_of_a_recipe_alone():
 
 
 def test_curves_are_medians_and_leave_out_what_fails_in_half_of_the_rounds():
-    def row(round_: int, concurrency: int, found: Figures | None) -> Row:
-        error = None if found else "refused"
-        return Row(stage="batch", round=round_, setting=SETTING, concurrency=concurrency, figures=found, error=error)
+    def row(round_: int, concurrency: int, measured: Figures | None) -> Row:
+        error = None if measured else "refused"
+        return Row(stage="batch", round=round_, setting=SETTING, concurrency=concurrency, figures=measured, error=error)
 
     rows = [row(round_, 4, figures(value, 10 * value)) for round_, value in enumerate((30.0, 10.0, 20.0))]
     rows += [row(0, 1, figures(5.0, 50)), row(0, 16, figures(99)), row(1, 16, None)]
@@ -182,7 +182,7 @@ def test_only_what_differs_is_written():
     assert edited_text(text, {"encoder_instances": 1}) == text.replace("encoder_instances: 4 ", "encoder_instances: 1 ")
 
 
-def test_a_second_sweep_replaces_what_the_first_told():
+def test_a_second_sweep_replaces_what_the_first_reported():
     text = RECIPE_TEXT + SERVINGS["block"]
     recipe = parse_recipe(yaml.safe_load(text))
     once = tuned_text(text, recipe, SETTING, ["one", "two"])
@@ -251,18 +251,18 @@ def sweep(
     path: Path,
     machine: Machine,
     recipe: Recipe,
-    told: list[str],
+    reports: list[str],
     stages: tuple[Stage, ...] = STAGES,
     p99_budget_ms: float | None = None,
 ) -> Choice:
     measurements = open_measurements(path, CONDITIONS, resume=True)
-    return Sweep(recipe, Plan(stages, ROOM, 2, p99_budget_ms), measurements, machine, told.append).run()
+    return Sweep(recipe, Plan(stages, ROOM, 2, p99_budget_ms), measurements, machine, reports.append).run()
 
 
 def test_a_sweep_carries_the_best_of_each_stage_on(tmp_path):
-    machine, told = Machine(), []
+    machine, reports = Machine(), []
     recipe = recipe_with(preprocess_instances=1)
-    choice = sweep(tmp_path / "rows.jsonl", machine, recipe, told)
+    choice = sweep(tmp_path / "rows.jsonl", machine, recipe, reports)
     assert choice.setting == Setting.of(recipe.serving).change(
         encoder_instances=2, intra_op_threads=1, preprocess_instances=2, max_batch_size=4
     )
@@ -270,8 +270,8 @@ def test_a_sweep_carries_the_best_of_each_stage_on(tmp_path):
     assert choice.before == Point(4, 10.0, 40.0, 80.0)
     assert machine.measured[0] == machine.measured[7] == Setting.of(recipe.serving)  # rounds begin with another
     assert sum(setting.preprocess_instances == 3 for setting in machine.measured) == 1  # it never starts
-    assert any("no memory" in line for line in told)
-    assert any("failed at 16 in flight" in line for line in told)
+    assert any("no memory" in line for line in reports)
+    assert any("failed at 16 in flight" in line for line in reports)
 
 
 def test_an_interrupted_sweep_measures_nothing_twice(tmp_path):
@@ -302,7 +302,7 @@ def test_a_winner_is_compared_with_the_recipes_own_setting(tmp_path):
     assert {row.stage for row in open_measurements(path, CONDITIONS, resume=True).rows} == {"preprocess"}
 
 
-def test_a_budget_that_nothing_meets_is_told(tmp_path):
+def test_a_budget_that_nothing_meets_is_reported(tmp_path):
     with pytest.raises(BuildError, match=r"p99 of at most 10 ms; the lowest is .* p99 20 ms at 1 in flight"):
         sweep(tmp_path / "rows.jsonl", Machine(), recipe_with(), [], p99_budget_ms=10.0)
 
@@ -329,15 +329,15 @@ def test_the_picture_is_svg_with_every_curve():
 
 def test_the_summary_tells_machine_versions_and_figures():
     own = SETTING.change(encoder_instances=2)
-    known = {"recipe": "r", "cpu": "A CPU", "cores": 2, "gpus": [], "pictures": 9, "seconds": 3.0}
+    conditions = {"recipe": "r", "cpu": "A CPU", "cores": 2, "gpus": [], "pictures": 9, "seconds": 3.0}
     plan = Plan(STAGES, ROOM, 3, 250.0)
     lines = summary(
         Choice(SETTING, points(50)[0], own, points(40)[0]),
         plan,
-        known | {"versions": {"onnxruntime": "1.31.1"}},
+        conditions | {"versions": {"onnxruntime": "1.31.1"}},
         "/somewhere/r.yaml",
     )
-    told = "\n".join(lines)
+    text = "\n".join(lines)
     for part in (
         "`python -m tuning --recipe r.yaml --p99-ms 250`",
         "A CPU, 2 cores; onnxruntime 1.31.1",
@@ -346,11 +346,11 @@ def test_the_summary_tells_machine_versions_and_figures():
         "now: 50.0 images/s, p50 50 ms, p99 100 ms at 1 in flight",
         "before: 40.0 images/s",
     ):
-        assert part in told
+        assert part in text
 
 
 def refusal(*options: object) -> str:
-    """The message of what stops before anything is measured."""
+    """The message of a run that stops before anything is measured."""
     with pytest.raises((BuildError, ManifestError)) as caught:
         tune(parser().parse_args([str(option) for option in options]))
     return str(caught.value)

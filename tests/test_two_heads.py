@@ -1,4 +1,4 @@
-"""Two heads on one encoder, served: one encoding for both, and none that nobody asked for."""
+"""Two heads on one encoder, served: one encoding for both, and none that was not requested."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of the whole chain: figures are of what lies there, and a step below its limit stops the build."""
+"""The report of the whole chain: its figures are those of the files, and a step below its limit stops the build."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def chain(encoder, demo, tmp_path, monkeypatch) -> Recipe:
 
 
 def change_embeddings(recipe: Recipe, by: float) -> None:
-    """As if the exported file computed something else: noise of `by` on unit vectors."""
+    """Change the saved embeddings as if the exported file computed something else: noise of `by` on unit vectors."""
     path = encoder_folder(recipe) / VERIFICATION
     with np.load(path) as arrays:
         torch, embeddings = arrays["torch"], arrays["embeddings"]

@@ -1,4 +1,4 @@
-"""What tests need beyond this process, as marks: set here alone, by the fixtures that a test uses and by its file.
+"""Marks for the needs of tests beyond this process, set here alone by a test's fixtures and its file.
 
 `make quick` runs the tests that need none of them; `pytest -m server` those that start the real tritonserver.
 """

@@ -15,7 +15,7 @@ IMAGE_SIZE = 16
 
 
 def write_tiny_encoder(folder: Path, seed: int = 0) -> EncoderManifest:
-    """model.onnx and encoder.json as build.encoder leaves them; another seed is another encoder."""
+    """Write model.onnx and encoder.json as build.encoder does; another seed gives another encoder."""
     folder.mkdir(parents=True, exist_ok=True)
     matrix = np.random.default_rng(seed).normal(size=(3, EMBED_DIM)).astype(np.float32)
     onnx.save(_mean_colour_model(matrix), folder / "model.onnx")

@@ -10,7 +10,7 @@ from scipy.stats import chi, norm
 
 @dataclass(frozen=True)
 class TwoClasses:
-    """n rows on the unit sphere."""
+    """Draw n rows on the unit sphere."""
 
     embedding: np.ndarray
     """(n, D) float32 of length 1."""

@@ -11,7 +11,7 @@ from serving.probe import probe, tiny_png
 
 
 class UnprovedServer(EmbeddedServer):
-    """Ready as soon as it scores, whatever it scores."""
+    """Wait until the server scores, whatever its scores."""
 
     def _wait_until_ready(self) -> None:
         with tritonclient.grpc.InferenceServerClient(self.grpc_url) as client:

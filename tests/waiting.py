@@ -1,4 +1,4 @@
-"""Waiting for what must happen: as long as a slow and busy machine may need, and no longer than it takes."""
+"""Waits for an event as long as a slow and busy machine may need, and no longer than it takes."""
 
 from __future__ import annotations
 
