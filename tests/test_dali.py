@@ -280,7 +280,7 @@ def test_images_are_counted_as_ever_and_those_of_dali_once_more():
 def with_dali(**changes) -> Recipe:
     data = load_recipe("demo").model_dump(mode="json", exclude_defaults=True)
     serving = data["serving"] | {"preprocess": "dali", "preprocess_instances": 2} | changes.pop("serving", {})
-    return parse_recipe(data | {"name": "dali", "serving": serving} | changes)
+    return parse_recipe(data | {"serving": serving} | changes)
 
 
 def test_dali_is_off_unless_asked_for():

@@ -97,7 +97,7 @@ def tune(arguments: argparse.Namespace) -> Path:
     for line in told:
         _tell(line)
     if recipe.name == DEFAULT_RECIPE:
-        _tell(f"model_repository/ is written for {recipe.name}: give the copy a name of its own before building it")
+        _tell(f"model_repository/ is written for {recipe.name}: give the copy a name, and its heads a source")
     return output
 
 
