@@ -126,6 +126,11 @@ mlflow: $(READY)  ## Install the full MLflow into .mlflow, to look at runs and s
 # Test files that run side by side; a file's tests share its server, so they stay together.
 JOBS := 2
 PYTEST := $(RUN) pytest -n $(JOBS) --dist loadfile
+# Compiling modules and rewriting asserts anew would take each test process half a minute. Where bytecode may not lie
+# beside the sources, tests keep it in a folder of their own.
+ifdef PYTHONDONTWRITEBYTECODE
+PYTEST := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/.pytest_cache/bytecode $(PYTEST)
+endif
 .PHONY: test
 test: $(READY) $(TRITON_READY) $(PERF_READY) $(TRAINED_READY)  ## Run every test
 	$(PYTEST)

@@ -23,6 +23,7 @@ from PIL import Image
 from build.cosine import cosines
 from build.dali_pipeline import Device, batches_module, decoder_module, devices, write_pipelines
 from build.errors import ParityError
+from build.onnx_embeddings import onnx_embeddings
 from common.manifest import EncoderManifest, read_encoder
 from common.paths import encoder_folder
 from common.photos import Picture, verification_pictures
@@ -58,8 +59,6 @@ def measure_dali(recipe: Recipe) -> list[DaliParity]:
         ParityError: a picture's cosine is below the recipe's build.minimum_cosine.dali.
         ManifestError: the encoder is missing.
     """
-    from build.parity import onnx_embeddings  # imports torch, which --help does not need
-
     folder = encoder_folder(recipe, "fp32")
     encoder, pictures = read_encoder(folder), jpeg_pictures()
     exact = served_pixels(encoder.preprocessing, recipe.serving, pictures)

@@ -12,7 +12,7 @@ from PIL import Image
 
 from build.cosine import cosines
 from build.errors import ParityError
-from build.parity import onnx_embeddings
+from build.onnx_embeddings import onnx_embeddings
 from common.manifest import Preprocessing
 from common.photos import Picture, sample_photos
 from common.pixels import served_pixels

@@ -69,7 +69,8 @@ def build_encoder(recipe: Recipe, folder: Path) -> EncoderManifest:
     """Export, check and install the recipe's encoder in fp32 into `folder`; raises the errors of `make_encoder`."""
     from build.decode_parity import check_decode
     from build.export import EncoderGraph, export_onnx, release_weights
-    from build.parity import check_embeddings, onnx_embeddings, torch_reference
+    from build.onnx_embeddings import onnx_embeddings
+    from build.parity import check_embeddings, torch_reference
     from build.tower import load_tower
 
     towers = [load_tower(encoder) for encoder in recipe.encoder.towers]
@@ -91,7 +92,8 @@ def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifes
     """Make, check and install into `folder` the recipe's precision of the fp32 encoder in `source`."""
     import numpy as np
 
-    from build.parity import Reference, check_embeddings, onnx_embeddings
+    from build.onnx_embeddings import onnx_embeddings
+    from build.parity import Reference, check_embeddings
     from build.quantize import to_int8
     from build.speed import images_per_second, speed_report
     from common.photos import calibration_pictures, verification_pictures
@@ -123,7 +125,7 @@ def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifes
 def _to_float16(source: Path, path: Path, pixels: np.ndarray) -> np.ndarray:
     """Write the fp16 file, run it once, and return its embeddings as a GPU would compute them."""
     from build.float16 import to_float16, write_as_gpu
-    from build.parity import onnx_embeddings
+    from build.onnx_embeddings import onnx_embeddings
 
     to_float16(source, path)
     onnx_embeddings(path, pixels[:4])

@@ -13,7 +13,10 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+from build.dali_parity import dali_pixels
+from build.dali_pipeline import devices
 from build.encoder import VERIFICATION
+from build.onnx_embeddings import onnx_embeddings
 from build.repository_check import RepositoryError
 from build.verify import saved_embeddings
 from common.manifest import EncoderManifest, HeadManifest, read_engine
@@ -191,9 +194,6 @@ def _through_dali(
     folder: Path, recipe: Recipe, encoder: EncoderManifest, chosen: dict[str, bytes]
 ) -> dict[str, np.ndarray]:
     """Embeddings of the JPEGs among the pictures as DALI decodes them here, by the fp32 file."""
-    from build.dali_parity import dali_pixels, devices  # torch takes seconds to import
-    from build.parity import onnx_embeddings
-
     jpegs = [Picture(name, file) for name, file in chosen.items() if file.startswith(b"\xff\xd8")]
     if not jpegs:
         return {}

@@ -24,6 +24,7 @@ from rich.console import Console
 from rich.table import Table
 
 from build.cosine import compare_embeddings
+from build.dali_parity import describe, measure_dali
 from build.encoder import VERIFICATION
 from build.errors import BuildError
 from common.manifest import ManifestError, Parity, read_encoder, read_engine, read_head, write_atomically
@@ -217,8 +218,6 @@ def main(argv: list[str] | None = None) -> None:
             cosine, limit = comparison.parity.cosine_min, comparison.minimum_cosine
             raise BuildError(f"{comparison.stage}: cosine {cosine:.7f} is below build.minimum_cosine's {limit}")
     if recipe.serving.preprocess == "dali":
-        from build.dali_parity import describe, measure_dali  # torch takes seconds to import
-
         for parity in measure_dali(recipe):
             print(describe(parity), file=sys.stderr)
 

@@ -18,9 +18,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # no test reaches for a network
 # A shell starts background jobs with Ctrl-C ignored, and what they start inherits it; tests send SIGINT.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
+import tiers  # noqa: E402
 from artefacts import write_head  # noqa: E402 (after the environment)
 from programs import is_left_out, line_of  # noqa: E402
-from tiers import MARKS, marks_of  # noqa: E402
 from waiting import PATIENCE_S  # noqa: E402
 
 from build.encoder import build_encoder  # noqa: E402
@@ -34,13 +34,18 @@ from tests.fakes import FakeModel, serve_grpc  # noqa: E402
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for mark, meaning in MARKS.items():
+    for mark, meaning in tiers.MARKS.items():
         config.addinivalue_line("markers", f"{mark}: {meaning}")
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    # Importing the files of other tiers takes each worker of `make quick` longer than many of its tests.
+    return tiers.is_left_out(collection_path.stem, config.option.markexpr) or None
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        for mark in marks_of(item.path.stem, getattr(item, "fixturenames", ())):
+        for mark in tiers.marks_of(item.path.stem, getattr(item, "fixturenames", ())):
             item.add_marker(mark)
 
 

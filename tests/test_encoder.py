@@ -21,7 +21,8 @@ from build.encoder import build_encoder, main, make_encoder, up_to_date
 from build.engine import plan_spec
 from build.errors import ParityError
 from build.export import EncoderGraph, export_onnx
-from build.parity import check_embeddings, onnx_embeddings, torch_reference
+from build.onnx_embeddings import onnx_embeddings
+from build.parity import check_embeddings, torch_reference
 from build.tensorrt_plan import check_uint8_input
 from build.tower import load_tower
 from common.manifest import read_encoder

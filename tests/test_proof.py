@@ -187,7 +187,7 @@ def test_jpegs_that_dali_decodes_are_verified_as_it_decodes_them(demo, repositor
         assert [picture.name for picture in jpegs] == ["rocket.jpg"]
         return np.bitwise_xor(served_pixels(encoder.preprocessing, serving, jpegs), 1)
 
-    monkeypatch.setattr("build.dali_parity.dali_pixels", near)
+    monkeypatch.setattr("build.proof.dali_pixels", near)
     heads = [*zip(artefacts.head_folders, artefacts.heads, strict=True)]
     exact, with_dali = made(demo), make_proof(recipe, artefacts.encoder, heads, [], tmp_path)
     assert with_dali.minimum_cosine == recipe.build.minimum_cosine.dali

@@ -43,3 +43,14 @@ def marks_of(file: str, fixtures: Iterable[str]) -> list[str]:
     """The marks of a test, by the stem of its file and the names of all fixtures that it uses, directly or not."""
     used = set(fixtures)
     return [mark for mark in MARKS if file in _FILES[mark] or not used.isdisjoint(_FIXTURES[mark])]
+
+
+def is_left_out(file: str, expression: str) -> bool:
+    """True if `pytest -m` with this expression deselects every test of a file, which then need not be imported.
+
+    Only conjunctions, such as `not server and not export`, are understood; any other expression leaves out no file.
+    """
+    terms = expression.split(" and ")
+    if {"or", "(", ")"} & set(expression.replace("(", " ( ").replace(")", " ) ").split()):
+        return False
+    return any(f"not {mark}" in map(str.strip, terms) for mark in MARKS if file in _FILES[mark])
