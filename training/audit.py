@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import io
-import os
 import sys
 from collections import Counter, defaultdict
 from dataclasses import dataclass
@@ -30,8 +29,9 @@ from training.errors import INTERRUPTED, StepError
 from training.leakage import group_rows
 from training.neighbours import Neighbours, unit_vectors
 from training.progress import say
+from training.sources import HeadData
 from training.store import store_folder
-from training.store_view import Embeddings, read_embeddings
+from training.store_view import Embeddings, Pictures, read_embeddings
 
 FOLDS = 5
 COLUMNS = ("path", "key", "given_label", "suggested_label", "confidence", "reason", "accept", "label")
@@ -50,8 +50,6 @@ class Labelled:
     sha256: list[str]
     path: list[str]
     key: list[str]
-    own_label: list[str | None]
-    """What the data set says of the path; None where a correction has settled it."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +88,6 @@ def labelled_rows(embeddings: Embeddings, class_names: list[str], store: Path) -
         sha256=[embeddings.sha256[row] for row in rows],
         path=[embeddings.path[row] for row in rows],
         key=[embeddings.key[row] for row in rows],
-        own_label=[None if embeddings.corrected[row] else embeddings.own_label[row] for row in rows],
     )
 
 
@@ -111,7 +108,7 @@ def audit_rows(data: Labelled, class_names: list[str], cosine: float | None, see
     probabilities = out_of_fold(data.embedding, data.label, groups, seed)
     vectors = unit_vectors(data.embedding)
     neighbours = Neighbours(vectors)
-    findings = [*_wrong_labels(data, probabilities, class_names), *_exact_conflicts(data, class_names)]
+    findings = _wrong_labels(data, probabilities, class_names)
     if cosine is not None:
         findings += _near_conflicts(data, probabilities, neighbours, cosine, class_names)
     return findings + _outliers(neighbours, len(data.label))
@@ -131,14 +128,17 @@ def out_of_fold(embedding: np.ndarray, label: np.ndarray, groups: np.ndarray, se
     return _cross_validated(embedding, label, groups, _STRENGTHS[best], seed)
 
 
-def write_findings(path: Path, data: Labelled, findings: list[Finding], class_names: list[str]) -> None:
-    """One line for each row that has findings, the surest first."""
+def write_findings(
+    path: Path, data: Labelled, findings: list[Finding], class_names: list[str], disputed: list[list[str]]
+) -> None:
+    """One line for each row that has findings, the surest first, after the `disputed_rows`."""
     of_row: dict[int, list[Finding]] = defaultdict(list)
     for finding in sorted(findings, key=lambda finding: -finding.confidence):
         of_row[finding.row].append(finding)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
+    writer.writerows(disputed)
     for row, found in of_row.items():  # in the order of each row's surest finding
         suggested = next((finding.suggested for finding in found if finding.suggested is not None), None)
         writer.writerow(
@@ -169,23 +169,15 @@ def _wrong_labels(data: Labelled, probabilities: np.ndarray, class_names: list[s
     return findings
 
 
-def _exact_conflicts(data: Labelled, class_names: list[str]) -> list[Finding]:
-    """Contents that the data set has under two labels; the last one counts, which may be the wrong one."""
-    rows_of: dict[str, list[int]] = defaultdict(list)
-    for row, content in enumerate(data.sha256):
-        if data.own_label[row] in class_names and _is_there(data.path[row]):
-            rows_of[content].append(row)
-    findings = []
-    for rows in rows_of.values():
-        if len({data.own_label[row] for row in rows}) > 1:
-            said = ", ".join(f"{data.path[row]} is labelled {data.own_label[row]}" for row in rows[:3])
-            findings += [Finding(row, "exact duplicate", None, 1.0, f"same content: {said}") for row in rows]
-    return findings
-
-
-def _is_there(path: str) -> bool:
-    """Whether the file of a row still exists: one that was moved to another class is not a contradiction."""
-    return os.path.exists(path) or os.path.isfile(path.rpartition("#")[0])
+def disputed_rows(pictures: Pictures) -> list[list[str]]:
+    """COLUMNS of each file of a content to which the data sets give several labels, and no correction one."""
+    settled = {content for content, corrected in zip(pictures.sha256, pictures.corrected, strict=True) if corrected}
+    rows = []
+    for content, files in pictures.disputed.items():
+        if content not in settled:
+            labels = ", ".join(f"{path} is labelled {label}" for path, label in files[:3])
+            rows += [[path, "", label, "", "1.0000", f"same content: {labels}", "", ""] for path, label in files]
+    return rows
 
 
 def _near_conflicts(
@@ -260,11 +252,13 @@ def _check_head(head: Head) -> None:
         raise StepError(f"head {head.name} is {head.task}; the audit knows binary and multiclass heads")
 
 
-def _report(findings: list[Finding], count: int) -> None:
+def _report(findings: list[Finding], count: int, disputed: int) -> None:
     kinds = Counter(finding.kind for finding in findings)
     suspects = len({finding.row for finding in findings})
-    told = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
-    say(f"{suspects} of {count} labelled rows to look at" + (f": {told}" if told else ""))
+    counts = ", ".join(f"{number} {kind}" for kind, number in kinds.most_common())
+    say(f"{suspects} of {count} labelled pictures to look at" + (f": {counts}" if counts else ""))
+    if disputed:
+        say(f"{disputed} files of pictures with several labels, which come first")
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -273,7 +267,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
     parser.add_argument("--head", help="needed if the recipe has several heads")
-    parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<recipe>")
+    parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<encoder>")
     parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
     return parser.parse_args(argv)
 
@@ -285,10 +279,12 @@ def main(argv: list[str] | None = None) -> None:
     _check_head(head)
     store = arguments.store or store_folder(recipe)
     encoder = read_encoder(encoder_folder(recipe)).fingerprint()
-    data = labelled_rows(read_embeddings(store, encoder), head.class_names, store)
+    embeddings = read_embeddings(HeadData(store, recipe.name, head.name), encoder)
+    data = labelled_rows(embeddings, head.class_names, store)
     findings = audit_rows(data, head.class_names, head.fit.near_duplicate_cosine, head.fit.seed)
-    write_findings(arguments.out, data, findings, head.class_names)
-    _report(findings, len(data.label))
+    disputed = disputed_rows(embeddings.pictures)
+    write_findings(arguments.out, data, findings, head.class_names, disputed)
+    _report(findings, len(data.label), len(disputed))
     print(arguments.out)
 
 

@@ -6,10 +6,14 @@
     python -m training.embed --recipe demo --data 'shards/*.tar' --dtype float16
 
 --data is a folder with one subfolder per class, a table of paths and labels (CSV, JSON, JSON lines, Parquet)
-or WebDataset shards; what it is, is seen or said with --format. Embeddings that exist already are taken in
-by training.ingest. Running it again embeds only what is new, so an interrupted run is finished by repeating
-it. Files that cannot be embedded are listed in <store>.errors.csv (path, code,
-message) and the run goes on. Prints the store's folder.
+or WebDataset shards; --format names it where it is not as it looks. Embeddings that exist already are taken in by
+training.ingest.
+
+The store follows the data: running this again embeds only what is new, so that an interrupted run is finished by
+repeating it, and files that are gone, moved or relabelled are so in the store, too; a data set that is no longer where
+it was counts no more (--keep-missing keeps both). Embeddings are shared by all recipes with the encoder; labels and
+splits are this head's. Files that cannot be embedded are listed in <store>.errors.csv (path, code, message, data, head)
+and the run goes on. Prints the store's folder.
 """
 
 from __future__ import annotations
@@ -19,15 +23,16 @@ import csv
 import hashlib
 import io
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
-from PIL import Image
 
+from clipsieve.paths import text_from_path
 from common.cpu import core_count
 from common.manifest import write_atomically
 from common.paths import encoder_folder
@@ -37,18 +42,34 @@ from recipes.schema import load_recipe
 from training.datasets import samples_in
 from training.encoder import OnnxEncoder
 from training.errors import INTERRUPTED, StepError
+from training.overview import print_overview
 from training.progress import say, tracked
 from training.sample import Failure, Sample
-from training.store import Row, Store, store_folder
+from training.sources import HeadData, Mention, Source, adopt_former_files, mentions_table, write_source
+from training.store import Embedded, Store, adopt_former_folder, store_folder
+from training.store_view import read_pictures
 from training.tables import Columns
 
 ROWS_PER_PART = 512
+_ERROR_COLUMNS = ("path", "code", "message", "data", "head")
 _DECODING_THREADS = core_count()  # Pillow releases the GIL
+
+
+class Transform(Protocol):
+    """`clip_pixels.Transform`, which is loaded from the served file."""
+
+    def __call__(self, data: bytes) -> np.ndarray:
+        """Encoded file → (H, W, 3) uint8, or `clip_pixels.ImageError`."""
+        ...
+
+    def size_of(self, data: bytes) -> tuple[int, int]:
+        """(width, height) as stored."""
+        ...
 
 
 @dataclass(frozen=True)
 class Decoded:
-    """A file that was read; `pixels` is None when its content is in the store already."""
+    """A file that was read; `pixels` is None, and its size 0, when its content is in the store already."""
 
     sample: Sample
     sha256: str
@@ -62,9 +83,10 @@ class Summary:
     """What a run did, in images."""
 
     embedded: int = 0
-    reused: int = 0
-    """New rows whose content had been embedded before, e.g. a file that moved to another class."""
-    unchanged: int = 0
+    known: int = 0
+    """Files whose content had been embedded before, wherever it lay."""
+    mentions: list[Mention] = field(default_factory=list)
+    """Of each file that has an embedding, in the order of the samples."""
     failures: list[Failure] = field(default_factory=list)
 
 
@@ -72,11 +94,11 @@ def embed_samples(
     samples: list[Sample],
     store: Store,
     encode: Callable[[np.ndarray], np.ndarray],
-    transform: Callable[[bytes], np.ndarray],
+    transform: Transform,
     batch_size: int = 32,
     rows_per_part: int = ROWS_PER_PART,
 ) -> Summary:
-    """Add a row to the store for each sample that it does not hold yet.
+    """Embed each content that the store does not hold yet.
 
     Decoding runs ahead in threads by a few batches at most. What was embedded before an interruption is kept.
 
@@ -84,23 +106,22 @@ def embed_samples(
         samples: the files.
         store: open for the encoder that `encode` runs.
         encode: (B, H, W, 3) uint8 → (B, embed_dim) float32.
-        transform: encoded file → (H, W, 3) uint8, or `clip_pixels.ImageError`.
+        transform: the served one.
         batch_size: images per call of `encode`.
         rows_per_part: rows after which a part of the store is written.
     """
     summary = Summary()
     writer = _RowWriter(store, encode, rows_per_part, summary)
-    label_of: dict[str, Sample] = {}
     batch: list[Decoded] = []
     try:
         decoded = _in_order(samples, lambda sample: _decode(sample, transform, store), ahead=4 * batch_size)
         for item in tracked(decoded, "embedding", len(samples), "images"):
-            if isinstance(item, Decoded):
-                item = _without_conflict(item, label_of.setdefault(item.sha256, item.sample))
             if isinstance(item, Failure):
                 summary.failures.append(item)
-            elif store.holds(item.sample.stored_path, item.sha256, item.sample.label):
-                summary.unchanged += 1
+                continue
+            summary.mentions.append(_mention(item))
+            if writer.knows(item.sha256) or any(item.sha256 == other.sha256 for other in batch):
+                summary.known += 1
             else:
                 batch.append(item)
             if len(batch) == batch_size:
@@ -113,58 +134,64 @@ def embed_samples(
 
 
 class _RowWriter:
-    """Embeds batches and hands their rows to the store, a part at a time."""
+    """Embeds batches of new contents and hands them to the store, a part at a time."""
 
     def __init__(self, store: Store, encode: Callable[[np.ndarray], np.ndarray], rows: int, summary: Summary) -> None:
         self._store = store
         self._encode = encode
         self._rows_per_part = rows
         self._summary = summary
-        self._rows: list[Row] = []
-        self._fresh: dict[str, np.ndarray] = {}  # sha256 → embedding that is not in the store yet
+        self._rows: dict[str, Embedded] = {}
+
+    def knows(self, sha256: str) -> bool:
+        return sha256 in self._rows or self._store.holds(sha256)
 
     def add(self, batch: list[Decoded]) -> None:
-        pixels = {item.sha256: item.pixels for item in batch if not self._knows(item.sha256)}
-        if pixels:
-            embeddings = self._encode(np.stack([image for image in pixels.values() if image is not None]))
-            self._fresh.update(zip(pixels, embeddings, strict=True))
-        self._rows += [_row(item, self._embedding_of(item.sha256)) for item in batch]
-        self._summary.embedded += len(pixels)
-        self._summary.reused += len(batch) - len(pixels)
+        if not batch:
+            return
+        embeddings = self._encode(np.stack([item.pixels for item in batch if item.pixels is not None]))
+        for item, embedding in zip(batch, embeddings, strict=True):
+            self._rows[item.sha256] = Embedded(item.sha256, item.width, item.height, embedding)
+        self._summary.embedded += len(batch)
         if len(self._rows) >= self._rows_per_part:
             self.flush()
 
     def flush(self) -> None:
-        self._store.append(self._rows)
-        self._rows, self._fresh = [], {}
-
-    def _knows(self, sha256: str) -> bool:
-        return sha256 in self._fresh or self._store.knows(sha256)
-
-    def _embedding_of(self, sha256: str) -> np.ndarray:
-        return self._fresh[sha256] if sha256 in self._fresh else self._store.embedding_of(sha256)
+        self._store.append(list(self._rows.values()))
+        self._rows = {}
 
 
-def write_errors(path: Path, failures: list[Failure]) -> None:
-    """The failures of one run as CSV; without any, only the header."""
+def append_errors(path: Path, failures: list[Failure], identity: str, data: HeadData) -> None:
+    """Write the failures of one data set into the CSV, in the place of those it had before; others' rows stay."""
+    rows = [[failure.path, failure.code, failure.message, identity, str(data)] for failure in failures]
+    kept = [row for row in _error_rows(path) if row[3:] != [identity, str(data)]]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", "code", "message"])
-    writer.writerows([failure.path, failure.code, failure.message] for failure in failures)
+    writer.writerow(_ERROR_COLUMNS)
+    writer.writerows([*kept, *rows])
     write_atomically(path, text.getvalue().encode())
 
 
-def _decode(sample: Sample, transform: Callable[[bytes], np.ndarray], store: Store) -> Decoded | Failure:
+def _error_rows(path: Path) -> list[list[str]]:
+    """The rows of an earlier run; none of a file that is not there, or that has other columns."""
+    if not path.is_file():
+        return []
+    with path.open(newline="", encoding="utf-8", errors="replace") as file:
+        header, *rows = [*csv.reader(file)] or [[]]
+    return [row for row in rows if len(row) == len(header)] if header == list(_ERROR_COLUMNS) else []
+
+
+def _decode(sample: Sample, transform: Transform, store: Store) -> Decoded | Failure:
     try:
         data = sample.read()
     except (OSError, ValueError) as error:  # ValueError: a NUL in a path
         return _unreadable(sample, error)
     sha256 = hashlib.sha256(data).hexdigest()
     try:
-        pixels = None if store.knows(sha256) else transform(data)
+        pixels = None if store.holds(sha256) else transform(data)
     except served_module().ImageError as error:
         return Failure(sample.stored_path, error.code, error.message)
-    width, height = _size_in_header(data)
+    width, height = (0, 0) if pixels is None else transform.size_of(data)
     return Decoded(sample, sha256, width, height, pixels)
 
 
@@ -173,24 +200,10 @@ def _unreadable(sample: Sample, error: Exception) -> Failure:
     return Failure(sample.stored_path, "UNREADABLE", f"{reason} ({sample.origin})" if sample.origin else reason)
 
 
-def _size_in_header(data: bytes) -> tuple[int, int]:
-    """(width, height) as stored, before EXIF orientation; the transform has opened the file before."""
-    with Image.open(io.BytesIO(served_module().raw_bytes(data, len(data)))) as image:
-        return image.size
-
-
-def _without_conflict(item: Decoded, first: Sample) -> Decoded | Failure:
-    """Two files of one content and two labels cannot both be right: the second is a failure."""
-    if item.sample.label == first.label:
-        return item
-    message = f"same content as {first.key}, so it is labelled {first.label} and {item.sample.label}; remove one"
-    return Failure(item.sample.stored_path, "CONFLICTING_LABELS", message)
-
-
-def _row(item: Decoded, embedding: np.ndarray) -> Row:
+def _mention(item: Decoded) -> Mention:
     sample = item.sample
-    return Row(
-        sample.key, sample.stored_path, item.sha256, item.width, item.height, sample.label, sample.split, embedding
+    return Mention(
+        text_from_path(sample.key), sample.stored_path, item.sha256, sample.label, sample.split, sample.group
     )
 
 
@@ -211,15 +224,6 @@ def _in_order(
         pool.shutdown(cancel_futures=True)
 
 
-def _report(summary: Summary, errors: Path) -> None:
-    say(
-        f"{summary.embedded} embedded, {summary.reused} reused, {summary.unchanged} unchanged, "
-        f"{len(summary.failures)} failed"
-    )
-    if summary.failures:
-        say(f"why they failed: {errors}")
-
-
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m training.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -231,26 +235,53 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--path-column", help="of a table; default: image_path, path, file, filename or file_name")
     parser.add_argument("--label-column", default="label", help="of a table, or in a shard's json; default: label")
     parser.add_argument("--split-column", help="of a table that prescribes train, validation and test")
-    parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<recipe>")
+    parser.add_argument("--group-column", help="of a table: the person, burst or video, which keeps to one side")
+    parser.add_argument("--image-root", type=Path, help="folder that a table's paths are relative to; default: its own")
+    parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<encoder>")
     parser.add_argument("--dtype", choices=["float32", "float16"], help="of a new store; default: float32")
+    parser.add_argument(
+        "--keep-missing", action="store_true", help="go on counting files and data sets that are no longer there"
+    )
+    parser.add_argument("--check", action="store_true", help="only read what the data set says, and embed nothing")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
     recipe = load_recipe(arguments.recipe)
-    columns = Columns(arguments.path_column, arguments.label_column, arguments.split_column)
-    samples = samples_in(arguments.data, recipe.head(arguments.head), columns, arguments.format).samples
+    head = recipe.head(arguments.head)
+    columns = Columns(
+        arguments.path_column,
+        arguments.label_column,
+        arguments.split_column,
+        arguments.group_column,
+        arguments.image_root,
+    )
+    found = samples_in(arguments.data, head, columns, arguments.format)
+    if arguments.check:
+        say(f"{len(found.samples)} samples, {len(found.failures)} failures in {found.identity}")
+        return
     encoder = OnnxEncoder(encoder_folder(recipe))
     folder = arguments.store or store_folder(recipe)
+    if arguments.store is None:
+        adopt_former_folder(recipe, encoder.manifest.fingerprint())
     store = Store(folder, encoder.manifest.fingerprint(), arguments.dtype)
     transform = served_transform(encoder.manifest.preprocessing, recipe.serving)
-    summary = embed_samples(samples, store, encoder, transform, recipe.serving.max_batch_size)
+    summary = embed_samples(found.samples, store, encoder, transform, recipe.serving.max_batch_size)
+    failures = [*found.failures, *summary.failures]
+    data = HeadData(folder, recipe.name, head.name)
     errors = folder.with_name(f"{folder.name}.errors.csv")
-    write_errors(errors, summary.failures)
-    _report(summary, errors)
-    if len(summary.failures) == len(samples):
-        raise StepError(f"none of the {len(samples)} files could be embedded; see {errors}")
+    append_errors(errors, failures, found.identity, data)
+    say(f"{summary.embedded} embedded, {summary.known} known before, {len(failures)} failed")
+    if failures:
+        say(f"why they failed: {errors}")
+    if not summary.mentions:
+        raise StepError(f"none of the {len(failures)} files could be embedded; see {errors}")
+    adopt_former_files(data)
+    reasons = found.passed_over | Counter(failure.code for failure in failures)
+    source = Source(found.identity, mentions_table(summary.mentions), dict(reasons), found.notes)
+    changes = write_source(data, source, arguments.keep_missing)
+    print_overview(data, read_pictures(data), changes)
     print(folder)
 
 

@@ -37,21 +37,22 @@ from recipes.errors import run_step
 from recipes.schema import Head, load_recipe
 from training.calibrate import activated, brier, calibrated_logits, ece, scores_from_logits
 from training.errors import INTERRUPTED, StepError
-from training.labelled import Labelled, labelled_rows, strata_of, targets_of
-from training.leakage import group_rows
+from training.labelled import Labelled, grouped_split, labelled_rows, targets_of
 from training.losses import Curve
 from training.metrics import task_metrics
 from training.model_card import model_card
 from training.operating_points import realised
+from training.parquet_files import read_columns
 from training.plots import Column, evaluation_pngs, loss_curve_png
 from training.progress import say
-from training.split import saved_split
+from training.sources import HeadData
 from training.store import part_files, store_folder
-from training.store_view import Embeddings, read_embeddings
+from training.store_view import Embeddings, Pictures, read_embeddings
 
 _MOST_SLICES = 50
 _MANY_NUMBERS = 12  # distinct values of a number, above which it is cut into ranges
 _FEWEST_ROWS = 10
+_COLUMNS = ("key", "path", "sha256", "label", "split", "data_label", "corrected")
 
 
 @dataclass(frozen=True)
@@ -87,13 +88,10 @@ def measure(
     return Measured(which, data.row[rows], targets, logits, scores_from_logits(manifest, logits))
 
 
-def rows_to_measure(data: Labelled, folder: Path, split: list[str | None], manifest: HeadManifest) -> np.ndarray:
+def rows_to_measure(data: Labelled, pictures: Pictures, folder: Path, manifest: HeadManifest) -> np.ndarray:
     """The test rows of the split that the head was trained with; rows added to the store since are drawn on."""
-    head = Head.model_validate(manifest.recipe)
-    groups = group_rows(data.sha256, data.embedding, head.fit.near_duplicate_cosine)
-    prescribed = [split[row] for row in data.row]
-    strata = strata_of(data, manifest.task)
-    return saved_split(folder, strata, data.sha256, head.class_names, head.fit, groups.ids, prescribed).test
+    _, split = grouped_split(data, pictures, Head.model_validate(manifest.recipe), folder)
+    return split.test
 
 
 def report_of(manifest: HeadManifest, data: Labelled, measured: Measured, slices: dict[str, np.ndarray]) -> dict:
@@ -191,15 +189,15 @@ def _calibration(manifest: HeadManifest, measured: Measured) -> dict[str, Any] |
 
 def _column(folder: Path, embeddings: Embeddings, column: str) -> Sequence[Any]:
     """A value for each row of the store."""
-    if isinstance(known := getattr(embeddings, column, None), list) and known:
-        return known
+    if column in _COLUMNS:
+        return getattr(embeddings.pictures, column)
     value_of: dict[str, Any] = {}
     for part in part_files(folder):
         names = pq.read_schema(part).names
         if column not in names or column == "embedding":
-            offered = ", ".join(name for name in names if name != "embedding")
+            offered = ", ".join([*_COLUMNS, *(name for name in names if name not in ("embedding", *_COLUMNS))])
             raise StepError(f"{part}: no column {column!r} to slice by; there are {offered}")
-        table = pq.ParquetFile(part).read(columns=["sha256", column])
+        table = read_columns(part, ["sha256", column])
         value_of.update(zip(table["sha256"].to_pylist(), table[column].to_pylist(), strict=True))
     return [value_of[content] for content in embeddings.sha256]
 
@@ -237,7 +235,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
     parser.add_argument("--head", help="needed if the recipe has several heads")
-    parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<recipe>")
+    parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<encoder>")
     parser.add_argument("--slice", metavar="COLUMN", help="of the store")
     parser.add_argument("--all", action="store_true", help="all labelled rows, not only the test split")
     parser.add_argument("--out", type=Path, required=True, help="folder for the report")
@@ -252,10 +250,15 @@ def main(argv: list[str] | None = None) -> None:
     folder, manifest = head_folder(recipe, head), read_recipe_head(recipe, head, encoder)
     tensors = safetensors.numpy.load_file(head_weights(manifest, folder))
     store = arguments.store or store_folder(recipe)
-    embeddings = read_embeddings(store, encoder.fingerprint())
+    of_head = HeadData(store, recipe.name, head.name)
+    embeddings = read_embeddings(of_head, encoder.fingerprint())
     data = labelled_rows(embeddings, manifest.class_names, manifest.task)
     everything = arguments.all or manifest.training.data_sha256 is None
-    rows = np.arange(len(data.label)) if everything else rows_to_measure(data, store, embeddings.split, manifest)
+    rows = (
+        np.arange(len(data.label))
+        if everything
+        else rows_to_measure(data, embeddings.pictures, of_head.folder, manifest)
+    )
     measured = measure(manifest, tensors, data, rows, "all" if everything else "test")
     slices = slices_of(store, embeddings, arguments.slice, measured.row)
     report = report_of(manifest, data, measured, slices)

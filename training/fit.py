@@ -33,11 +33,11 @@ from recipes.schema import load_recipe
 from training.errors import INTERRUPTED, StepError
 from training.head_files import head_manifest, is_fitted, write_head, write_tracked_head
 from training.head_fit import Fitted, fit_head, plan_of
-from training.labelled import labelled_rows, strata_of
-from training.leakage import group_rows
+from training.labelled import grouped_split, labelled_rows
+from training.overview import print_overview
 from training.progress import console, say
-from training.split import saved_split
-from training.store import store_folder
+from training.sources import HeadData, adopt_former_files
+from training.store import adopt_former_folder, store_folder
 from training.store_view import read_embeddings
 from training.tracking import tracking_uri
 
@@ -78,7 +78,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--if-changed", action="store_true", help="leave a head that was fitted to the same data by the same recipe"
     )
-    parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<recipe>")
+    parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<encoder>")
     parser.add_argument(
         "--track",
         nargs="?",
@@ -109,13 +109,14 @@ def main(argv: list[str] | None = None) -> None:
     encoder = read_encoder(encoder_folder(recipe)).fingerprint()
     plan_of(head)
     folder = arguments.store or store_folder(recipe)
-    store = read_embeddings(folder, encoder)
-    data = labelled_rows(store, head.class_names, head.task)
-    groups = group_rows(data.sha256, data.embedding, head.fit.near_duplicate_cosine)
-    prescribed = [store.split[row] for row in data.row]
-    split = saved_split(
-        folder, strata_of(data, head.task), data.sha256, head.class_names, head.fit, groups.ids, prescribed
-    )
+    if arguments.store is None:
+        adopt_former_folder(recipe, encoder)
+    of_head = HeadData(folder, recipe.name, head.name)
+    adopt_former_files(of_head)
+    embeddings = read_embeddings(of_head, encoder)
+    data = labelled_rows(embeddings, head.class_names, head.task)
+    groups, split = grouped_split(data, embeddings.pictures, head, of_head.folder)
+    print_overview(of_head, embeddings.pictures, split=split)
     if arguments.if_changed and is_fitted(head_folder(recipe, head), head, recipe, encoder, data, split):
         say(f"head {head.name}: fitted before to the same data, nothing to do")
         print(head_folder(recipe, head) / "head.json")

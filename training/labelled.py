@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
+from recipes.schema import Head
 from training.errors import StepError
 from training.labels import LabelError, label_matrix
+from training.leakage import Groups, group_rows
 from training.losses import Task
-from training.store_view import Embeddings
+from training.split import Split, saved_split
+from training.store_view import Embeddings, Pictures
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,22 @@ def labelled_rows(embeddings: Embeddings, class_names: list[str], task: Task = "
     matrix = embeddings.embedding[rows]
     _check_finite(matrix, names)
     return Labelled(matrix, label, [embeddings.sha256[row] for row in rows], np.array(rows, int))
+
+
+def grouped_split(data: Labelled, pictures: Pictures, head: Head, folder: Path) -> tuple[Groups, Split]:
+    """The groups of the rows that keep to one side of a split, and the split as it was drawn before, or is drawn now.
+
+    Args:
+        data: the labelled rows.
+        pictures: of the head, of which `data.row` are the labelled ones.
+        head: whose `fit` says how to split.
+        folder: of the head's labels in the store.
+    """
+    together = [pictures.group[row] for row in data.row]
+    groups = group_rows(data.sha256, data.embedding, head.fit.near_duplicate_cosine, together)
+    prescribed = [pictures.split[row] for row in data.row]
+    strata = strata_of(data, head.task)
+    return groups, saved_split(folder, strata, data.sha256, head.class_names, head.fit, groups.ids, prescribed)
 
 
 def targets_of(label: np.ndarray, task: Task, label_count: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,13 +39,19 @@ class Groups:
         }
 
 
-def group_rows(sha256: list[str], embeddings: np.ndarray, cosine: float | None) -> Groups:
-    """Join rows of equal content, and contents whose embeddings are near, also by way of others.
+def group_rows(
+    sha256: list[str],
+    embeddings: np.ndarray,
+    cosine: float | None,
+    together: Sequence[tuple[str, ...]] | None = None,
+) -> Groups:
+    """Join rows of equal content, contents whose embeddings are near, and those of a given group, also by way of others.
 
     Args:
         sha256: of each row's content.
         embeddings: (n, D) float32 of any length.
         cosine: embeddings at least this close are near-duplicates; None looks at content only.
+        together: of each row the groups that the data sets name: a person, a burst, a video.
 
     Raises:
         StepError: more than half of all contents are in one group of near-duplicates, or a row is not finite.
@@ -57,6 +63,8 @@ def group_rows(sha256: list[str], embeddings: np.ndarray, cosine: float | None) 
     rows_of_content = np.bincount(content, minlength=len(sums))
     contents_of_group = np.bincount(group_of)
     ids = group_of[content]
+    if together is not None and any(together):
+        ids = _with_given_groups(ids, together)
     return Groups(
         ids=ids.astype(np.int64),
         exact_groups=int((rows_of_content > 1).sum()),
@@ -64,6 +72,14 @@ def group_rows(sha256: list[str], embeddings: np.ndarray, cosine: float | None) 
         near_groups=int((contents_of_group > 1).sum()),
         near_rows=int((contents_of_group[ids] > 1).sum()),
     )
+
+
+def _with_given_groups(ids: np.ndarray, together: Sequence[tuple[str, ...]]) -> np.ndarray:
+    """(n,) the groups after those that share a given group have become one."""
+    first_row: dict[str, int] = {}
+    pairs = [(row, first_row.setdefault(name, row)) for row, names in enumerate(together) for name in names]
+    rows, others = np.array(pairs, np.int64).T
+    return _joined(ids, rows, others)
 
 
 def _near_groups(embeddings: np.ndarray, cosine: float) -> np.ndarray:

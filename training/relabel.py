@@ -1,12 +1,14 @@
 """Corrected labels → embedding store. Images are not touched and nothing is embedded again.
 
     python -m training.relabel --recipe nsfw-vit-b-32 corrections.csv
-    python -m training.relabel --store artifacts/embeddings/demo audit.csv
+    python -m training.relabel --store photos-store audit.csv      # of a store that knows one head
 
 The table (CSV, JSON, JSON lines or Parquet) names rows by `path`, `key` or `sha256` and gives their `label`;
 empty ones are passed over. Of an audit's CSV, rows with an x under `accept` take their suggested_label. All
-copies of a content change together. Labels must be the recipe's; without --recipe, ones that the store has.
-All corrections are applied or, with a message that lists what is wrong, none. Prints how many rows changed.
+copies of a content change together, and a picture to which the data sets give several labels gets this one. Labels must
+be the recipe's; without --recipe, ones that the store has.
+A correction belongs to the head. All are applied or, with a message that lists what is wrong, none. Prints how many
+pictures changed.
 """
 
 from __future__ import annotations
@@ -25,8 +27,9 @@ from recipes.schema import Head, Recipe, load_recipe
 from training.errors import INTERRUPTED, StepError
 from training.labels import LabelError, label_from
 from training.progress import say
+from training.sources import HeadData, adopt_former_files, heads_in
 from training.store import store_folder
-from training.store_view import append_corrections, read_names
+from training.store_view import Pictures, append_corrections, read_mentions, read_pictures
 from training.tables import Table, read_table
 
 _NAMES = ("sha256", "path", "key")
@@ -42,18 +45,18 @@ class Change:
     was: str | None
     """In the parts, without earlier corrections."""
     label: str
-    rows: int
-    """How many rows of the store have another label than this one now."""
+    changes: bool
+    """Whether the picture has another label than this one now."""
     settled: bool
     """Whether an earlier correction says the same."""
 
 
-def changes_in(table: Table, names: pa.Table, label_of: Callable[[Any], str | None]) -> list[Change]:
+def changes_in(table: Table, stored: Stored, label_of: Callable[[Any], str | None]) -> list[Change]:
     """What the table asks for, by content.
 
     Args:
         table: the corrections.
-        names: the store's rows, as `training.store_view.read_names` gives them.
+        stored: the head's pictures.
         label_of: a label as it is written → as the store keeps it; raises LabelError.
 
     Raises:
@@ -61,7 +64,6 @@ def changes_in(table: Table, names: pa.Table, label_of: Callable[[Any], str | No
             cannot be; one content with two labels. Lists what was found and the rows.
     """
     _check_columns(table)
-    stored = _Stored(names)
     wrong: list[str] = []
     wanted: dict[str, tuple[str, str]] = {}
     for number, row in enumerate(table.rows):
@@ -82,30 +84,34 @@ def changes_in(table: Table, names: pa.Table, label_of: Callable[[Any], str | No
     return [stored.change(content, label) for content, (label, _) in wanted.items()]
 
 
-def apply_changes(store: Path, changes: list[Change]) -> int:
-    """Add the corrections to the store, in one file; returns how many rows have another label now."""
+def apply_changes(data: HeadData, changes: list[Change]) -> int:
+    """Add the corrections, in one file; returns how many pictures have another label now."""
     needed = [change for change in changes if not change.settled]
     if needed:
         sums, was, labels = zip(*((change.sha256, change.was, change.label) for change in needed), strict=True)
-        append_corrections(store, list(sums), list(was), list(labels))
-    return sum(change.rows for change in needed)
+        append_corrections(data, list(sums), list(was), list(labels))
+    return sum(change.changes for change in needed)
 
 
-class _Stored:
-    """The store's rows, found by whatever names them."""
+class Stored:
+    """The pictures of a head, found by whatever names one of their files."""
 
-    def __init__(self, names: pa.Table) -> None:
-        columns = ("sha256", "path", "key", "label", "data_label", "corrected")
-        self._sum, paths, keys, self._label, self._data_label, self._corrected = (
-            names[name].to_pylist() for name in columns
-        )
-        self._rows_of: dict[str, list[int]] = {}
-        for row, content in enumerate(self._sum):
-            self._rows_of.setdefault(content, []).append(row)
-        self._by_path = {path: self._sum[row] for row, path in enumerate(paths)}
+    def __init__(self, pictures: Pictures, mentions: pa.Table) -> None:
+        self.pictures = pictures
+        self._row_of = {content: row for row, content in enumerate(pictures.sha256)}
+        paths, keys, sums = (mentions[name].to_pylist() for name in ("path", "key", "sha256"))
+        self._by_path = dict(zip(paths, sums, strict=True))
         self._by_key: dict[str, set[str]] = {}
-        for row, key in enumerate(keys):
-            self._by_key.setdefault(key, set()).add(self._sum[row])
+        for key, content in zip(keys, sums, strict=True):
+            self._by_key.setdefault(key, set()).add(content)
+
+    @classmethod
+    def read(cls, data: HeadData) -> Stored:
+        """
+        Raises:
+            StepError: no data set was read for the head, or a file is damaged.
+        """
+        return cls(read_pictures(data), read_mentions(data))
 
     def content_of(self, row: dict[str, Any]) -> str:
         """The sha256 that a row of the corrections stands for; LookupError says why there is none."""
@@ -116,13 +122,13 @@ class _Stored:
         raise LookupError(f"no {', '.join(_NAMES)} given")
 
     def change(self, content: str, label: str) -> Change:
-        rows = self._rows_of[content]
-        differing = sum(self._label[row] != label for row in rows)
-        settled = not differing and self._corrected[rows[0]]
-        return Change(content, self._data_label[rows[0]], label, differing, settled)
+        row = self._row_of[content]
+        changes = self.pictures.label[row] != label
+        settled = not changes and self.pictures.corrected[row]
+        return Change(content, self.pictures.data_label[row], label, changes, settled)
 
     def _found(self, name: str, value: str) -> str:
-        if name == "sha256" and value in self._rows_of:
+        if name == "sha256" and value in self._row_of:
             return value
         if name == "path":
             for path in (value, str(Path(value).absolute()), str(Path(value).resolve())):
@@ -158,10 +164,10 @@ def _check_columns(table: Table) -> None:
         table.require(["label"], "Give the right class under label.")
 
 
-def _known_label(names: pa.Table) -> Callable[[Any], str | None]:
+def _known_label(pictures: Pictures) -> Callable[[Any], str | None]:
     """Accept the labels that the store has."""
-    said = {label for name in ("label", "data_label") for label in names[name].to_pylist()}
-    known = sorted(label for label in said if label is not None)
+    disputed = {label for files in pictures.disputed.values() for _, label in files}
+    known = sorted({label for label in (*pictures.label, *pictures.data_label) if label is not None} | disputed)
 
     def label_of(value: Any) -> str | None:
         if value is not None and str(value) not in known:
@@ -175,10 +181,17 @@ def _head_label(head: Head) -> Callable[[Any], str | None]:
     return lambda value: label_from(value, head)
 
 
-def _default_store(recipe: Recipe | None) -> Path:
-    if recipe is None:
+def _head_data(store: Path | None, recipe: Recipe | None, head: str | None) -> HeadData:
+    """The head that the command line names; without a recipe the only one that the store knows."""
+    if recipe is not None:
+        return HeadData(store or store_folder(recipe), recipe.name, recipe.head(head).name)
+    if store is None:
         raise StepError("which store? give --store, or --recipe for its default one")
-    return store_folder(recipe)
+    heads = heads_in(store)
+    if len(heads) != 1:
+        known = "; ".join(map(str, heads)) or "none: make it with python -m training.embed"
+        raise StepError(f"{store}: whose labels? name the --recipe (and --head) of one of the heads it knows ({known})")
+    return heads[0]
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -186,7 +199,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m training.relabel", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("corrections", type=Path, help="table of path, key or sha256, and label")
-    parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<recipe>")
+    parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<encoder>")
     parser.add_argument("--recipe", help="whose class_names the labels must be")
     parser.add_argument("--head", help="needed if the recipe has several heads")
     return parser.parse_args(argv)
@@ -195,12 +208,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
     recipe = load_recipe(arguments.recipe) if arguments.recipe else None
-    store = arguments.store or _default_store(recipe)
-    names = read_names(store)
-    label_of = _known_label(names) if recipe is None else _head_label(recipe.head(arguments.head))
-    changes = changes_in(read_table(arguments.corrections), names, label_of)
-    changed = apply_changes(store, changes)
-    say(f"{changed} rows of {len(changes)} images have another label now, in {store}")
+    data = _head_data(arguments.store, recipe, arguments.head)
+    adopt_former_files(data)
+    stored = Stored.read(data)
+    label_of = _known_label(stored.pictures) if recipe is None else _head_label(recipe.head(arguments.head))
+    changes = changes_in(read_table(arguments.corrections), stored, label_of)
+    changed = apply_changes(data, changes)
+    say(f"{changed} of {len(changes)} pictures have another label now, in {data.store}")
     print(changed)
 
 

@@ -1,6 +1,6 @@
 """Splits rows into train, validation and test: stratified, seeded, and no group on two sides.
 
-`split_rows` draws a split; `saved_split` remembers it beside the store, so that a later fit, evaluation or
+`split_rows` draws a split; `saved_split` remembers it with the labels, so that a later fit, evaluation or
 audit with the same settings sees the same sides, and rows that were added since join without moving others.
 """
 
@@ -16,9 +16,9 @@ import pyarrow as pa
 
 from recipes.schema import Fit
 from training.errors import StepError
-from training.store import append_beside, index_in, read_beside
+from training.parquet_files import append_table, index_in, read_tables
+from training.store_view import SIDES
 
-SIDES = ("train", "validation", "test")
 _FREE = -1
 _LEFT_OUT = -2
 
@@ -46,6 +46,7 @@ def split_rows(
     seed: int,
     groups: np.ndarray | None = None,
     fixed: np.ndarray | None = None,
+    open_sides: tuple[int, ...] = (0, 1, 2),
 ) -> Split:
     """Give the rows of each class to the three parts by the same fractions, whole groups at a time.
 
@@ -60,6 +61,7 @@ def split_rows(
         groups: (n,) int; rows of one group go to one part, and equal contents must have one group, as
             `training.leakage.group_rows` gives them. By default each content is a group.
         fixed: (n,) index into SIDES of rows whose side is known, -1 for the others.
+        open_sides: indexes into SIDES that rows may be drawn for; the others hold fixed rows alone.
 
     Raises:
         StepError: a class has fewer than three groups, or the fractions leave nothing to train on.
@@ -85,7 +87,7 @@ def split_rows(
         if named:
             _check_count(class_names[stratum], len(members))
         wanted = _part_sizes(int(sizes[members].sum()), test_fraction, validation_fraction)
-        side_of[members] = _filled(sizes[members], side_of[members], wanted, rng)
+        side_of[members] = _filled(sizes[members], side_of[members], wanted, rng, open_sides)
         if named:
             _check_sides(class_names[stratum], side_of[members])
     found = np.where(contradicted, _LEFT_OUT, side_of[groups])
@@ -104,13 +106,14 @@ def saved_split(
     """`split_rows` as it was drawn before for this store and these settings, and drawn on for new rows.
 
     Args:
-        folder: of the store; the sides of new contents are added there.
+        folder: of the head's labels; the sides of new contents are added there.
         labels: as for `split_rows`.
         contents: as for `split_rows`.
         class_names: as for `split_rows`.
         fit: its fractions, seed and near_duplicate_cosine are the settings.
         groups: as for `split_rows`.
-        prescribed: (n,) `train`, `validation` or `test` where the data set itself says so (the store's `split`).
+        prescribed: (n,) `train`, `validation` or `test` where the data sets say so, which always wins. Where no row is
+            given a validation or a test side, that side is drawn from the rows given to train.
 
     Raises:
         StepError: as `split_rows`, or a prescribed side is none of the three.
@@ -118,17 +121,23 @@ def saved_split(
     settings = _settings(fit)
     name = f"split-{hashlib.sha256(settings.encode()).hexdigest()[:8]}"
     fixed = _saved_sides(folder, name, contents)
-    if prescribed is not None:
+    open_sides = tuple(range(len(SIDES)))
+    if prescribed is not None and any(prescribed):
         given = _prescribed_sides(prescribed)
+        absent = tuple(side for side in open_sides if side not in given)
+        if absent:  # what is not prescribed is drawn, and what is prescribed takes no drawn row
+            open_sides = tuple(sorted({0, *absent}))
+            given = np.where(given == 0, _FREE, given)
+            fixed = np.where(np.isin(fixed, open_sides), fixed, _FREE)
         fixed = np.where(given == _FREE, fixed, given)
     split = split_rows(
-        labels, contents, class_names, fit.test_fraction, fit.validation_fraction, fit.seed, groups, fixed
+        labels, contents, class_names, fit.test_fraction, fit.validation_fraction, fit.seed, groups, fixed, open_sides
     )
     rows = {part: numbers[fixed[numbers] == _FREE] for part, numbers in split.parts().items()}
     new = {contents[row]: part for part, numbers in rows.items() for row in numbers.tolist()}
     if new:
         table = pa.table({"sha256": list(new), "split": list(new.values())})
-        append_beside(folder, name, table.replace_schema_metadata({"clipsieve.split": settings}))
+        append_table(folder, name, table.replace_schema_metadata({"clipsieve.split": settings}))
     return split
 
 
@@ -140,7 +149,7 @@ def _settings(fit: Fit) -> str:
 def _saved_sides(folder: Path, name: str, contents: list[str]) -> np.ndarray:
     """(n,) the side that each content has had since it was first drawn, -1 for new ones."""
     sides = np.full(len(contents), _FREE)
-    for table in reversed(read_beside(folder, name, ["sha256", "split"])):  # the first word counts
+    for table in reversed(read_tables(folder, name, ["sha256", "split"])):  # the first word counts
         place = index_in(pa.array(contents), table["sha256"].combine_chunks())
         known = np.flatnonzero(place.is_valid().to_numpy(zero_copy_only=False))
         words = index_in(table["split"].combine_chunks(), pa.array(SIDES))
@@ -151,7 +160,7 @@ def _saved_sides(folder: Path, name: str, contents: list[str]) -> np.ndarray:
 def _prescribed_sides(prescribed: list[str | None]) -> np.ndarray:
     unknown = {word for word in prescribed if word is not None} - set(SIDES)
     if unknown:
-        raise StepError(f"the store's split column has {sorted(unknown)}, expected {', '.join(SIDES)} or nothing")
+        raise StepError(f"the data sets prescribe {sorted(unknown)}, expected {', '.join(SIDES)} or nothing")
     return np.array([_FREE if word is None else SIDES.index(word) for word in prescribed], np.int64)
 
 
@@ -201,15 +210,21 @@ def _part_sizes(count: int, test_fraction: float, validation_fraction: float) ->
     return count - test - validation, validation, test
 
 
-def _filled(sizes: np.ndarray, sides: np.ndarray, wanted: tuple[int, int, int], rng: np.random.Generator) -> np.ndarray:
-    """(groups,) the side of each: the biggest first, each to the side that lacks most; no side stays empty."""
+def _filled(
+    sizes: np.ndarray,
+    sides: np.ndarray,
+    wanted: tuple[int, int, int],
+    rng: np.random.Generator,
+    open_sides: tuple[int, ...],
+) -> np.ndarray:
+    """(groups,) the side of each: the biggest first, each to the open side that lacks most; none stays empty."""
     sides = sides.copy()
     held = [int(sizes[sides == side].sum()) for side in range(len(SIDES))]
     free = rng.permutation(np.flatnonzero(sides == _FREE))
     free = free[np.argsort(-sizes[free], kind="stable")].tolist()
     for done, group in enumerate(free):
-        empty = [side for side, rows in enumerate(held) if not rows]
-        choice = empty if len(free) - done <= len(empty) else range(len(SIDES))
+        empty = [side for side in open_sides if not held[side]]
+        choice = empty if len(free) - done <= len(empty) else open_sides
         side = max(choice, key=lambda side: wanted[side] - held[side])
         sides[group] = side
         held[side] += int(sizes[group])
@@ -230,6 +245,6 @@ def _check_sides(name: str, sides: np.ndarray) -> None:
     if missing:
         raise StepError(
             f"class {name!r} has no images in {' and '.join(missing)} of the split that was saved or prescribed for "
-            "this store; embed more of it, prescribe that side for some, or delete the store's _split-* files to draw "
+            "this store; embed more of it, prescribe that side for some, or delete its split-* files under labels/ in the store to draw "
             "the split anew"
         )

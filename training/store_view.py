@@ -1,7 +1,8 @@
-"""What a store says now: the last row of each path, and of each content its last label, corrected.
+"""The pictures of a head: what all its data sets say together, one row a content.
 
-So a file that was replaced, or moved to the folder of another class, counts as it was last embedded. A correction says
-what the label `was` and what it is; it holds until the data set itself gives that content another label.
+A content is one picture wherever its files lie. A data set that gives no label says nothing. Two that give different
+ones leave the picture without a label until a correction settles it; of two prescribed sides the more held-out one
+counts. A correction says what the label `was` and what it is; it holds until the data sets themselves say another.
 """
 
 from __future__ import annotations
@@ -13,121 +14,221 @@ import numpy as np
 import pyarrow as pa
 
 from common.manifest import EncoderFingerprint
-from training.store import append_beside, check_part, index_in, read_beside, read_matrix, read_part, written_parts
+from training.errors import StepError
+from training.parquet_files import append_table, codes_of, index_in, read_columns, read_tables
+from training.sources import HeadData, read_sources
+from training.store import check_part, read_matrix, written_parts
 
-_CORRECTIONS = "labels"
+SIDES = ("train", "validation", "test")
+
+_CORRECTIONS = "corrections"
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Columns of equal length, a row a content, sorted by content so that the order of files means nothing."""
+
+    key: list[str]
+    """Of the first of its files by path."""
+    path: list[str]
+    sha256: list[str]
+    label: list[str | None]
+    """What counts: the label on which the data sets agree, corrected."""
+    split: list[str | None]
+    """The side that a data set prescribes."""
+    group: list[tuple[str, ...]]
+    """The persons, bursts or videos that its data sets name."""
+    data_label: list[str | None]
+    """The label without corrections; None where the data sets disagree or say nothing."""
+    disputed: dict[str, list[tuple[str, str]]]
+    """Content → (path, label) of its files, where the data sets give it several labels."""
+    corrected: list[bool]
+    files: np.ndarray
+    """(n,) int64: files that each content has."""
+
+    def __len__(self) -> int:
+        return len(self.sha256)
 
 
 @dataclass(frozen=True)
 class Embeddings:
-    """The rows of a store as columns of equal length, sorted by content so that their order means nothing."""
+    """The pictures of a head with their embeddings."""
 
     embedding: np.ndarray  # (n, embed_dim) float32
-    key: list[str]
-    path: list[str]
-    sha256: list[str]
-    label: list[str | None]
-    """What counts: the last label of each content, corrected."""
-    split: list[str | None] = field(default_factory=list)
-    """The side that the data set itself prescribes."""
-    own_label: list[str | None] = field(default_factory=list)
-    """What the data set last said of each path; differs from `label` where copies disagree or were corrected."""
-    corrected: list[bool] = field(default_factory=list)
+    pictures: Pictures = field(repr=False)
 
     def __len__(self) -> int:
-        return len(self.key)
+        return len(self.pictures)
+
+    @property
+    def key(self) -> list[str]:
+        return self.pictures.key
+
+    @property
+    def path(self) -> list[str]:
+        return self.pictures.path
+
+    @property
+    def sha256(self) -> list[str]:
+        return self.pictures.sha256
+
+    @property
+    def label(self) -> list[str | None]:
+        return self.pictures.label
+
+    @property
+    def split(self) -> list[str | None]:
+        return self.pictures.split
 
 
-def read_embeddings(folder: Path, encoder: EncoderFingerprint) -> Embeddings:
-    """What the store says now, with the embeddings.
+def read_embeddings(data: HeadData, encoder: EncoderFingerprint) -> Embeddings:
+    """The pictures of a head, with their embeddings.
 
     Raises:
-        StepError: the store is missing, empty, another encoder's, or a part cannot be read.
+        StepError: the store is missing, empty, another encoder's or damaged; no data set was read for this head; or a
+            picture has no embedding.
     """
-    parts = written_parts(folder)
+    parts = written_parts(data.store)
     for part in parts:
         check_part(part, encoder)
-    names = read_names(folder)
-    return Embeddings(
-        embedding=_gathered(parts, names["row"].to_numpy(), encoder.embed_dim),
-        **{
-            name: names[name].to_pylist()
-            for name in ("key", "path", "sha256", "label", "split", "own_label", "corrected")
-        },
+    pictures = read_pictures(data)
+    rows = _rows_of(data, pictures.sha256, parts)
+    return Embeddings(_gathered(parts, rows, encoder.embed_dim), pictures)
+
+
+def read_pictures(data: HeadData) -> Pictures:
+    """The pictures of a head.
+
+    Raises:
+        StepError: no data set was read for it, or a file is damaged.
+    """
+    return _by_content(data, read_mentions(data))
+
+
+def read_mentions(data: HeadData) -> pa.Table:
+    """What the data sets say of each file: `training.sources.COLUMNS`, sorted by content, then path.
+
+    Raises:
+        StepError: no data set was read for this head, or a file is damaged.
+    """
+    sources = read_sources(data)
+    if not sources:
+        raise StepError(
+            f"{data.store}: no data set was read for {data}; name one (what is embedded already is kept): "
+            f"python -m training.embed --recipe {data.recipe} --head {data.head} --data FOLDER"
+        )
+    table = pa.concat_tables(source.mentions for source in sources).combine_chunks()
+    return table.sort_by([("sha256", "ascending"), ("path", "ascending")])
+
+
+def append_corrections(data: HeadData, sha256: list[str], was: list[str | None], label: list[str]) -> Path:
+    """Give contents other labels; `was` is their `Pictures.data_label`."""
+    columns = (pa.array(values, pa.string()) for values in (sha256, was, label))
+    return append_table(data.folder, _CORRECTIONS, pa.table(list(columns), names=["sha256", "was", "label"]))
+
+
+def _by_content(data: HeadData, mentions: pa.Table) -> Pictures:
+    _, content_of = codes_of(mentions["sha256"])
+    starts = np.flatnonzero(np.diff(content_of, prepend=-1))
+    first = mentions.take(pa.array(starts))
+    labels, label_of = codes_of(mentions["label"])
+    agreed, disputed = _agreed(label_of, starts)
+    own = labels.take(pa.array(agreed, mask=agreed < 0)).to_pylist()
+    sums = first["sha256"].to_pylist()
+    label, corrected = _with_corrections(data, sums, own)
+    return Pictures(
+        key=first["key"].to_pylist(),
+        path=first["path"].to_pylist(),
+        sha256=sums,
+        label=label,
+        split=_prescribed(data, mentions["split"], starts),
+        group=_groups(mentions["group"], starts),
+        data_label=own,
+        disputed=_disputed_files(mentions, starts, np.flatnonzero(disputed)),
+        corrected=corrected,
+        files=np.diff(starts, append=len(mentions)),
     )
 
 
-def read_names(folder: Path) -> pa.Table:
-    """What the store says now, without the embeddings.
-
-    Returns:
-        key, path, sha256, label, split, own_label, corrected as in `Embeddings`; `data_label`, the label without
-        corrections; and `row`, its number among all rows of all parts. Sorted by content, then path.
-
-    Raises:
-        StepError: the store is missing or empty, or a part cannot be read.
-    """
-    columns = ["key", "path", "sha256", "label", "split"]
-    table = pa.concat_tables(read_part(part, columns) for part in written_parts(folder)).combine_chunks()
-    labels, label_of = _codes(table["label"])
-    contents, content_of = _codes(table["sha256"])
-    last_label = np.full(len(contents), -1)
-    last_label[content_of] = label_of  # the last row's word remains
-    _, path_of = _codes(table["path"])
-    last_row = np.zeros(path_of.max(initial=-1) + 1, np.int64)
-    last_row[path_of] = np.arange(len(table))
-    table = table.append_column("own_label", table["label"]).append_column("row", pa.array(np.arange(len(table))))
-    table = table.set_column(table.schema.get_field_index("label"), "label", _taken(labels, last_label[content_of]))
-    table = table.take(last_row).sort_by([("sha256", "ascending"), ("path", "ascending")])
-    return _with_corrections(folder, table)
+def _agreed(codes: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """For each content the one code ≥ 0 that its files have, -1 if there is none or several; and whether several."""
+    highest = np.maximum.reduceat(codes, starts)
+    lowest = np.minimum.reduceat(np.where(codes < 0, np.iinfo(codes.dtype).max, codes), starts)
+    disputed = (highest >= 0) & (lowest < highest)
+    return np.where(disputed, -1, highest), disputed
 
 
-def append_corrections(folder: Path, sha256: list[str], was: list[str | None], label: list[str]) -> Path:
-    """Give contents other labels; `was` is the label in the parts, without earlier corrections."""
-    columns = (pa.array(values, pa.string()) for values in (sha256, was, label))
-    return append_beside(folder, _CORRECTIONS, pa.table(list(columns), names=["sha256", "was", "label"]))
+def _prescribed(data: HeadData, column: pa.ChunkedArray, starts: np.ndarray) -> list[str | None]:
+    unknown = set(column.unique().to_pylist()) - {None, *SIDES}
+    if unknown:
+        raise StepError(
+            f"{data.store}: the data sets of {data} prescribe {sorted(unknown)}, expected {', '.join(SIDES)}"
+        )
+    sides = np.asarray(index_in(column.combine_chunks(), pa.array(SIDES)).fill_null(-1))
+    return [None if side < 0 else SIDES[side] for side in np.maximum.reduceat(sides, starts).tolist()]
 
 
-def _with_corrections(folder: Path, table: pa.Table) -> pa.Table:
-    """The table with each correction applied whose `was` is still what the data set says."""
-    label = table["label"].combine_chunks()
-    corrected = np.zeros(len(table), bool)
-    corrections = read_beside(folder, _CORRECTIONS, ["sha256", "was", "label"])
-    if corrections:
-        said = pa.concat_tables(corrections)
-        columns = (said[name].to_pylist() for name in ("sha256", "was", "label"))
-        last = {(sha256, was): to for sha256, was, to in zip(*columns, strict=True)}
-        about = index_in(table["sha256"].combine_chunks(), said["sha256"].combine_chunks())
-        values = label.to_pylist()
-        for row in np.flatnonzero(about.is_valid()).tolist():
-            rule = (table["sha256"][row].as_py(), values[row])
-            corrected[row] = rule in last
-            values[row] = last.get(rule, values[row])
-        label = pa.array(values, pa.string())
-    table = table.rename_columns(["data_label" if name == "label" else name for name in table.column_names])
-    return table.append_column("label", label).append_column("corrected", pa.array(corrected))
+def _groups(column: pa.ChunkedArray, starts: np.ndarray) -> list[tuple[str, ...]]:
+    groups: list[tuple[str, ...]] = [()] * len(starts)
+    if column.null_count < len(column):
+        names = column.to_pylist()
+        ends = [*starts[1:].tolist(), len(names)]
+        for row, (start, end) in enumerate(zip(starts.tolist(), ends, strict=True)):
+            groups[row] = tuple(sorted({name for name in names[start:end] if name is not None}))
+    return groups
 
 
-def _codes(column: pa.ChunkedArray) -> tuple[pa.Array, np.ndarray]:
-    """(different values, (n,) index of each row's value, -1 for null)."""
-    encoded = column.combine_chunks().dictionary_encode()
-    return encoded.dictionary, np.asarray(encoded.indices.fill_null(-1))
+def _disputed_files(mentions: pa.Table, starts: np.ndarray, rows: np.ndarray) -> dict[str, list[tuple[str, str]]]:
+    ends = [*starts[1:].tolist(), len(mentions)]
+    disputed = {}
+    for row in rows.tolist():
+        files = mentions.slice(int(starts[row]), ends[row] - int(starts[row]))
+        pairs = zip(files["path"].to_pylist(), files["label"].to_pylist(), strict=True)
+        disputed[files["sha256"][0].as_py()] = [(path, label) for path, label in pairs if label is not None]
+    return disputed
 
 
-def _taken(values: pa.Array, codes: np.ndarray) -> pa.Array:
-    """The values of the codes, null for -1."""
-    return values.take(pa.array(codes, mask=codes < 0))
+def _with_corrections(data: HeadData, sums: list[str], labels: list[str | None]) -> tuple[list[str | None], list[bool]]:
+    """The labels with each correction applied whose `was` is still what the data sets say, and where one was."""
+    corrected, tables = [False] * len(sums), read_tables(data.folder, _CORRECTIONS, ["sha256", "was", "label"])
+    if not tables:
+        return labels, corrected
+    table, labels = pa.concat_tables(tables), [*labels]
+    columns = (table[name].to_pylist() for name in ("sha256", "was", "label"))
+    last = {(sha256, was): label for sha256, was, label in zip(*columns, strict=True)}
+    place_of = {content: row for row, content in enumerate(sums)}
+    for (sha256, was), label in last.items():
+        row = place_of.get(sha256)
+        if row is not None and labels[row] == was and not corrected[row]:
+            labels[row], corrected[row] = label, True
+    return labels, corrected
+
+
+def _rows_of(data: HeadData, contents: list[str], parts: list[Path]) -> np.ndarray:
+    """(n,) number of each content's row among all rows of all parts."""
+    table = pa.concat_tables(read_columns(part, ["sha256"]) for part in parts)
+    distinct, code_of = codes_of(table["sha256"])
+    row_of = np.empty(len(distinct), np.int64)
+    row_of[code_of] = np.arange(len(code_of))
+    place = index_in(pa.array(contents, pa.string()), distinct)
+    if place.null_count:
+        first = contents[place.is_null().index(True).as_py()]
+        raise StepError(
+            f"{data.store}: {place.null_count} pictures of {data} have no embedding here, the first {first}; was a part "
+            "deleted? Embed its data set again"
+        )
+    return row_of[np.asarray(place)]
 
 
 def _gathered(parts: list[Path], rows: np.ndarray, embed_dim: int) -> np.ndarray:
     """(len(rows), embed_dim) float32: those rows of all parts' rows; one part is in memory at a time."""
-    found = np.empty((len(rows), embed_dim), np.float32)
+    gathered = np.empty((len(rows), embed_dim), np.float32)
     order = np.argsort(rows, kind="stable")
     ascending = rows[order]
     start = 0
     for part in parts:
         matrix = read_matrix(part)
         low, high = np.searchsorted(ascending, (start, start + len(matrix)))
-        found[order[low:high]] = matrix[ascending[low:high] - start]
+        gathered[order[low:high]] = matrix[ascending[low:high] - start]
         start += len(matrix)
-    return found
+    return gathered

@@ -240,6 +240,11 @@ class Transform:
         except Exception as error:  # whatever a decoder raises is this image's error, never its batch's
             raise ImageError("DECODE_FAILED", _describe(error)) from error
 
+    def size_of(self, data: bytes) -> tuple[int, int]:
+        """(width, height) of an image that was decoded before, as it is stored, before EXIF orientation."""
+        with self._open(raw_bytes(data, self.max_bytes)) as image:
+            return image.size
+
     def batch(self, images: Iterable[bytes]) -> np.ndarray:
         """All images of one request: (B, H, W, 3) uint8, or BatchError naming each bad one."""
         pixels, errors = [], []

@@ -1,0 +1,230 @@
+"""What data sets say of the pictures a head is fitted to: labels, prescribed splits and groups, by content.
+
+    <store>/labels/<recipe>/<head>/
+        source-1f0c9a3e-00002-….parquet     one data set as it was last read: key, path, sha256, label, split, group
+        missing-7b02c1d4-00000-….parquet    the same, of one that is no longer where it was
+        corrections-00000-….parquet         sha256, was, label                      (training.relabel)
+        split-41d2c09b-00000-….parquet      sides that were drawn: sha256, split    (training.split)
+
+A data set is known by where it lies. Reading it again replaces what it said before, so that files which are gone, moved
+or relabelled are gone, moved or relabelled here. One that cannot be found any more counts no longer, and counts again
+when it is back. `path` is the image file, or `<file>#<key or row>` for what lies inside a file.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from training.errors import StepError
+from training.parquet_files import read_columns, readable, write_table
+from training.store import Store
+
+COLUMNS = ("key", "path", "sha256", "label", "split", "group")
+
+_METADATA_KEY = b"clipsieve.source"
+_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=name in ("label", "split", "group")) for name in COLUMNS])
+
+
+@dataclass(frozen=True)
+class HeadData:
+    """The place in a store of what data sets say for one head of one recipe."""
+
+    store: Path
+    recipe: str
+    head: str
+
+    @property
+    def folder(self) -> Path:
+        return self.store / "labels" / self.recipe / self.head
+
+    def __str__(self) -> str:
+        return f"head {self.head} of recipe {self.recipe}"
+
+
+@dataclass(frozen=True)
+class Mention:
+    """What a data set says of one file."""
+
+    key: str
+    path: str
+    sha256: str
+    label: str | None
+    split: str | None = None
+    group: str | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """One data set as it was last read."""
+
+    identity: str
+    """What it is and where it lies: `folders /data/set`."""
+    mentions: pa.Table
+    """COLUMNS, one row a file."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Reason → files or rows of it that have no embedding or no place among the samples."""
+    notes: list[str] = field(default_factory=list)
+    """Facts of its reading that a person should know."""
+    generation: int = 0
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What is otherwise than before, in pictures (contents)."""
+
+    new: int
+    gone: int
+    moved: int
+    relabelled: int
+    missing: dict[str, int]
+    """Identity → files of each data set that is no longer where it was."""
+
+
+def mentions_table(mentions: Iterable[Mention]) -> pa.Table:
+    """The rows as a table of COLUMNS."""
+    rows = list(mentions)
+    return pa.table([pa.array([getattr(row, name) for row in rows], pa.string()) for name in COLUMNS], schema=_SCHEMA)
+
+
+def read_sources(data: HeadData) -> list[Source]:
+    """The data sets that count, in the order of their identities' sums.
+
+    Raises:
+        StepError: a file cannot be read.
+    """
+    latest: dict[str, Source] = {}
+    for file in sorted(data.folder.glob("source-*.parquet")):
+        source = _read(file)
+        latest[source.identity] = source
+    return list(latest.values())
+
+
+def write_source(data: HeadData, source: Source, keep_missing: bool = False) -> Changes:
+    """Put what a data set says now in the place of what it said before.
+
+    Args:
+        data: of the head.
+        source: as it was just read; its generation is given here.
+        keep_missing: files that the data set no longer has, and data sets that are no longer there, go on counting.
+    """
+    before = read_sources(data)
+    former = next((other for other in before if other.identity == source.identity), None)
+    mentions = source.mentions
+    if keep_missing and former is not None:
+        mentions = _with_missing_files(mentions, former.mentions)
+    stem = f"source-{_short_sum(source.identity)}"
+    replaced = list(data.folder.glob(f"{stem}-*.parquet"))
+    generation = former.generation + 1 if former else 0
+    facts = {
+        "identity": source.identity,
+        "generation": generation,
+        "left_out": source.left_out,
+        "notes": source.notes,
+    }
+    write_table(
+        data.folder,
+        f"{stem}-{generation:05d}",
+        mentions.replace_schema_metadata({_METADATA_KEY: json.dumps(facts).encode()}),
+    )
+    for file in replaced:
+        file.unlink(missing_ok=True)
+    missing = _set_missing_aside(data, source.identity, keep_missing)
+    return _changes(before, read_sources(data), missing)
+
+
+def adopt_former_files(data: HeadData) -> None:
+    """Take corrections and drawn sides of a store from before labels belonged to a head into this head's folder.
+
+    Its parts are read as they are; what they say of labels is not, because nobody can tell whose labels they were.
+    """
+    for file in sorted(data.store.glob("_*.parquet")):
+        name = file.name.removeprefix("_").replace("labels-", "corrections-", 1)
+        if name.startswith(("corrections-", "split-")):
+            data.folder.mkdir(parents=True, exist_ok=True)
+            file.rename(data.folder / name)
+
+
+def heads_in(store: Path) -> list[HeadData]:
+    """The heads of which a store has labels."""
+    folders = sorted(path for path in (store / "labels").glob("*/*") if path.is_dir())
+    return [HeadData(store, folder.parent.name, folder.name) for folder in folders]
+
+
+def check_embedded(data: HeadData, contents: set[str], store: Store) -> None:
+    """
+    Raises:
+        StepError: the store lacks the embedding of a content, because a part was deleted or its folder copied in half.
+    """
+    lacking = sorted(content for content in contents if not store.holds(content))
+    if lacking:
+        raise StepError(
+            f"{data.store}: {len(lacking)} pictures of {data} have no embedding, the first {lacking[0]}; embed again"
+        )
+
+
+def is_there(identity: str) -> bool:
+    """Whether a data set still lies where its identity says."""
+    path = identity.partition(" ")[2]
+    return Path(path).exists() or (glob.has_magic(path) and any(glob.iglob(path, recursive=True)))
+
+
+def _set_missing_aside(data: HeadData, current: str, keep: bool) -> dict[str, int]:
+    """Give each other data set the name of one that counts or one that is missing; those that are newly missing."""
+    missing: dict[str, int] = {}
+    for file in sorted([*data.folder.glob("source-*.parquet"), *data.folder.glob("missing-*.parquet")]):
+        source = _read(file)
+        if source.identity == current:
+            continue
+        counts = keep or is_there(source.identity)
+        name = ("source-" if counts else "missing-") + file.name.partition("-")[2]
+        if name != file.name:
+            file.rename(file.with_name(name))
+            if not counts:
+                missing[source.identity] = len(source.mentions)
+    return missing
+
+
+def _with_missing_files(mentions: pa.Table, former: pa.Table) -> pa.Table:
+    """The mentions, and those of before whose path is none of theirs."""
+    paths = set(mentions["path"].to_pylist())
+    kept = [path not in paths for path in former["path"].to_pylist()]
+    return pa.concat_tables([mentions, former.filter(pa.array(kept, pa.bool_()))])
+
+
+def _changes(before: list[Source], after: list[Source], missing: dict[str, int]) -> Changes:
+    old, new = (
+        pa.concat_tables([_SCHEMA.empty_table(), *(source.mentions for source in sources)])
+        for sources in (before, after)
+    )
+    contents, former = set(new["sha256"].to_pylist()), set(old["sha256"].to_pylist())
+    common = contents & former
+    moved, relabelled = (
+        common - {content for content, _ in _pairs(old, name) & _pairs(new, name)} for name in ("path", "label")
+    )
+    return Changes(len(contents - former), len(former - contents), len(moved), len(relabelled), missing)
+
+
+def _pairs(table: pa.Table, name: str) -> set[tuple[str, str | None]]:
+    return set(zip(table["sha256"].to_pylist(), table[name].to_pylist(), strict=True))
+
+
+def _read(file: Path) -> Source:
+    metadata = readable(file, lambda: pq.read_schema(file)).metadata or {}
+    try:
+        facts = json.loads(metadata[_METADATA_KEY])
+    except (KeyError, ValueError) as error:
+        raise StepError(f"{file}: says of no data set what it was read from; delete it and embed again") from error
+    mentions = read_columns(file, list(COLUMNS)).replace_schema_metadata(None)
+    return Source(facts["identity"], mentions, facts["left_out"], facts["notes"], facts["generation"])
+
+
+def _short_sum(identity: str) -> str:
+    return hashlib.sha256(identity.encode()).hexdigest()[:8]
