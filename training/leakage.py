@@ -45,7 +45,7 @@ def group_rows(
     cosine: float | None,
     together: Sequence[tuple[str, ...]] | None = None,
 ) -> Groups:
-    """Join rows of equal content, contents whose embeddings are near, and those of a given group, also by way of others.
+    """Join rows of equal content, of near embeddings and of a given group, also by way of others.
 
     Args:
         sha256: of each row's content.

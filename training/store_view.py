@@ -214,8 +214,8 @@ def _rows_of(data: HeadData, contents: list[str], parts: list[Path]) -> np.ndarr
     if place.null_count:
         first = contents[place.is_null().index(True).as_py()]
         raise StepError(
-            f"{data.store}: {place.null_count} pictures of {data} have no embedding here, the first {first}; was a part "
-            "deleted? Embed its data set again"
+            f"{data.store}: {place.null_count} pictures of {data} have no embedding here, the first {first}; was a "
+            "part deleted? Embed its data set again"
         )
     return row_of[np.asarray(place)]
 
