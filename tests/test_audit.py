@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from stores import DemoStore, Row, demo_store
 from tiny_encoder import write_tiny_encoder
 from two_classes import TwoClasses, bayes_auroc, two_classes
 
@@ -15,8 +16,6 @@ from recipes.errors import run_step
 from recipes.schema import RECIPES, load_recipe
 from training import audit, relabel
 from training.audit import Finding, Labelled, audit_rows
-from training.store import Row, Store
-from training.store_view import read_embeddings
 
 CLASSES = ["angular", "round"]
 
@@ -56,8 +55,8 @@ def encoder(recipe: Path) -> EncoderFingerprint:
 
 
 @pytest.fixture
-def store(encoder: EncoderFingerprint) -> Store:
-    return Store(paths.ARTIFACTS / "embeddings" / "demo", encoder)
+def store(encoder: EncoderFingerprint) -> DemoStore:
+    return demo_store(encoder)
 
 
 def _row(name: str, label: str | None, embedding: np.ndarray, sha256: str | None = None) -> Row:
@@ -132,7 +131,7 @@ def test_a_row_far_from_all_others_is_an_outlier() -> None:
     assert "far from its 10 neighbours (mean cosine 0." in outliers[0].reason
 
 
-def test_the_csv_is_sorted_and_has_one_line_a_row(store: Store, recipe: Path, tmp_path: Path, capsys) -> None:
+def test_the_csv_is_sorted_and_has_one_line_a_row(store: DemoStore, recipe: Path, tmp_path: Path, capsys) -> None:
     rows = _clusters()
     wrong = _row("wrong.png", "round", rows[0].embedding + 0.01)
     store.append([*rows, wrong])
@@ -201,7 +200,7 @@ def test_accepted_lines_are_applied_and_the_next_audit_sees_it(store, encoder, r
         writer.writerows(lines)
     edited = str(tmp_path / "edited.csv")
     assert run_step("training.relabel", lambda: relabel.main(["--recipe", str(recipe), edited])) == 0
-    stored = read_embeddings(store.folder, encoder)
+    stored = store.read()
     assert dict(zip(stored.path, stored.label, strict=True))["wrong.png"] == "angular"
     assert not [line for line in _audit(recipe, tmp_path)[1] if line["path"] == "wrong.png"]
 

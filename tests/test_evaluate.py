@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from stores import DemoStore, Row, demo_store
 from tiny_encoder import EMBED_DIM, write_tiny_encoder
 
 from common import paths
@@ -15,7 +16,6 @@ from common.manifest import read_encoder, read_head
 from recipes.errors import run_step
 from recipes.schema import load_recipe
 from training import evaluate, fit
-from training.store import Row, Store
 
 CLASSES = ["angular", "round"]
 
@@ -37,18 +37,18 @@ def fitted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(paths, "ARTIFACTS", artifacts)
         encoder = write_tiny_encoder(paths.encoder_folder(load_recipe("demo"))).fingerprint()
-        Store(artifacts / "embeddings" / "demo", encoder).append(_rows(300))
+        demo_store(encoder).append(_rows(300))
         assert run_step("training.fit", lambda: fit.main(["--recipe", "demo"])) == 0
     return artifacts
 
 
 @pytest.fixture
-def store(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Store:
+def store(fitted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DemoStore:
     """Its own copy of them."""
     shutil.copytree(fitted, tmp_path / "artifacts")
     monkeypatch.setattr(paths, "ARTIFACTS", tmp_path / "artifacts")
     encoder = read_encoder(paths.encoder_folder(load_recipe("demo"))).fingerprint()
-    return Store(paths.ARTIFACTS / "embeddings" / "demo", encoder)
+    return demo_store(encoder)
 
 
 def _evaluate(out: Path, *arguments: object) -> int:
@@ -65,7 +65,7 @@ def _head_folder() -> Path:
     return paths.ARTIFACTS / "demo" / "heads" / "demo"
 
 
-def test_the_report_agrees_with_the_fit(store: Store, tmp_path: Path, capsys) -> None:
+def test_the_report_agrees_with_the_fit(store: DemoStore, tmp_path: Path, capsys) -> None:
     capsys.readouterr()
     assert _evaluate(tmp_path / "out") == 0
     assert capsys.readouterr().out == f"{tmp_path / 'out' / 'report.json'}\n"
@@ -83,7 +83,7 @@ def test_the_report_agrees_with_the_fit(store: Store, tmp_path: Path, capsys) ->
     assert point["recall"]["value"] == pytest.approx(metrics.recall)
 
 
-def test_plots_and_a_card_lie_beside_it(store: Store, tmp_path: Path) -> None:
+def test_plots_and_a_card_lie_beside_it(store: DemoStore, tmp_path: Path) -> None:
     assert _evaluate(tmp_path / "out") == 0
     names = {path.name for path in (tmp_path / "out").iterdir()}
     pictures = {"roc", "precision_recall", "reliability", "score_histogram", "threshold_sweep", "loss_curve"}
@@ -94,13 +94,13 @@ def test_plots_and_a_card_lie_beside_it(store: Store, tmp_path: Path) -> None:
     assert str(load_recipe("demo").notice) in card
 
 
-def test_all_rows_are_said_to_flatter(store: Store, tmp_path: Path) -> None:
+def test_all_rows_are_said_to_flatter(store: DemoStore, tmp_path: Path) -> None:
     assert _evaluate(tmp_path / "out", "--all") == 0
     assert _report(tmp_path / "out")["rows"]["n"] == 300
     assert "flatter" in (tmp_path / "out" / "model_card.md").read_text()
 
 
-def test_rows_added_since_do_not_bring_trained_rows_into_the_test(store: Store, tmp_path: Path) -> None:
+def test_rows_added_since_do_not_bring_trained_rows_into_the_test(store: DemoStore, tmp_path: Path) -> None:
     assert _evaluate(tmp_path / "before") == 0
     store.append(_rows(200, first=1000))
     assert _evaluate(tmp_path / "after") == 0
@@ -111,7 +111,7 @@ def test_rows_added_since_do_not_bring_trained_rows_into_the_test(store: Store, 
 
 
 @pytest.mark.parametrize(("column", "names"), [("width", {"width=9", "width=10", "width=11"}), ("height", None)])
-def test_slices_add_up(store: Store, tmp_path: Path, column: str, names: set[str] | None) -> None:
+def test_slices_add_up(store: DemoStore, tmp_path: Path, column: str, names: set[str] | None) -> None:
     assert _evaluate(tmp_path / "out", "--slice", column) == 0
     report = _report(tmp_path / "out")
     assert sum(figures["n"] for figures in report["slices"].values()) == report["rows"]["n"]
@@ -119,7 +119,7 @@ def test_slices_add_up(store: Store, tmp_path: Path, column: str, names: set[str
     assert "## Slices" in (tmp_path / "out" / "model_card.md").read_text()
 
 
-def test_a_slice_of_one_class_says_why_it_has_no_figures(store: Store, tmp_path: Path) -> None:
+def test_a_slice_of_one_class_says_why_it_has_no_figures(store: DemoStore, tmp_path: Path) -> None:
     assert _evaluate(tmp_path / "out", "--slice", "label") == 0
     reasons = [figures["reason"] for figures in _report(tmp_path / "out")["slices"].values()]
     assert sorted(reason.split(",")[0] for reason in reasons) == ["no positives", "only positives"]
@@ -140,7 +140,7 @@ def test_what_cannot_be_evaluated_writes_nothing(store, tmp_path, capsys, argume
     assert not (tmp_path / "out").exists()
 
 
-def test_weights_of_another_head_are_refused(store: Store, tmp_path: Path, capsys) -> None:
+def test_weights_of_another_head_are_refused(store: DemoStore, tmp_path: Path, capsys) -> None:
     path = _head_folder() / "head.safetensors"
     save_file({name: tensor + 1 for name, tensor in load_file(path).items()}, path)
     assert _evaluate(tmp_path / "out") == 1
@@ -148,7 +148,7 @@ def test_weights_of_another_head_are_refused(store: Store, tmp_path: Path, capsy
     assert not (tmp_path / "out").exists()
 
 
-def test_a_head_of_another_encoder_is_refused(store: Store, tmp_path: Path, capsys) -> None:
+def test_a_head_of_another_encoder_is_refused(store: DemoStore, tmp_path: Path, capsys) -> None:
     write_tiny_encoder(paths.encoder_folder(load_recipe("demo")), seed=1)
     assert _evaluate(tmp_path / "out") == 1
     assert "weights_sha256: the head was trained on" in capsys.readouterr().err

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file
+from stores import DemoStore, Row, demo_store
 from tiny_encoder import EMBED_DIM, write_tiny_encoder
 
 from common import paths
@@ -18,8 +19,6 @@ from training import fit, head_files
 from training.labelled import Labelled, labelled_rows
 from training.leakage import group_rows
 from training.split import Split, saved_split
-from training.store import Row, Store
-from training.store_view import read_embeddings
 
 CLASSES = ["angular", "round"]
 FILES = {
@@ -52,8 +51,8 @@ def encoder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EncoderFingerpri
 
 
 @pytest.fixture
-def store(encoder: EncoderFingerprint) -> Store:
-    return Store(paths.ARTIFACTS / "embeddings" / "demo", encoder)
+def store(encoder: EncoderFingerprint) -> DemoStore:
+    return demo_store(encoder)
 
 
 def _fit(*arguments: object) -> int:
@@ -64,7 +63,7 @@ def _head_folder() -> Path:
     return paths.ARTIFACTS / "demo" / "heads" / "demo"
 
 
-def _split(store: Store, data: Labelled) -> Split:
+def _split(store: DemoStore, data: Labelled) -> Split:
     """As the fit drew it."""
     settings = load_recipe("demo").heads[0].fit
     groups = group_rows(data.sha256, data.embedding, settings.near_duplicate_cosine)
@@ -86,7 +85,7 @@ def _scores_by_hand(folder: Path, embeddings: np.ndarray) -> np.ndarray:
     return 1 / (1 + np.exp(-x[:, 0]))
 
 
-def test_all_files_are_written_and_the_manifest_is_printed(store: Store, capsys) -> None:
+def test_all_files_are_written_and_the_manifest_is_printed(store: DemoStore, capsys) -> None:
     store.append(_rows(200))
     assert _fit() == 0
     out, err = capsys.readouterr()
@@ -98,7 +97,7 @@ def test_all_files_are_written_and_the_manifest_is_printed(store: Store, capsys)
             assert (_head_folder() / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_manifest_says_what_was_trained(store: Store, encoder: EncoderFingerprint) -> None:
+def test_manifest_says_what_was_trained(store: DemoStore, encoder: EncoderFingerprint) -> None:
     store.append(_rows(200))
     assert _fit() == 0
     manifest = read_head(_head_folder())
@@ -117,10 +116,10 @@ def test_manifest_says_what_was_trained(store: Store, encoder: EncoderFingerprin
     assert {"python", "torch"} <= manifest.versions.keys()
 
 
-def test_the_written_head_has_the_metrics_it_claims(store: Store, encoder: EncoderFingerprint) -> None:
+def test_the_written_head_has_the_metrics_it_claims(store: DemoStore, encoder: EncoderFingerprint) -> None:
     store.append(_rows(200, separation=4))
     assert _fit() == 0
-    data = labelled_rows(read_embeddings(store.folder, encoder), CLASSES)
+    data = labelled_rows(store.read(), CLASSES)
     split = _split(store, data)
     scores, labels = _scores_by_hand(_head_folder(), data.embedding[split.test]), data.label[split.test]
     metrics = read_head(_head_folder()).metrics
@@ -135,10 +134,10 @@ def test_the_written_head_has_the_metrics_it_claims(store: Store, encoder: Encod
     assert metrics.auroc > 0.9  # the best possible is 0.998
 
 
-def test_the_score_distribution_is_that_of_the_held_out_rows(store: Store, encoder: EncoderFingerprint) -> None:
+def test_the_score_distribution_is_that_of_the_held_out_rows(store: DemoStore, encoder: EncoderFingerprint) -> None:
     store.append(_rows(200))
     assert _fit() == 0
-    data = labelled_rows(read_embeddings(store.folder, encoder), CLASSES)
+    data = labelled_rows(store.read(), CLASSES)
     split, found = _split(store, data), read_head(_head_folder()).score_distribution
     assert found is not None
     scores = _scores_by_hand(_head_folder(), data.embedding[np.concatenate([split.validation, split.test])])
@@ -146,7 +145,7 @@ def test_the_score_distribution_is_that_of_the_held_out_rows(store: Store, encod
     np.testing.assert_allclose(found.ratios[0], [(scores <= edge).mean() for edge in found.edges], atol=1e-6)
 
 
-def test_report_holds_the_loss_curve(store: Store) -> None:
+def test_report_holds_the_loss_curve(store: DemoStore) -> None:
     store.append(_rows(100))
     assert _fit() == 0
     report = json.loads((_head_folder() / "report.json").read_text())
@@ -155,12 +154,14 @@ def test_report_holds_the_loss_curve(store: Store) -> None:
     assert report["metrics"] == read_head(_head_folder()).metrics.model_dump()
 
 
-def test_fits_are_equal_whatever_the_order_of_embedding(store: Store, encoder: EncoderFingerprint, tmp_path) -> None:
+def test_fits_are_equal_whatever_the_order_of_embedding(
+    store: DemoStore, encoder: EncoderFingerprint, tmp_path
+) -> None:
     rows = _rows(100)
     store.append(rows)
     assert _fit() == 0
     first = read_head(_head_folder())
-    other = Store(tmp_path / "other", encoder)
+    other = DemoStore(tmp_path / "other", encoder)
     other.append(rows[60:])
     other.append(rows[:60])
     assert _fit("--store", tmp_path / "other") == 0
@@ -168,7 +169,7 @@ def test_fits_are_equal_whatever_the_order_of_embedding(store: Store, encoder: E
     assert read_head(_head_folder()).revision == first.revision
 
 
-def test_if_changed_leaves_a_head_of_the_same_data_and_no_other(store: Store) -> None:
+def test_if_changed_leaves_a_head_of_the_same_data_and_no_other(store: DemoStore) -> None:
     store.append(_rows(80))
     assert _fit("--if-changed") == 0
     file = _head_folder() / "head.json"
@@ -192,17 +193,17 @@ def test_data_fingerprint_follows_content_and_label() -> None:
     assert fingerprint(["a", "b"], [0, 1]) != fingerprint(["a", "c"], [0, 1])
 
 
-def test_copies_stay_on_one_side(store: Store, encoder: EncoderFingerprint) -> None:
+def test_copies_stay_on_one_side(store: DemoStore, encoder: EncoderFingerprint) -> None:
     rows = _rows(60)
     copies = [_row(100 + n, row.label, row.embedding, row.sha256) for n, row in enumerate(rows)]
     store.append(rows + copies)
-    data = labelled_rows(read_embeddings(store.folder, encoder), CLASSES)
+    data = labelled_rows(store.read(), CLASSES)
     split = _split(store, data)
     held = [{data.sha256[row] for row in rows} for rows in split.parts().values()]
     assert sum(map(len, held)) == 60
 
 
-def test_unlabelled_rows_are_left_out(store: Store) -> None:
+def test_unlabelled_rows_are_left_out(store: DemoStore) -> None:
     store.append([*_rows(60), _row(900, None, np.full(EMBED_DIM, np.nan, np.float32))])
     assert _fit() == 0
     counts = read_head(_head_folder()).training.counts
@@ -231,7 +232,9 @@ def _with_nan() -> list[Row]:
         ([_row(1, None, np.zeros(EMBED_DIM, np.float32))], "labelled images of no class only"),
     ],
 )
-def test_unusable_stores_are_refused_and_the_old_head_stays(store: Store, rows: list[Row], words: str, capsys) -> None:
+def test_unusable_stores_are_refused_and_the_old_head_stays(
+    store: DemoStore, rows: list[Row], words: str, capsys
+) -> None:
     _head_folder().mkdir(parents=True)
     (_head_folder() / "head.json").write_text("the old head")
     store.append(rows)
@@ -244,7 +247,7 @@ def test_unusable_stores_are_refused_and_the_old_head_stays(store: Store, rows: 
     assert (_head_folder() / "head.json").read_text() == "the old head"
 
 
-def test_a_failing_plot_overwrites_nothing(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failing_plot_overwrites_nothing(store: DemoStore, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object) -> bytes:
         raise RuntimeError("no plot")
 
@@ -255,7 +258,7 @@ def test_a_failing_plot_overwrites_nothing(store: Store, monkeypatch: pytest.Mon
     assert not _head_folder().exists()
 
 
-def test_a_store_of_another_encoder_is_refused(store: Store, capsys) -> None:
+def test_a_store_of_another_encoder_is_refused(store: DemoStore, capsys) -> None:
     store.append(_rows(60))
     write_tiny_encoder(paths.encoder_folder(load_recipe("demo")), seed=1)
     assert _fit() == 1

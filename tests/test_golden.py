@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from artefacts import encoder_manifest
+from stores import Row
 
 from build.repository_configs import stamped, to_text
 from common.head_figures import Figure, LabelMetrics, Realised
@@ -40,7 +41,6 @@ from common.manifest import (
     write_manifest,
 )
 from recipes.schema import load_recipe
-from training.store import Row, Store
 from training.store_view import append_corrections
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stores import Row, head_data, write_rows
 
 from common.manifest import EncoderFingerprint
 from recipes.errors import run_step
 from training import relabel
-from training.store import Row, Store
 from training.store_view import read_embeddings
 
 ENCODER = EncoderFingerprint(id="tiny", weights_sha256="aa", preprocessing="exact", normalize=True, embed_dim=4)
@@ -29,12 +29,12 @@ def store(tmp_path: Path) -> Path:
         _row("/x/e.jpg", "4" * 64, "round"),
         _row("/y/e.jpg", "5" * 64, "round"),
     ]
-    Store(tmp_path / "store", ENCODER).append(rows)
+    write_rows(tmp_path / "store", ENCODER, rows)
     return tmp_path / "store"
 
 
 def _labels(store: Path) -> dict[str, str | None]:
-    rows = read_embeddings(store, ENCODER)
+    rows = read_embeddings(head_data(store), ENCODER)
     return dict(zip(rows.path, rows.label, strict=True))
 
 

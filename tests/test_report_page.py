@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from programs import program_or_skip
+from stores import Row, head_data, write_rows
 from waiting import until
 
 from clipsieve.report.page import ReportOptions, write_report
@@ -18,7 +19,6 @@ from recipes.errors import run_step
 from tests.chromium import Browser, Page, browser
 from tests.pictures import jpeg
 from training import relabel
-from training.store import Row, Store
 from training.store_view import read_embeddings
 
 HOSTILE = [
@@ -263,7 +263,7 @@ def _write_store(folder: Path, paths: list[str], labels: list[str]) -> None:
         Row(Path(path).name, path, str(number) * 64, 1, 1, label, None, np.zeros(4, np.float32))
         for number, (path, label) in enumerate(zip(paths, labels, strict=True))
     ]
-    Store(folder, ENCODER).append(rows)
+    write_rows(folder, ENCODER, rows)
 
 
 def test_marks_are_exported_for_relabel(page: Page, report: Path, tmp_path: Path) -> None:
@@ -279,7 +279,7 @@ def test_marks_are_exported_for_relabel(page: Page, report: Path, tmp_path: Path
     assert exported.read_text().splitlines()[1] == f"{paths[1]},nsfw,0.97,block"
 
     assert run_step("training.relabel", lambda: relabel.main([str(exported), "--store", str(tmp_path / "store")])) == 0
-    rows = read_embeddings(tmp_path / "store", ENCODER)
+    rows = read_embeddings(head_data(tmp_path / "store"), ENCODER)
     expected = dict(zip(paths, labels, strict=True))
     expected |= {paths[1]: "nsfw", paths[4]: "nsfw", paths[3]: "safe", paths[5]: "safe"}
     assert dict(zip(rows.path, rows.label, strict=True)) == expected

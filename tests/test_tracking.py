@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from stores import Row, demo_store
 from tiny_encoder import EMBED_DIM, write_tiny_encoder
 from waiting import until
 
@@ -24,7 +25,6 @@ from training import fit, tracking
 from training.calibrate import scores_from_logits
 from training.head import head_from_layers, logits_of
 from training.mlflow_model import ServedHead
-from training.store import Row, Store
 
 ROWS = np.random.default_rng(5).normal(size=(7, EMBED_DIM)).astype(np.float32)
 MLFLOW = Path(os.environ.get("CLIPSIEVE_MLFLOW", paths.ROOT / ".mlflow" / "bin" / "mlflow"))
@@ -41,7 +41,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     encoder = write_tiny_encoder(paths.encoder_folder(load_recipe("demo"))).fingerprint()
     embeddings = np.random.default_rng(0).normal(size=(80, EMBED_DIM)).astype(np.float32)
     embeddings[1::2, 0] += 2
-    Store(paths.ARTIFACTS / "embeddings" / "demo", encoder).append(
+    demo_store(encoder).append(
         [
             Row(f"{n}", f"{n}.png", f"{n:064x}", 9, 9, ["angular", "round"][n % 2], None, embedding)
             for n, embedding in enumerate(embeddings)
