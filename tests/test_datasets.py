@@ -20,7 +20,7 @@ def _touch(folder: Path, *names: str) -> None:
 
 def test_every_file_is_a_sample_of_its_folders_class(tmp_path: Path) -> None:
     _touch(tmp_path, "safe/b.jpg", "safe/deep/a.png", "nsfw/c.webp")
-    samples = samples_in_class_folders(tmp_path, CLASSES)
+    samples = samples_in_class_folders(tmp_path, CLASSES).samples
     assert [(sample.key, sample.label) for sample in samples] == [
         ("nsfw/c.webp", "nsfw"),
         ("safe/b.jpg", "safe"),
@@ -31,7 +31,10 @@ def test_every_file_is_a_sample_of_its_folders_class(tmp_path: Path) -> None:
 
 def test_hidden_files_and_folders_are_skipped(tmp_path: Path) -> None:
     _touch(tmp_path, "safe/a.jpg", "safe/.DS_Store", "safe/.thumbs/b.jpg", "nsfw/c.jpg", ".cache/d.jpg", "notes.txt")
-    assert [sample.key for sample in samples_in_class_folders(tmp_path, CLASSES)] == ["nsfw/c.jpg", "safe/a.jpg"]
+    assert [sample.key for sample in samples_in_class_folders(tmp_path, CLASSES).samples] == [
+        "nsfw/c.jpg",
+        "safe/a.jpg",
+    ]
 
 
 @pytest.mark.parametrize("names", [["safe/a.jpg"], ["safe/a.jpg", "nude/b.jpg"], ["safe/a.jpg", "nsfw/b", "cats/c"]])
@@ -72,7 +75,7 @@ def test_the_format_is_seen(tmp_path: Path) -> None:
 def test_an_explicit_format_overrules_what_is_seen(tmp_path: Path) -> None:
     _touch(tmp_path, "safe/a.jpg", "nsfw/b.jpg", "old.tar")
     head = Head(name="nsfw", class_names=CLASSES)
-    assert len(samples_in(str(tmp_path), head, Columns(), "folders")) == 2
+    assert len(samples_in(str(tmp_path), head, Columns(), "folders").samples) == 2
 
 
 def test_folders_cannot_label_every_task(tmp_path: Path) -> None:

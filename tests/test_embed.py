@@ -59,7 +59,7 @@ def _embed(encoder_folder: Path, data: Path, store: Path, recipe: Recipe, rows_p
     encoder = OnnxEncoder(encoder_folder)
     transform = served_transform(encoder.manifest.preprocessing, recipe.serving)
     opened = Store(store, encoder.manifest.fingerprint())
-    samples = samples_in_class_folders(data, CLASSES)
+    samples = samples_in_class_folders(data, CLASSES).samples
     return embed.embed_samples(samples, opened, encoder, transform, batch_size=4, rows_per_part=rows_per_part)
 
 
@@ -150,7 +150,7 @@ def test_a_file_without_permission_is_an_error_row(encoder_folder, data, tmp_pat
 
 def test_a_file_that_vanishes_is_an_error_row(encoder_folder, data, tmp_path, recipe) -> None:
     encoder = OnnxEncoder(encoder_folder)
-    samples = samples_in_class_folders(data, CLASSES)
+    samples = samples_in_class_folders(data, CLASSES).samples
     samples[3].path.unlink()
     transform = served_transform(encoder.manifest.preprocessing, recipe.serving)
     store = Store(tmp_path / "store", encoder.manifest.fingerprint())
@@ -181,7 +181,9 @@ def test_what_was_embedded_before_a_failure_is_kept(encoder_folder, data, tmp_pa
     transform = served_transform(encoder.manifest.preprocessing, recipe.serving)
     store = Store(tmp_path / "store", encoder.manifest.fingerprint())
     with pytest.raises(KeyboardInterrupt):
-        embed.embed_samples(samples_in_class_folders(data, CLASSES), store, encode_twice, transform, batch_size=4)
+        embed.embed_samples(
+            samples_in_class_folders(data, CLASSES).samples, store, encode_twice, transform, batch_size=4
+        )
     assert len(_rows(encoder_folder, tmp_path / "store")) == 8
     assert _embed(encoder_folder, data, tmp_path / "store", recipe).embedded == 4
 
@@ -206,7 +208,7 @@ def encode(pixels):
     return encoder(pixels)
 
 transform = served_transform(encoder.manifest.preprocessing, load_recipe("demo").serving)
-samples = samples_in_class_folders(data, ["angular", "round"])
+samples = samples_in_class_folders(data, ["angular", "round"]).samples
 embed.embed_samples(samples, Store(store, encoder.manifest.fingerprint()), encode, transform, 4, rows_per_part=4)
 """
 

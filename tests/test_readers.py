@@ -108,7 +108,7 @@ SHARDS: dict[str, tuple[bytes, dict[str, bytes] | None]] = {
 
 def _trained(shard: Path) -> dict[str, bytes] | None:
     try:
-        return {sample.key: sample.read() for sample in samples_in(str(shard), BINARY, Columns())}
+        return {sample.key: sample.read() for sample in samples_in(str(shard), BINARY, Columns()).samples}
     except StepError:
         return None
 
@@ -186,7 +186,9 @@ TABLES: dict[str, tuple[str, bytes | list[dict], list[str] | None]] = {
 
 def _trained_paths(table: Path) -> list[str] | None:
     try:
-        return [os.path.relpath(sample.path, table.parent) for sample in samples_in(str(table), BINARY, Columns())]
+        return [
+            os.path.relpath(sample.path, table.parent) for sample in samples_in(str(table), BINARY, Columns()).samples
+        ]
     except StepError:
         return None
 

@@ -28,7 +28,7 @@ def _shard(path: Path, files: dict[str, bytes]) -> Path:
 
 
 def _read(data: Path | str, head: Head = BINARY, label: str = "label") -> list[Sample]:
-    return samples_in(str(data), head, Columns(label=label))
+    return samples_in(str(data), head, Columns(label=label)).samples
 
 
 def test_samples_have_their_images_bytes_and_labels(tmp_path: Path) -> None:

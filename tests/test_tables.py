@@ -20,7 +20,7 @@ TASTE = Head(name="taste", task="regression", class_names=["taste"])
 
 
 def _read(table: Path, head: Head = BINARY, **columns: str) -> list[Sample]:
-    return samples_in(str(table), head, Columns(**columns))
+    return samples_in(str(table), head, Columns(**columns)).samples
 
 
 def _labels(path: Path, head: Head = BINARY, **columns: str) -> dict[str, str | None]:

@@ -11,10 +11,11 @@ import glob
 from pathlib import Path
 from typing import Literal
 
+from clipsieve.paths import text_from_path
 from clipsieve.table_batches import SUFFIXES
 from recipes.schema import Head
 from training.errors import StepError
-from training.sample import Sample
+from training.sample import DataSet, Sample
 from training.shards import samples_in_shards
 from training.tables import Columns, samples_in_table
 
@@ -23,8 +24,8 @@ Format = Literal["folders", "table", "shards"]
 _EMBEDDING_FILES = ("img_emb", "positive.npy", "negative.npy", "x.npy")
 
 
-def samples_in(data: str, head: Head, columns: Columns, form: Format | None = None) -> list[Sample]:
-    """Every labelled image of a data set.
+def samples_in(data: str, head: Head, columns: Columns, form: Format | None = None) -> DataSet:
+    """Every labelled image of a data set, and what of it is none.
 
     Args:
         data: a folder, a table, a shard or a pattern of shards.
@@ -37,9 +38,9 @@ def samples_in(data: str, head: Head, columns: Columns, form: Format | None = No
     """
     form = form or detected_format(data)
     if form == "table":
-        return samples_in_table(Path(data), head, columns)
+        return DataSet(samples_in_table(Path(data), head, columns), _identity("table", data))
     if form == "shards":
-        return samples_in_shards(_shards(data), head, columns.label)
+        return DataSet(samples_in_shards(_shards(data), head, columns.label), _identity("shards", data))
     if head.task in ("multilabel", "regression"):
         raise StepError(f"{data}: subfolders cannot say a {head.task} head's labels; give a table of paths and labels")
     return samples_in_class_folders(Path(data), head.class_names)
@@ -68,7 +69,7 @@ def detected_format(data: str) -> Format:
     raise StepError(f"{data}: no such folder; --data is a folder with one subfolder per class, a table or shards")
 
 
-def samples_in_class_folders(folder: Path, class_names: list[str]) -> list[Sample]:
+def samples_in_class_folders(folder: Path, class_names: list[str]) -> DataSet:
     """Every file below `folder`/<class name>/, sorted by key; names that begin with a dot are skipped.
 
     Raises:
@@ -87,7 +88,11 @@ def samples_in_class_folders(folder: Path, class_names: list[str]) -> list[Sampl
     samples = [_sample(folder, path, name) for name in class_names for path in _files_below(folder / name)]
     if not samples:
         raise StepError(f"{folder}: no files in {', '.join(class_names)}; put images of each class there")
-    return sorted(samples, key=lambda sample: sample.key)
+    return DataSet(sorted(samples, key=lambda sample: sample.key), _identity("folders", str(folder)))
+
+
+def _identity(form: Format, data: str) -> str:
+    return f"{form} {text_from_path(str(Path(data).resolve()))}"
 
 
 def _shards(data: str) -> list[Path]:

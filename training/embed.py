@@ -38,7 +38,7 @@ from training.datasets import samples_in
 from training.encoder import OnnxEncoder
 from training.errors import INTERRUPTED, StepError
 from training.progress import say, tracked
-from training.sample import Sample
+from training.sample import Failure, Sample
 from training.store import Row, Store, store_folder
 from training.tables import Columns
 
@@ -55,15 +55,6 @@ class Decoded:
     width: int
     height: int
     pixels: np.ndarray | None  # (H, W, 3) uint8
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A file that gets no embedding: a row of errors.csv."""
-
-    path: str
-    code: str
-    message: str
 
 
 @dataclass
@@ -249,7 +240,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
     recipe = load_recipe(arguments.recipe)
     columns = Columns(arguments.path_column, arguments.label_column, arguments.split_column)
-    samples = samples_in(arguments.data, recipe.head(arguments.head), columns, arguments.format)
+    samples = samples_in(arguments.data, recipe.head(arguments.head), columns, arguments.format).samples
     encoder = OnnxEncoder(encoder_folder(recipe))
     folder = arguments.store or store_folder(recipe)
     store = Store(folder, encoder.manifest.fingerprint(), arguments.dtype)

@@ -1,8 +1,13 @@
-"""One image of a data set, not yet opened."""
+"""One image of a data set, not yet opened, and what a data set holds.
+
+Sample     one image, with what the data set says of it
+Failure    a file or row that was meant and cannot be
+DataSet    all of them, and what was passed over
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from clipsieve.paths import text_from_path
@@ -19,7 +24,9 @@ class Sample:
     label: str | None
     """As `training.labels` writes it for the head's task."""
     split: str | None = None
-    """The split that the data set itself prescribes, if it does."""
+    """The split that the data set itself prescribes, if it does: `train`, `validation` or `test`."""
+    group: str | None = None
+    """The person, burst or video it belongs to, if the data set says: rows of one group keep to one side of a split."""
     member: Member | None = None
     """Set for a member of the uncompressed shard at `path`; its name is never used as a path."""
     origin: str | None = None
@@ -41,3 +48,33 @@ class Sample:
         with self.path.open("rb") as file:
             file.seek(self.member.data)
             return file.read(self.member.size)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A file or row that gets no embedding, or no label that can be trained on: a row of errors.csv."""
+
+    path: str
+    code: str
+    """What is wrong, in capitals: `DANGLING_LINK`, or a code of `clip_pixels.ImageError`."""
+    message: str
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """The images of a data set, and what of it is none."""
+
+    samples: list[Sample]
+    identity: str
+    """Kind and resolved place, `folders /data/set`: the key by which reading it again replaces what it said before."""
+    failures: list[Failure] = field(default_factory=list)
+    """What was meant as an image or a label and cannot be one, each named."""
+    passed_over: dict[str, int] = field(default_factory=dict)
+    """How many files or rows were left out as not meant, by reason: `{"hidden files": 3}`."""
+    notes: list[str] = field(default_factory=list)
+    """Facts to print, a line each: `split: from the folders train, val, test`."""
+
+    def pass_over(self, reason: str, count: int = 1) -> None:
+        """Count what is left out."""
+        if count:
+            self.passed_over[reason] = self.passed_over.get(reason, 0) + count

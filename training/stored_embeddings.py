@@ -36,6 +36,10 @@ class Source:
     embedding: np.ndarray  # (n, D) float16, float32 or float64, mapped and not in memory
     label: list[str | None]
     key: list[str]
+    split: list[str | None] | None = None
+    """The split that the data prescribes for each row, if it does."""
+    group: list[str | None] | None = None
+    """The person, burst or video of each row, if the data says."""
 
     def __len__(self) -> int:
         return len(self.embedding)

@@ -33,6 +33,10 @@ class Columns:
     label: str = "label"
     split: str | None = None
     """`train`, `validation` or `test`, where the data set prescribes it."""
+    group: str | None = None
+    """The person, burst or video of each row; rows of one group keep to one side of a split."""
+    image_root: Path | None = None
+    """The folder that paths are relative to; by default the table's."""
 
 
 @dataclass(frozen=True)
