@@ -5,11 +5,14 @@ python -m recipes.schema demo        # validate a recipe and print it with its d
 
 from __future__ import annotations
 
+import datetime
 import difflib
+import json
 import re
 import sys
 import types
 import typing
+import unicodedata
 import urllib.parse
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -248,8 +251,10 @@ class Head(_Section):
             raise ValueError(
                 f"a {self.task} head has {count} class_names, found {len(self.class_names)}: {self.class_names}"
             )
-        if len(set(self.class_names)) != len(self.class_names):
+        if len({unicodedata.normalize("NFC", name).strip() for name in self.class_names}) != len(self.class_names):
             raise ValueError(f"class_names must differ, found {self.class_names}")
+        if not all(name.strip() for name in self.class_names):
+            raise ValueError(f"class_names must not be empty, found {self.class_names}")
         return self
 
     @model_validator(mode="after")
@@ -489,20 +494,28 @@ def load_recipe(name_or_path: str | Path) -> Recipe:
     """
     path = _recipe_path(name_or_path)
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        data, written = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)  # every value as text
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from error
-    return parse_recipe(data, str(path))
+    return parse_recipe(data, str(path), written)
 
 
-def parse_recipe(data: object, where: str = "recipe") -> Recipe:
-    """Validate a recipe that is already a dict; `where` starts each line of the error."""
+def parse_recipe(data: object, where: str = "recipe", written: Any = None) -> Recipe:
+    """Validate a recipe that is already a dict.
+
+    Args:
+        data: what the YAML says.
+        where: starts each line of the error.
+        written: the same with every value as text, as it was written; for the error of a value that YAML does not read
+            as text.
+    """
     if not isinstance(data, dict):
         raise RecipeError(f"{where}: a recipe is a mapping of keys, found {type(data).__name__}")
     try:
         return Recipe.model_validate(data)
     except ValidationError as error:
-        lines = [_explain(issue) for issue in error.errors()]
+        lines = list(dict.fromkeys(_explain(issue, written) for issue in error.errors()))
         raise RecipeError("\n".join(f"{where}: {line}" for line in lines)) from error
 
 
@@ -530,7 +543,7 @@ def _recipe_path(name_or_path: str | Path) -> Path:
     return RECIPES / f"{name_or_path}.yaml"
 
 
-def _explain(issue: Any) -> str:
+def _explain(issue: Any, written: Any = None) -> str:
     """One line for one pydantic error: the place, the value and what to do."""
     key = ".".join(str(part) for part in issue["loc"]) or "recipe"
     if issue["type"] == "extra_forbidden":
@@ -540,7 +553,35 @@ def _explain(issue: Any) -> str:
         return f"{key}: unknown key; {hint}"
     if issue["type"] == "missing":
         return f"{key}: required, but missing"
+    if issue["type"] == "string_type" and isinstance(issue["input"], (bool, int, float, datetime.date, type(None))):
+        return _quoting(issue["loc"], issue["input"], written)
     return f"{key}: {issue['msg'].removeprefix('Value error, ')} (found {issue['input']!r:.80})"
+
+
+def _quoting(loc: tuple[int | str, ...], value: object, written: Any) -> str:
+    """How to write a text that YAML takes for something else, such as the class `no`: the line with its quotes."""
+    place, name = loc, str(loc[-1])
+    if isinstance(loc[-1], int):  # one of a list, of which the whole line is shown
+        place, name = loc[:-1], str(loc[-2])
+    text = _at(place, written)
+    if written is None and place is not loc:
+        line = f"- {json.dumps(str(value), ensure_ascii=False)}"
+    elif isinstance(text, list) and all(isinstance(part, str) for part in text):
+        line = f"{name}: [{', '.join(json.dumps(part, ensure_ascii=False) for part in text)}]"
+    else:
+        line = f"{name}: {json.dumps(text if isinstance(text, str) else str(value), ensure_ascii=False)}"
+    key = ".".join(map(str, place))
+    return f"{key}: YAML reads no, yes, on, off, null and numbers as no text; quote them: {line}"
+
+
+def _at(loc: tuple[int | str, ...], data: Any) -> Any:
+    """The value at a place; None where there is none."""
+    for part in loc:
+        try:
+            data = data[part]
+        except (KeyError, IndexError, TypeError):
+            return None
+    return data
 
 
 def _section_at(loc: tuple[int | str, ...]) -> type[BaseModel]:

@@ -132,12 +132,12 @@ def test_one_content_with_two_labels_is_an_error_row(encoder_folder, data, tmp_p
 
 
 def test_bad_files_are_error_rows_and_the_rest_goes_on(encoder_folder, data, tmp_path, recipe) -> None:
-    (data / "round" / "notes.txt").write_text("not an image")
+    (data / "round" / "notes.jpg").write_text("not an image")
     (data / "round" / "empty.jpg").write_bytes(b"")
     (data / "angular" / "cut.png").write_bytes((data / "angular" / "00.png").read_bytes()[:60])
     summary = _embed(encoder_folder, data, tmp_path / "store", recipe)
     codes = {Path(failure.path).name: failure.code for failure in summary.failures}
-    assert codes == {"notes.txt": "NOT_AN_IMAGE", "empty.jpg": "EMPTY", "cut.png": "DECODE_FAILED"}
+    assert codes == {"notes.jpg": "NOT_AN_IMAGE", "empty.jpg": "EMPTY", "cut.png": "DECODE_FAILED"}
     assert len(_rows(encoder_folder, tmp_path / "store")) == 12
 
 
@@ -224,7 +224,7 @@ def test_a_killed_run_leaves_a_store_that_the_next_run_finishes(encoder_folder, 
 
 
 def test_command_prints_the_store_and_writes_errors_beside_it(encoder_folder, data, capsys) -> None:
-    (data / "round" / "notes.txt").write_text("not an image")
+    (data / "round" / "notes.jpg").write_text("not an image")
     assert _run("--recipe", "demo", "--data", data) == 0
     out, err = capsys.readouterr()
     store = paths.ARTIFACTS / "embeddings" / "demo"
@@ -232,8 +232,8 @@ def test_command_prints_the_store_and_writes_errors_beside_it(encoder_folder, da
     assert "12 embedded, 0 reused, 0 unchanged, 1 failed" in err
     with (store.parent / "demo.errors.csv").open(newline="") as file:
         [error] = csv.DictReader(file)
-    assert (Path(error["path"]).name, error["code"]) == ("notes.txt", "NOT_AN_IMAGE")
-    (data / "round" / "notes.txt").unlink()
+    assert (Path(error["path"]).name, error["code"]) == ("notes.jpg", "NOT_AN_IMAGE")
+    (data / "round" / "notes.jpg").unlink()
     assert _run("--recipe", "demo", "--data", data) == 0
     assert (store.parent / "demo.errors.csv").read_text() == "path,code,message\n"
 
@@ -241,7 +241,7 @@ def test_command_prints_the_store_and_writes_errors_beside_it(encoder_folder, da
 def test_nothing_but_bad_files_fails(encoder_folder, tmp_path, capsys) -> None:
     for name in CLASSES:
         (tmp_path / "bad" / name).mkdir(parents=True)
-    (tmp_path / "bad" / "round" / "a.txt").write_text("text")
+    (tmp_path / "bad" / "round" / "a.jpg").write_text("text")
     assert _run("--recipe", "demo", "--data", tmp_path / "bad") == 1
     out, err = capsys.readouterr()
     assert out == ""

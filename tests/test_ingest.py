@@ -84,7 +84,15 @@ def test_positive_and_negative_become_rows(encoder: EncoderFingerprint, data: Pa
 
 
 @pytest.mark.parametrize(
-    "labels", [[0, 1, 1], [[0.0], [1.0], [1.0]], [False, True, True], ["angular", "round", "round"]]
+    "labels",
+    [
+        [0, 1, 1],
+        [[0.0], [1.0], [1.0]],
+        [False, True, True],
+        ["angular", "round", "round"],
+        [b"angular", b"round", b"round"],
+        [[1, 0], [0, 1], [0, 1]],
+    ],
 )
 def test_x_and_y_become_rows(encoder: EncoderFingerprint, data: Path, labels: list) -> None:
     np.save(data / "x.npy", _unit(3).astype(np.float64))
@@ -95,6 +103,66 @@ def test_x_and_y_become_rows(encoder: EncoderFingerprint, data: Path, labels: li
         "x/1": "round",
         "x/2": "round",
     }
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda data: [np.save(data / f"{name}.npy", _unit(2, seed)) for seed, name in enumerate(CLASSES)],
+        lambda data: [np.save(data / "x_L14_embeddings.npy", _unit(4)), np.save(data / "y_ratings.npy", [0, 1, 0, 1])],
+        lambda data: np.savez(data / "all.npz", x=_unit(4), y=[0, 1, 0, 1]),
+        lambda data: [np.save(data / "x.npy", _unit(4)[:, None]), np.save(data / "y.npy", [0, 1, 0, 1])],
+    ],
+    ids=["a file per class", "LAION's names", "npz", "an axis of one"],
+)
+def test_arrays_as_people_keep_them_become_rows(encoder: EncoderFingerprint, data: Path, write) -> None:
+    write(data)
+    assert _run("--data", data) == 0
+    assert sorted(str(label) for label in _rows(encoder).label) == ["angular", "angular", "round", "round"]
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [(np.float16, None), (np.float64, None), (np.float32, pa.list_(pa.float32(), EMBED_DIM))],
+    ids=["float16", "float64", "lists of a fixed size"],
+)
+def test_parquet_with_lists_becomes_rows(encoder: EncoderFingerprint, data: Path, dtype, kind) -> None:
+    embeddings = _unit(7).astype(dtype)
+    table = pa.table(
+        {
+            "path": [f"{row}.jpg" for row in range(7)],
+            "embedding": pa.array(list(embeddings), kind),
+            "label": [*[0, 1] * 3, None],
+        }
+    )
+    pq.write_table(table, data / "all.parquet", row_group_size=3)
+    for place in (data, data / "all.parquet"):
+        assert _run("--data", place) == 0
+    found = _by_key(_rows(encoder))
+    assert {key: label for key, (label, _) in found.items()} == {
+        f"{row}.jpg": None if row == 6 else CLASSES[row % 2] for row in range(7)
+    }
+    np.testing.assert_array_equal(found["4.jpg"][1], embeddings[4].astype(np.float32))
+
+
+def test_parquet_with_a_list_of_another_length_is_refused_with_its_row(encoder, data: Path, capsys) -> None:
+    lists = [row.tolist() for row in _unit(5)]
+    lists[3] = lists[3][:-1]
+    pq.write_table(pa.table({"embedding": lists, "label": [0] * 5}), data / "a.parquet", row_group_size=2)
+    assert _run("--data", data) == 1
+    assert "a.parquet: row 3 of 'embedding' has 7 values, others 8" in capsys.readouterr().err
+
+
+def test_an_npz_of_objects_or_without_its_arrays_is_refused(encoder, data: Path, capsys) -> None:
+    np.savez(data / "a.npz", x=_unit(2), other=[0, 1])
+    assert _run("--data", data / "a.npz") == 1
+    assert "a.npz: needs the arrays x and y, found x, other" in capsys.readouterr().err
+    np.savez(data / "a.npz", x=_unit(2), y=np.array([{}, {}], object))
+    assert _run("--data", data / "a.npz") == 1
+    assert "a pickle that could run code" in capsys.readouterr().err
+    (data / "a.npz").write_bytes((data / "a.npz").read_bytes()[:100])
+    assert _run("--data", data / "a.npz") == 1
+    assert "a.npz: no whole .npz file" in capsys.readouterr().err
 
 
 def test_a_label_per_column_for_a_multilabel_head(encoder: EncoderFingerprint, data: Path, tmp_path: Path) -> None:
@@ -156,7 +224,8 @@ def _long(rows: np.ndarray) -> np.ndarray:
         (_unit(5), [0, 1, 0, 0.5, 0], "y.npy: row 3: label 0.5 is neither"),
         (_unit(5), ["round", "flat", "", "", ""], "y.npy: row 1: label 'flat' is neither"),
         (_unit(5), [0, 1, 0, 1], "y.npy: 4 rows, but "),
-        (_unit(5), [[0, 1]] * 5, r"y.npy: shape (5, 2), expected (n,) for the binary head demo"),
+        (_unit(5), [[0, 1, 0]] * 5, r"y.npy: shape (5, 3), expected (n,) for the binary head demo"),
+        (_unit(5), [[0, 1]] * 4 + [[1, 1]], "y.npy: row 4 is [1, 1], expected one 1 among 2 values"),
         (_unit(5)[0], [0], "x.npy: shape (8,) of float32, expected (rows, values)"),
         (np.ones((5, 8), int), [0] * 5, "x.npy: shape (5, 8) of int64, expected (rows, values) of float16"),
     ],

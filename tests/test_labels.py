@@ -7,7 +7,9 @@ from recipes.schema import Head
 from training.labels import LabelError, label_from, label_from_columns, label_matrix, names_in
 
 BINARY = Head(name="nsfw", class_names=["safe", "nsfw"])
-NUMBERED = Head(name="year", task="multiclass", class_names=["1", "0", "2"])
+STARS = Head(name="stars", task="multiclass", class_names=["1", "2", "3", "4", "5"])
+MIXED = Head(name="year", task="multiclass", class_names=["1", "2", "other"])
+CAFE = Head(name="place", class_names=["street", "caf\u00e9"])
 TAGS = Head(name="tags", task="multilabel", class_names=["gore", "nude"])
 
 
@@ -16,7 +18,7 @@ def test_a_class_however_it_is_written(value) -> None:
     assert label_from(value, BINARY) == "nsfw"
 
 
-@pytest.mark.parametrize("value", [None, "", float("nan")])
+@pytest.mark.parametrize("value", [None, "", "  ", float("nan"), np.float32("nan")])
 def test_no_label(value) -> None:
     assert label_from(value, BINARY) is None
     assert label_from(value, TAGS) is None
@@ -28,8 +30,56 @@ def test_what_is_no_class_is_refused_with_its_value(value) -> None:
         label_from(value, BINARY)
 
 
-def test_a_class_name_goes_before_an_index() -> None:
-    assert [label_from(value, NUMBERED) for value in ("0", "1", 0)] == ["0", "1", "1"]
+@pytest.mark.parametrize("value", [3, 3.0, "3", "3.0", " 3 ", np.int64(3)])
+def test_where_all_names_are_numbers_a_number_is_a_name(value) -> None:
+    assert label_from(value, STARS) == "3"
+
+
+@pytest.mark.parametrize("value", [0, "0", 6, 2.5, -1, "3 stars"])
+def test_a_number_that_is_no_name_is_no_index_either(value) -> None:
+    with pytest.raises(LabelError, match=r"label .* 1, 2, 3, 4, 5"):
+        label_from(value, STARS)
+
+
+def test_names_of_one_number_are_told_apart_by_their_text() -> None:
+    years = Head(name="year", task="multiclass", class_names=["1", "01", "2"])
+    assert [label_from(value, years) for value in ("01", "1", 2)] == ["01", "1", "2"]
+    with pytest.raises(LabelError, match="label 1 is none of the class_names, which are numbers"):
+        label_from(1, years)
+
+
+def test_a_number_that_is_an_index_and_another_classs_name_is_refused() -> None:
+    for value in (1, "1"):
+        with pytest.raises(LabelError, match=r"name of one class and the index of another, '2'; in .* no number"):
+            label_from(value, MIXED)
+    assert label_from("other", MIXED) == "other"
+    assert label_from(5, Head(name="a", class_names=["none", "5"])) == "5"
+    assert label_from("1", Head(name="a", class_names=["none", "1"])) == "1"
+
+
+def test_names_match_however_unicode_composes_them() -> None:
+    assert label_from("cafe\u0301 ", CAFE) == "caf\u00e9"
+    assert label_from(["cafe\u0301"], Head(name="t", task="multilabel", class_names=["caf\u00e9"])) == '["caf\\u00e9"]'
+
+
+def test_another_case_is_refused_with_the_spelling() -> None:
+    with pytest.raises(LabelError, match="upper and lower case differ: write 'nsfw'"):
+        label_from("NSFW", BINARY)
+    with pytest.raises(LabelError, match="write 'nude'"):
+        label_from(["Nude"], TAGS)
+
+
+@pytest.mark.parametrize("value", ["nan", "NULL", "None", "N/A"])
+def test_a_word_for_nothing_is_refused_unless_a_class_has_that_name(value: str) -> None:
+    for head in (BINARY, Head(name="taste", task="regression", class_names=["taste"])):
+        with pytest.raises(LabelError, match="leave the label empty where there is none"):
+            label_from(value, head)
+    assert label_from("None", Head(name="a", class_names=["None", "some"])) == "None"
+
+
+def test_a_decimal_comma_is_refused_with_the_point() -> None:
+    with pytest.raises(LabelError, match=r"'6,5' is no finite number; write 6\.5"):
+        label_from("6,5", Head(name="taste", task="regression", class_names=["taste"]))
 
 
 def test_names_come_back_as_a_matrix() -> None:

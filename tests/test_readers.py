@@ -146,6 +146,22 @@ TABLES: dict[str, tuple[str, bytes | list[dict], list[str] | None]] = {
     "CRLF": (".csv", b"path,label\r\na.jpg,1\r\nb.jpg,0\r\n", ["a.jpg", "b.jpg"]),
     "a byte order mark": (".csv", b"\xef\xbb\xbfpath,label\na.jpg,1\n", ["a.jpg"]),
     "a byte order mark of JSON lines": (".jsonl", b'\xef\xbb\xbf{"path": "a.jpg", "label": 1}\n', ["a.jpg"]),
+    "semicolons, as Excel writes them": (".csv", b"path;label;note\r\na.jpg;1;x, y\r\n", ["a.jpg"]),
+    "semicolons and quoted names": (".csv", b'"path";"label"\n"a;b.jpg";1\n', ["a;b.jpg"]),
+    "tabs": (".csv", b"path\tlabel\na, b.jpg\t1\n", ["a, b.jpg"]),
+    "a .tsv": (".tsv", b"path\tlabel\na.jpg\t1\n", ["a.jpg"]),
+    "semicolons in a name between commas": (".csv", b"path,label\na;b;c.jpg,1\n", ["a;b;c.jpg"]),
+    "one column": (".csv", b"path\na;b,jpg\n", None),
+    "UTF-16, little end first": (".csv", "path\tlabel\r\n\u00fc.jpg\t1\r\n".encode("utf-16"), ["\u00fc.jpg"]),
+    "UTF-16, big end first": (
+        ".csv",
+        b"\xfe\xff" + "path,label\n\u00fc.jpg,1\n".encode("utf-16-be"),
+        ["\u00fc.jpg"],
+    ),
+    "UTF-16 of JSON lines": (".jsonl", '{"path": "\u00fc.jpg", "label": 1}\n'.encode("utf-16"), ["\u00fc.jpg"]),
+    "UTF-16 that is cut off": (".csv", "path,label\na.jpg,1\n".encode("utf-16")[:-1], None),
+    "a byte order mark and lines of an old Mac": (".csv", b"\xef\xbb\xbfpath,label\ra.jpg,1\r", ["a.jpg"]),
+    "names in capitals and with spaces": (".csv", b"Label, Path \n1,a.jpg\n", ["a.jpg"]),
     "no end of the last line": (".csv", b"path,label\na.jpg,1", ["a.jpg"]),
     "empty lines": (".csv", b"path,label\n\na.jpg,1\n\n\nb.jpg,0\n", ["a.jpg", "b.jpg"]),
     "quoted newlines and commas": (".csv", b'path,label\n"a,\nb.jpg",1\n"c""d.jpg",0\n', ["a,\nb.jpg", 'c"d.jpg']),
@@ -228,3 +244,30 @@ def test_an_object_of_paths_is_a_table_only_where_it_may_be(tmp_path: Path) -> N
     assert list(numbered_rows(tmp_path / "t.json", ("path", "label"))) == [(1, {"path": "a.jpg", "label": 1})]
     with pytest.raises(TableError, match="expected an array of objects"):
         list(numbered_rows(tmp_path / "t.json"))
+
+
+NESTED = {
+    "records by path": '{"a.jpg": {"score": 6.5, "comparisons": 3}}',
+    "records within records": (
+        '{"ImageRecords": {"a.jpg": {"relative_filepath": "a.jpg", "score": 6.5, "comparisons": 3}}, "Metadata": {}}'
+    ),
+    "an array within": '{"version": 1, "images": [{"path": "a.jpg", "score": 6.5, "comparisons": 3}]}',
+}
+
+
+@pytest.mark.parametrize("name", NESTED)
+def test_nested_scores_are_rows(tmp_path: Path, name: str) -> None:
+    (tmp_path / "t.json").write_text(NESTED[name])
+    [(number, row)] = numbered_rows(tmp_path / "t.json", ("path", "label"))
+    assert (number, row["path"], row["score"], row["comparisons"]) == (1, "a.jpg", 6.5, 3)
+
+
+def test_a_score_with_its_count_of_comparisons_is_a_row_and_facts_about_the_file_are_none(tmp_path: Path) -> None:
+    (tmp_path / "t.json").write_text(
+        '{"a.jpg": [6.5, 3], "b.jpg": 2, "c.jpg": ["x", "y"], "#meta#": {"evaluations": 9}}'
+    )
+    assert [row for _, row in numbered_rows(tmp_path / "t.json", ("path", "label"))] == [
+        {"path": "a.jpg", "label": 6.5, "comparisons": 3},
+        {"path": "b.jpg", "label": 2},
+        {"path": "c.jpg", "label": ["x", "y"]},
+    ]

@@ -81,6 +81,33 @@ def test_unknown_recipe_names_the_nearest():
         load_recipe("dmo")
 
 
+@pytest.mark.parametrize(
+    ("names", "line"),
+    [
+        ("[no, yes]", 'class_names: ["no", "yes"]'),
+        ("[off, on]", 'class_names: ["off", "on"]'),
+        ("[safe, null]", 'class_names: ["safe", "null"]'),
+        ("[2, 1.50]", 'class_names: ["2", "1.50"]'),
+        ("[2024-01-01, caf\u00e9]", 'class_names: ["2024-01-01", "caf\u00e9"]'),
+    ],
+)
+def test_names_that_yaml_reads_as_no_text_are_refused_with_the_line_to_write(tmp_path, names, line):
+    text = yaml.safe_dump(minimal(heads=[{"name": "mine", "class_names": "HERE"}]))
+    path = tmp_path / "mine.yaml"
+    path.write_text(text.replace("HERE", names), encoding="utf-8")
+    with pytest.raises(RecipeError) as error:
+        load_recipe(path)
+    assert f"{path}: heads.0.class_names: YAML reads no, yes" in str(error.value)
+    assert str(error.value).count(line) == 1
+    path.write_text(text.replace("class_names: HERE", line), encoding="utf-8")
+    assert len(load_recipe(path).heads[0].class_names) == 2
+
+
+def test_class_names_that_differ_only_in_unicodes_composition_are_refused():
+    with pytest.raises(RecipeError, match="class_names must differ"):
+        parse_recipe(minimal(heads=[{"name": "mine", "class_names": ["caf\u00e9", "cafe\u0301"]}]))
+
+
 def test_missing_file_and_broken_yaml(tmp_path):
     with pytest.raises(RecipeError, match="no such recipe file"):
         load_recipe(tmp_path / "absent.yaml")

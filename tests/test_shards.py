@@ -84,6 +84,35 @@ def test_keys_end_at_the_first_dot_of_the_file_name_and_are_only_names(tmp_path:
     assert sorted(tmp_path.parent.rglob("*")) == sorted([*before, shard])
 
 
+def test_an_image_whose_name_has_another_dot_is_named_or_counted(tmp_path: Path) -> None:
+    files = {"22.05 a.jpg": b"1", "22.05 a.cls": b"1", "22.05 b.png": b"2", "y.jpg": b"3", "y.seg.png": b"4", **FILES}
+    data = samples_in(str(_shard(tmp_path / "a.tar", files)), BINARY, Columns())
+    assert [sample.key for sample in data.samples] == ["y", "000", "001"]
+    assert [(failure.path, failure.code) for failure in data.failures] == [
+        (f"{tmp_path}/a.tar#22.05 a.jpg", "DOTTED_NAME"),
+        (f"{tmp_path}/a.tar#22.05 b.png", "DOTTED_NAME"),
+    ]
+    assert "the file '05 a.jpg' of the sample '22'" in data.failures[0].message
+    assert data.passed_over == {"images beside a sample's own, such as .seg.png": 1}
+
+
+def test_a_shard_of_nothing_but_dotted_names_is_refused_with_the_cause(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match=r"no image can be used; .*a key ends at the first dot of a name"):
+        _read(_shard(tmp_path / "a.tar", {"22.05 a.jpg": b"1", "22.05 a.cls": b"1"}))
+
+
+def test_captions_are_no_labels(tmp_path: Path) -> None:
+    words = {"a": "nsfw", "b": "a dog", "c": "a cat", "d": "safe"}
+    files = {f"{key}{suffix}": text.encode() for key, text in words.items() for suffix in (".jpg", ".txt")}
+    data = samples_in(str(_shard(tmp_path / "half.tar", files)), BINARY, Columns())
+    assert [sample.label for sample in data.samples] == ["nsfw", None, None, "safe"]
+    assert data.passed_over == {"captions (.txt that is no label)": 2}
+    del files["d.jpg"], files["d.txt"]
+    data = samples_in(str(_shard(tmp_path / "most.tar", {"e.jpg": b"", "e.cls": b"safe", **files})), BINARY, Columns())
+    assert [sample.label for sample in data.samples] == ["safe", None, None, None]
+    assert data.passed_over == {"captions (.txt that is no label)": 3}
+
+
 def test_members_without_an_image_are_passed_over(tmp_path: Path) -> None:
     shard = _shard(tmp_path / "a.tar", {"readme.txt": b"hello", **FILES})
     assert [sample.key for sample in _read(shard)] == ["000", "001"]
@@ -133,7 +162,10 @@ def test_links_are_refused(tmp_path: Path) -> None:
     ("files", "words"),
     [
         ({"a.jpg": b"", "a.cls": b"7"}, r"key 'a': a\.cls: label '7' is neither 0 or 1"),
-        ({"a.jpg": b"", "a.txt": b"a dog on a lawn"}, r"key 'a': a\.txt: label 'a dog on a lawn' is neither"),
+        (
+            {"a.jpg": b"", "a.txt": b"a dog on a lawn"},
+            r"no sample has a label; .*a\.txt holds none: .*'a dog on",
+        ),
         ({"a.jpg": b"", "a.json": b"{"}, r"key 'a': a\.json: Expecting"),
         ({"a.jpg": b"", "a.json": b"[1]"}, r"key 'a': a\.json: "),
         ({"a.jpg": b"", "a.cls": b"\xff"}, r"key 'a': a\.cls: 'utf-8'"),

@@ -3,6 +3,8 @@
 Sample     one image, with what the data set says of it
 Failure    a file or row that was meant and cannot be
 DataSet    all of them, and what was passed over
+
+`split_called` knows the names of splits.
 """
 
 from __future__ import annotations
@@ -12,11 +14,24 @@ from pathlib import Path
 
 from clipsieve.paths import text_from_path
 from clipsieve.shards import Member
+from training.parquet_images import Place, read_image
+
+_SPLITS = {
+    "train": ("train", "training"),
+    "validation": ("validation", "valid", "val", "dev"),
+    "test": ("test", "testing"),
+}
+_SPLIT_CALLED = {name: split for split, names in _SPLITS.items() for name in names}
+
+
+def split_called(name: str) -> str | None:
+    """`train`, `validation` or `test`, by the names that data sets use, such as `val`; None for any other."""
+    return _SPLIT_CALLED.get(name.strip().lower())
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image file, or one member of a shard."""
+    """One image file, one member of a shard, or one row of a Parquet file."""
 
     key: str
     """Its place within the data set, with forward slashes: `round/00001.jpg`."""
@@ -29,20 +44,26 @@ class Sample:
     """The person, burst or video it belongs to, if the data set says: rows of one group keep to one side of a split."""
     member: Member | None = None
     """Set for a member of the uncompressed shard at `path`; its name is never used as a path."""
+    place: Place | None = None
+    """Set for a picture inside the Parquet file at `path`."""
     origin: str | None = None
     """Where a list names this file, for messages: `labels.csv row 7`."""
 
     @property
     def stored_path(self) -> str:
-        """What the store's `path` says: the file, or `<shard>#<member>`."""
+        """What the store's `path` says: the file, `<shard>#<member>` or `<Parquet file>#<row, from 1>`."""
+        if self.place is not None:
+            return text_from_path(f"{self.path}#{self.place.number}")
         return text_from_path(str(self.path) if self.member is None else f"{self.path}#{self.member.name}")
 
     def read(self) -> bytes:
         """The encoded image.
 
         Raises:
-            OSError: the file cannot be read.
+            OSError, ValueError: the file cannot be read.
         """
+        if self.place is not None:
+            return read_image(self.path, self.place)
         if self.member is None:
             return self.path.read_bytes()
         with self.path.open("rb") as file:

@@ -29,7 +29,7 @@ class Inputs:
     """The inputs that the user named.
 
     Args:
-        paths: image files, folders, patterns such as `photos/**/*.png`, lists (.csv, .parquet, .jsonl) or `-`.
+        paths: image files, folders, patterns such as `photos/**/*.png`, lists (.csv, .tsv, .parquet, .jsonl) or `-`.
         pattern: take the files of a folder that match it instead of those with an image suffix. It is
             matched against the file's name or, if it has a slash, against the path inside the folder.
         column: of a list, the column with the paths.

@@ -10,7 +10,7 @@ from clipsieve.exceptions import InputRefused
 from clipsieve.paths import path_from_text
 from clipsieve.table_batches import batches, column_names, json_lines, numbered_rows
 
-LIST_SUFFIXES = (".csv", ".parquet", ".jsonl")
+LIST_SUFFIXES = (".csv", ".tsv", ".parquet", ".jsonl")
 PATH_COLUMNS = ("image_path", "path", "file", "filename", "file_name")
 
 
@@ -22,12 +22,22 @@ def path_column(names: Sequence[str], column: str | None = None) -> str | None:
     """The column that holds the paths; None when there is none.
 
     Args:
-        column: its name; by default the first of PATH_COLUMNS, or the only one.
+        column: its name; by default the first of PATH_COLUMNS, or the only one. Without one of exactly this name, one
+            that differs only in case and in spaces around it.
     """
     for name in PATH_COLUMNS if column is None else (column,):
         if name in names:
             return name
+    for name in PATH_COLUMNS if column is None else (column,):
+        if (same := column_like(names, name)) is not None:
+            return same
     return names[0] if column is None and len(names) == 1 else None
+
+
+def column_like(names: Sequence[str], column: str) -> str | None:
+    """The one column of this name, whatever its case and the spaces around it; None where there is none, or several."""
+    same = [name for name in names if name.strip().casefold() == column.strip().casefold()]
+    return column if column in names else same[0] if len(same) == 1 else None
 
 
 def path_from_cell(value: Any) -> str:
@@ -66,7 +76,7 @@ def _values(file: Path, column: str | None) -> Iterator[tuple[int, Any]]:
         yield from ((number, _value(file, row, column)) for number, row in json_lines(file))
         return
     name = _column(file, column_names(file), column)
-    if kind == ".csv":
+    if kind in (".csv", ".tsv"):
         yield from ((number, row[name]) for number, row in numbered_rows(file))
     else:
         yield from enumerate((value for batch in batches(file, [name]) for value in batch[name]), start=1)

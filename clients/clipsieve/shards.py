@@ -194,12 +194,20 @@ def image_among(members: Sequence[Member]) -> Member:
         twice = next(name for name in names if names.count(name) > 1)
         raise ImageRejected("DUPLICATE_MEMBER", f"{twice!r} comes twice")
     if not images:
-        raise ImageRejected("NO_IMAGE", f"no {', '.join(IMAGE_EXTENSIONS)} among {', '.join(names[:5])}")
+        problem = f"no {', '.join(IMAGE_EXTENSIONS)} among {', '.join(names[:5])}"
+        raise ImageRejected("NO_IMAGE", problem + _dotted(members))
     if len(images) > 1:
         raise ImageRejected("SEVERAL_IMAGES", ", ".join(image.name for image in images[:5]))
     if images[0].kind:
         raise ImageRejected("NOT_A_FILE", f"{images[0].name!r} is {images[0].kind}; only plain files are read")
     return images[0]
+
+
+def _dotted(members: Sequence[Member]) -> str:
+    """Says of images such as `22.05 a.jpg` why they are none."""
+    count = sum(member.extension.rpartition(".")[2] in IMAGE_EXTENSIONS for member in members)
+    images = "1 image is" if count == 1 else f"{count} images are"
+    return f"; a key ends at the first dot of a name, and {images} named with another" if count else ""
 
 
 @contextmanager

@@ -1,4 +1,11 @@
-"""Reads a table by rows, or in batches of rows by column: Parquet, CSV, JSON lines or JSON."""
+"""Reads a table by rows, or in batches of rows by column: Parquet, CSV, JSON lines or JSON.
+
+Text is UTF-8, or UTF-16 where it begins with its mark, as Excel writes it. The fields of a CSV are parted by commas, or
+by semicolons or tabs where the header then has more fields. A file that maps paths to labels may nest them:
+
+    {"a.jpg": 6.5, …}                       {"a.jpg": [6.5, 12], "#meta#": {…}}   a score and its count of comparisons
+    {"a.jpg": {"score": 6.5}, …}            {"ImageRecords": {"a.jpg": {"score": 6.5}}, "Metadata": {…}}
+"""
 
 from __future__ import annotations
 
@@ -7,13 +14,19 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from clipsieve.exceptions import TableError
 
-SUFFIXES = (".parquet", ".csv", ".jsonl", ".json")
+SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
 
 _BATCH_ROWS = 8192
+_DELIMITERS = ",;\t"
+_CSV = (".csv", ".tsv")
+_UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
+_WRAPPERS = ("ImageRecords", "scores", "images", "labels")
+"""Keys under which files keep the object of paths, beside others about the file."""
+_ABOUT_THE_FILE = ("#meta#",)
 
 Batch = dict[str, list[Any]]
 """Some rows, by column."""
@@ -27,9 +40,7 @@ def column_names(file: Path) -> list[str]:
     """
     kind = _kind(file)
     with _readable(file):
-        return (
-            _parquet_names(file) if kind == ".parquet" else _csv_names(file) if kind == ".csv" else _object_names(file)
-        )
+        return _parquet_names(file) if kind == ".parquet" else _csv_names(file) if kind in _CSV else _object_names(file)
 
 
 def batches(file: Path, names: list[str]) -> Iterator[Batch]:
@@ -57,7 +68,7 @@ def numbered_rows(file: Path, mapping: tuple[str, str] | None = None) -> Iterato
     """
     kind = _kind(file)
     with _readable(file):
-        if kind == ".csv":
+        if kind in _CSV:
             yield from _csv_rows(file)
         elif kind == ".parquet":
             yield from _parquet_rows(file)
@@ -89,7 +100,10 @@ def _readable(file: Path) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise TableError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start}); save it as UTF-8") from error
+        problem = f"not {error.encoding.upper()} text ({error.reason} at byte {error.start})"
+        raise TableError(f"{file}: {problem}; save it as UTF-8") from error
+    except UnicodeError as error:
+        raise TableError(f"{file}: not UTF-16 text ({error}); save it as UTF-8") from error
     except OSError as error:
         raise TableError(f"{file}: cannot be read: {error.strerror or error}") from error
     except (pa.ArrowException, csv.Error, RecursionError) as error:
@@ -112,13 +126,13 @@ def _parquet_batches(file: Path, names: list[str]) -> Iterator[Batch]:
 
 
 def _csv_names(file: Path) -> list[str]:
-    with file.open(encoding="utf-8-sig", newline="") as text:
-        return next(csv.reader(text, strict=True), [])
+    with file.open(encoding=_encoding(file), newline="") as text:
+        return next(_csv_reader(text), [])
 
 
 def _csv_rows(file: Path) -> Iterator[NumberedRow]:
-    with file.open(encoding="utf-8-sig", newline="") as text:
-        reader = csv.reader(text, strict=True)
+    with file.open(encoding=_encoding(file), newline="") as text:
+        reader = _csv_reader(text)
         names = next(reader, [])
         for number, fields in enumerate(reader, start=2):
             if not fields:
@@ -127,6 +141,24 @@ def _csv_rows(file: Path) -> Iterator[NumberedRow]:
                 place = f"row {number} (line {reader.line_num})"
                 raise TableError(f"{file}: {place} does not have the header's {len(names)} fields")
             yield number, dict(zip(names, fields, strict=True))
+
+
+def _csv_reader(text: TextIO) -> Any:
+    """A reader that parts fields by the character that gives the header the most; by commas where two do."""
+    widths = {}
+    for delimiter in _DELIMITERS:
+        text.seek(0)
+        try:
+            widths[delimiter] = len(next(csv.reader(text, delimiter=delimiter, strict=True), []))
+        except csv.Error:  # a quoted name, and behind it another delimiter
+            widths[delimiter] = 0
+    text.seek(0)
+    return csv.reader(text, delimiter=max(_DELIMITERS, key=lambda delimiter: widths[delimiter]), strict=True)
+
+
+def _encoding(file: Path) -> str:
+    with file.open("rb") as start:
+        return "utf-16" if start.read(2) in _UTF16_MARKS else "utf-8-sig"
 
 
 def _parquet_rows(file: Path) -> Iterator[NumberedRow]:
@@ -150,7 +182,7 @@ def _object_rows(file: Path, mapping: tuple[str, str] | None = None) -> Iterator
 def _lines(file: Path) -> Iterator[tuple[int, Any]]:
     """The values of JSON lines, one at a time."""
     with file.open(
-        encoding="utf-8-sig", newline="\n"
+        encoding=_encoding(file), newline="\n"
     ) as lines:  # JSON may hold U+2028 and others that end a text's line
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -159,13 +191,37 @@ def _lines(file: Path) -> Iterator[tuple[int, Any]]:
 
 def _items(file: Path, mapping: tuple[str, str] | None) -> Iterator[tuple[int, Any]]:
     """The values of an array, which is read whole."""
-    data = _parsed(file, file.read_text(encoding="utf-8-sig"), "")
-    if mapping and isinstance(data, dict) and not any(isinstance(value, dict) for value in data.values()):
-        data = [dict(zip(mapping, pair, strict=True)) for pair in data.items()]
+    data = _parsed(file, file.read_text(encoding=_encoding(file)), "")
+    if mapping and isinstance(data, dict):
+        data = _mapped(data, *mapping)
     if not isinstance(data, list):
         other = f", or an object of {': '.join(mapping)}" if mapping else ""
         raise TableError(f"{file}: expected an array of objects{other}")
     return enumerate(data, start=1)
+
+
+def _mapped(data: dict[str, Any], path_name: str, label_name: str) -> Any:
+    """The rows of an object of paths; an array that it wraps is given as it is."""
+    wrapper = next((name for name in _WRAPPERS if isinstance(data.get(name), (dict, list))), None)
+    if wrapper is not None:
+        data = data[wrapper]
+        if isinstance(data, list):
+            return data
+    rows = []
+    for path, value in data.items():
+        if path in _ABOUT_THE_FILE:
+            continue
+        if isinstance(value, dict):
+            rows.append({**value, path_name: path})
+        elif _is_score_and_count(value):
+            rows.append({path_name: path, label_name: value[0], "comparisons": value[1]})
+        else:
+            rows.append({path_name: path, label_name: value})
+    return rows
+
+
+def _is_score_and_count(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(part) in (int, float) for part in value)
 
 
 def _object_names(file: Path) -> list[str]:
