@@ -65,7 +65,8 @@ class DemoStore:
     """A store whose one data set, for the demo's head, grows."""
 
     def __init__(self, folder: Path, encoder: EncoderFingerprint, dtype: Dtype | None = None) -> None:
-        self.folder, self.encoder, self.dtype = folder, encoder, dtype
+        self.folder, self.encoder = folder, encoder
+        self.dtype: Dtype | None = dtype
         self.data = head_data(folder)
 
     def append(self, rows: Sequence[Row]) -> None:

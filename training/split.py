@@ -245,6 +245,6 @@ def _check_sides(name: str, sides: np.ndarray) -> None:
     if missing:
         raise StepError(
             f"class {name!r} has no images in {' and '.join(missing)} of the split that was saved or prescribed for "
-            "this store; embed more of it, prescribe that side for some, or delete its split-* files under labels/ in the "
-            "store to draw the split anew"
+            "this store; embed more of it, prescribe that side for some, or delete its split-* files under labels/ "
+            "in the store to draw the split anew"
         )
