@@ -71,7 +71,8 @@ class DemoStore:
 
     def append(self, rows: Sequence[Row]) -> None:
         """Add files, or say other things of those that have their paths."""
-        write_rows(self.folder, self.encoder, rows, dtype=self.dtype, keep_missing=True)
+        if rows:
+            write_rows(self.folder, self.encoder, rows, dtype=self.dtype, keep_missing=True)
 
     def read(self) -> Embeddings:
         """The head's pictures, as a step reads them."""

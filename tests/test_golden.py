@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from artefacts import encoder_manifest
-from stores import Row
+from stores import Row, head_data, write_rows
 
 from build.repository_configs import stamped, to_text
 from common.head_figures import Figure, LabelMetrics, Realised
@@ -222,19 +222,24 @@ def test_files_of_a_store(tmp_path: Path) -> None:
     pictures = [("a.jpg", "1" * 64, "round"), ("b.tar#7", "2" * 64, None)]
     rows = [Row(path, path, content, 10, 20, label, "train", embedding) for path, content, label in pictures]
     for dtype in ("float32", "float16"):
-        Store(tmp_path / dtype, demo_encoder().fingerprint(), dtype).append(rows)
-    append_corrections(tmp_path / "float32", ["1" * 64], ["round"], ["angular"])
-    files = sorted(tmp_path.glob("*/*"), key=lambda path: (path.parent.name, path.name))
-    assert_golden("\n".join(described(path) for path in files), "store.txt")
+        write_rows(tmp_path / dtype, demo_encoder().fingerprint(), rows, dtype=dtype)
+    append_corrections(head_data(tmp_path / "float32"), ["1" * 64], ["round"], ["angular"])
+    files = sorted(tmp_path.rglob("*.parquet"), key=str)
+    assert_golden("\n".join(described(path, tmp_path) for path in files), "store.txt")
 
 
-def described(path: Path) -> str:
+def described(path: Path, folder: Path) -> str:
     file = pq.ParquetFile(path)
     compression = {file.metadata.row_group(0).column(at).compression for at in range(file.metadata.num_columns)}
     rows = [{name: shortened(value) for name, value in row.items()} for row in file.read().to_pylist()]
     name = re.sub(r"-[0-9a-f]{8}\.parquet$", "-<random>.parquet", path.name)
     schema, metadata = file.schema_arrow.remove_metadata(), file.schema_arrow.metadata
-    lines = [f"{path.parent.name}/{name}  {', '.join(compression)}", str(schema), str(metadata), *map(str, rows)]
+    lines = [
+        f"{path.parent.relative_to(folder)}/{name}  {', '.join(compression)}",
+        str(schema),
+        str(metadata),
+        *map(str, rows),
+    ]
     return "\n".join(lines) + "\n"
 
 

@@ -7,6 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from stores import demo_store
 from tiny_encoder import EMBED_DIM, write_tiny_encoder
 
 from common import paths
@@ -14,6 +15,7 @@ from common.manifest import EncoderFingerprint, write_manifest
 from recipes.errors import run_step
 from recipes.schema import RECIPES, Recipe, load_recipe
 from training import ingest
+from training.sources import HeadData
 from training.store_view import Embeddings, read_embeddings
 
 CLASSES = ["angular", "round"]
@@ -49,8 +51,8 @@ def _run(*arguments: object, recipe: object = "demo") -> int:
     return run_step("training.ingest", lambda: ingest.main(["--recipe", str(recipe), *map(str, arguments)]))
 
 
-def _rows(encoder: EncoderFingerprint) -> Embeddings:
-    return read_embeddings(paths.ARTIFACTS / "embeddings" / "demo", encoder)
+def _rows(encoder: EncoderFingerprint, head: str = "demo") -> Embeddings:
+    return read_embeddings(HeadData(demo_store(encoder).folder, "demo", head), encoder)
 
 
 def _by_key(rows: Embeddings) -> dict[str, tuple[str | None, np.ndarray]]:
@@ -72,8 +74,8 @@ def test_positive_and_negative_become_rows(encoder: EncoderFingerprint, data: Pa
     np.save(data / "negative.npy", _unit(6, 2))
     assert _run("--data", data) == 0
     out, err = capsys.readouterr()
-    assert out == f"{paths.ARTIFACTS / 'embeddings' / 'demo'}\n"
-    assert "10 rows added, 0 unchanged" in err
+    assert out == f"{demo_store(encoder).folder}\n"
+    assert "10 rows added, 0 known before" in err
     rows = _rows(encoder)
     found = _by_key(rows)
     assert [label for label, _ in found.values()].count("round") == 4
@@ -172,7 +174,7 @@ def test_a_label_per_column_for_a_multilabel_head(encoder: EncoderFingerprint, d
     np.save(data / "x.npy", _unit(2))
     np.save(data / "y.npy", np.array([[1, 0, 1], [0, 0, 0]]))
     assert _run("--data", data, recipe=tmp_path / "tags.yaml") == 0
-    assert {key: label for key, (label, _) in _by_key(_rows(encoder)).items()} == {
+    assert {key: label for key, (label, _) in _by_key(_rows(encoder, "tags")).items()} == {
         "x/0": '["gore", "text"]',
         "x/1": "[]",
     }
@@ -200,7 +202,7 @@ def test_again_adds_only_what_is_new(encoder: EncoderFingerprint, data: Path, ca
     assert _run("--data", data, "--dtype", dtype) == 0
     np.save(data / "positive.npy", np.concatenate([_unit(4, 1), _unit(2, 3)]))
     assert _run("--data", data) == 0
-    assert "2 rows added, 10 unchanged" in capsys.readouterr().err
+    assert "2 rows added, 10 known before" in capsys.readouterr().err
     assert len(_rows(encoder)) == 12
 
 

@@ -9,7 +9,7 @@ from stores import Row, head_data, write_rows
 from common.manifest import EncoderFingerprint
 from recipes.errors import run_step
 from training import relabel
-from training.store_view import read_embeddings
+from training.store_view import read_mentions, read_pictures
 
 ENCODER = EncoderFingerprint(id="tiny", weights_sha256="aa", preprocessing="exact", normalize=True, embed_dim=4)
 
@@ -34,8 +34,12 @@ def store(tmp_path: Path) -> Path:
 
 
 def _labels(store: Path) -> dict[str, str | None]:
-    rows = read_embeddings(head_data(store), ENCODER)
-    return dict(zip(rows.path, rows.label, strict=True))
+    """The label of every file, which is its content's."""
+    data = head_data(store)
+    pictures, mentions = read_pictures(data), read_mentions(data)
+    label_of = dict(zip(pictures.sha256, pictures.label, strict=True))
+    sums = mentions["sha256"].to_pylist()
+    return {path: label_of[content] for path, content in zip(mentions["path"].to_pylist(), sums, strict=True)}
 
 
 def _run(store: Path, text: str, *arguments: str, name: str = "fix.csv") -> int:
@@ -49,8 +53,8 @@ def test_rows_are_named_by_path_key_or_content(store: Path, capsys, who: str) ->
     column, value = who.split("\n")
     assert _run(store, f"{column},label\n{value},round\n") == 0
     out, err = capsys.readouterr()
-    assert out == "2\n"
-    assert "2 rows of 1 images have another label now" in err
+    assert out == "1\n"
+    assert "1 of 1 pictures have another label now" in err
     assert _labels(store) == {
         "/x/a.jpg": "round",
         "/x/b.jpg": "round",
@@ -63,7 +67,7 @@ def test_rows_are_named_by_path_key_or_content(store: Path, capsys, who: str) ->
 
 def test_a_path_may_be_relative_to_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    Store(tmp_path / "s", ENCODER).append([_row(f"{tmp_path}/p/a.jpg", "1", "round"), _row("b", "2", "angular")])
+    write_rows(tmp_path / "s", ENCODER, [_row(f"{tmp_path}/p/a.jpg", "1", "round"), _row("b", "2", "angular")])
     assert _run(tmp_path / "s", "path,label\np/a.jpg,angular\n") == 0
     assert _labels(tmp_path / "s") == {f"{tmp_path}/p/a.jpg": "angular", "b": "angular"}
 
@@ -74,10 +78,10 @@ def test_an_unlabelled_row_gets_a_label(store: Path) -> None:
 
 
 def test_parts_stay_as_they_are(store: Path) -> None:
-    before = {path: path.read_bytes() for path in store.iterdir()}
+    before = {path: path.read_bytes() for path in store.rglob("*.parquet")}
     assert _run(store, "path,label\n/x/a.jpg,round\n") == 0
     assert all(path.read_bytes() == content for path, content in before.items())
-    assert len(list(store.iterdir())) == 2
+    assert len(list(store.rglob("*.parquet"))) == len(before) + 1
 
 
 def test_a_label_can_be_changed_back(store: Path) -> None:
@@ -88,10 +92,10 @@ def test_a_label_can_be_changed_back(store: Path) -> None:
 
 def test_the_same_corrections_again_change_nothing(store: Path, capsys) -> None:
     assert _run(store, "path,label\n/x/a.jpg,round\n") == 0
-    files = sorted(store.iterdir())
+    files = sorted(store.rglob("*"))
     assert _run(store, "path,label\n/x/a.jpg,round\n") == 0
-    assert capsys.readouterr().out == "2\n0\n"
-    assert sorted(store.iterdir()) == files
+    assert capsys.readouterr().out == "1\n0\n"
+    assert sorted(store.rglob("*")) == files
 
 
 def test_of_an_audit_only_marked_rows_count(store: Path) -> None:
@@ -139,13 +143,13 @@ def test_json_lines_are_corrections_too(store: Path) -> None:
     ],
 )
 def test_bad_corrections_change_nothing(store: Path, capsys, text: str, words: list[str]) -> None:
-    before = {path: path.read_bytes() for path in store.iterdir()}
+    before = {path: path.read_bytes() for path in store.rglob("*.parquet")}
     assert _run(store, text) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert all(word in err for word in words)
     assert "fix.csv" in err
-    assert {path: path.read_bytes() for path in store.iterdir()} == before
+    assert {path: path.read_bytes() for path in store.rglob("*.parquet")} == before
 
 
 def test_a_long_list_of_unknown_paths_is_cut(store: Path, capsys) -> None:
@@ -157,6 +161,6 @@ def test_missing_files_are_named(store: Path, tmp_path: Path, capsys) -> None:
     assert run_step("training.relabel", lambda: relabel.main([str(tmp_path / "no.csv"), "--store", str(store)])) == 1
     assert "no.csv: cannot be read: No such file" in capsys.readouterr().err
     assert _run(tmp_path / "nowhere", "path,label\na,b\n") == 1
-    assert "nowhere: no such embedding store" in capsys.readouterr().err
+    assert "nowhere: whose labels? name the --recipe" in capsys.readouterr().err
     assert run_step("training.relabel", lambda: relabel.main([str(tmp_path / "no.csv")])) == 1
     assert "give --store, or --recipe" in capsys.readouterr().err

@@ -198,7 +198,7 @@ def test_a_prescribed_side_is_taken(tmp_path: Path) -> None:
 
 
 def test_an_unknown_prescribed_side_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(StepError, match=r"split column has \['dev'\], expected train, validation, test"):
+    with pytest.raises(StepError, match=r"the data sets prescribe \['dev'\], expected train, validation, test"):
         _saved(tmp_path, 10, Fit(), prescribed=["dev"] + [None] * 9)
 
 

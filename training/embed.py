@@ -32,7 +32,6 @@ from typing import Protocol
 
 import numpy as np
 
-from clipsieve.paths import text_from_path
 from common.cpu import core_count
 from common.manifest import write_atomically
 from common.paths import encoder_folder
@@ -202,9 +201,7 @@ def _unreadable(sample: Sample, error: Exception) -> Failure:
 
 def _mention(item: Decoded) -> Mention:
     sample = item.sample
-    return Mention(
-        text_from_path(sample.key), sample.stored_path, item.sha256, sample.label, sample.split, sample.group
-    )
+    return Mention(sample.key, sample.stored_path, item.sha256, sample.label, sample.split, sample.group)
 
 
 def _in_order(

@@ -27,6 +27,8 @@ def print_overview(
         split: as it was drawn, where one was.
     """
     table = Table(title=f"{data}", show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for name, text in overview(read_sources(data), pictures, changes, split):
         table.add_row(name, text)
     console.print(table)
