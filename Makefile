@@ -1,6 +1,8 @@
 # clipsieve, in the order of the data. `make help` lists the targets.
 #   RECIPE=demo          a name in recipes/ or the path of a YAML file
-#   DATA=photos/         a folder with one sub-folder per class (make train)
+#   DATA=photos/         a folder with one sub-folder per class, a table or shards (make train)
+#   OPTIONS=--rounds=3   of the step: columns of a table for make train, a benchmark's or a trial's
+#   HEAD=nsfw            the head to train, of a recipe with several (make train)
 #   TARGET=auto          auto, onnx or tensorrt (make engines)
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
@@ -57,12 +59,15 @@ $(TRITON_READY): requirements/triton.txt $(READY)
 	$(INSTALL) --python $(TRITON)/bin/python --no-deps $(TRITON_WHEEL)
 	touch $@
 
+HEAD :=
+TRAINED_HEAD = $(if $(HEAD),--head $(HEAD))
 .PHONY: train
 train: $(READY)  ## Embed the labelled images in DATA and train the recipe's head
-	@test -n "$(DATA)" || { echo "make train: name a folder with one sub-folder per class: DATA=path" >&2; exit 2; }
+	@test -n "$(DATA)" || { echo "make train: name the labelled images: DATA=path (a folder per class, a table or shards)" >&2; exit 2; }
+	$(RUN) training.embed --recipe $(RECIPE) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS) --check
 	$(RUN) build.encoder --recipe $(RECIPE)
-	$(RUN) training.embed --recipe $(RECIPE) --data $(DATA)
-	$(RUN) training.fit --recipe $(RECIPE)
+	$(RUN) training.embed --recipe $(RECIPE) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS)
+	$(RUN) training.fit --recipe $(RECIPE) $(TRAINED_HEAD)
 
 .PHONY: encoder
 encoder: $(READY)  ## Export the recipe's image encoder to ONNX, checked against open_clip

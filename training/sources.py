@@ -25,7 +25,6 @@ import pyarrow.parquet as pq
 
 from training.errors import StepError
 from training.parquet_files import read_columns, readable, write_table
-from training.store import Store
 
 COLUMNS = ("key", "path", "sha256", "label", "split", "group")
 
@@ -156,18 +155,6 @@ def heads_in(store: Path) -> list[HeadData]:
     """The heads of which a store has labels."""
     folders = sorted(path for path in (store / "labels").glob("*/*") if path.is_dir())
     return [HeadData(store, folder.parent.name, folder.name) for folder in folders]
-
-
-def check_embedded(data: HeadData, contents: set[str], store: Store) -> None:
-    """
-    Raises:
-        StepError: the store lacks the embedding of a content, because a part was deleted or its folder copied in half.
-    """
-    lacking = sorted(content for content in contents if not store.holds(content))
-    if lacking:
-        raise StepError(
-            f"{data.store}: {len(lacking)} pictures of {data} have no embedding, the first {lacking[0]}; embed again"
-        )
 
 
 def is_there(identity: str) -> bool:
