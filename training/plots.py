@@ -10,8 +10,8 @@ import numpy as np
 
 from common.manifest import HeadManifest
 from training.calibrate import ECE_BINS, ece, ece_bins
+from training.intervals import clopper_pearson
 from training.losses import Curve
-from training.operating_points import clopper_pearson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
