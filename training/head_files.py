@@ -68,6 +68,8 @@ def head_manifest(
             "loss": fitted.plan.loss,
             "best_epoch": fitted.curve.best_epoch,
             "device": fitted.device,
+            **fitted.notes,
+            **({"warnings": fitted.warnings} if fitted.warnings else {}),
         },
         versions=tool_versions(*_TOOLS),
     )
