@@ -119,6 +119,11 @@ class RegressionMetrics(GrowingPart):
     mse: float
     """Mean squared error."""
     mse_95_interval: Interval | None = None
+    mse_of_mean: float | None = None
+    """Mean squared error of always answering the mean of the test split's labels."""
+    r2: float | None = None
+    """Share of the labels' variance that the scores explain; 0 or less is no better than the mean."""
+    r2_95_interval: Interval | None = None
     pearson: float | None = None
     pearson_95_interval: Interval | None = None
     spearman: float | None = None

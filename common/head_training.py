@@ -53,6 +53,14 @@ class PublishedSource(GrowingPart):
     """Of a Keras head each variant's difference from the original, for each kind of vectors."""
 
 
+class Refit(GrowingPart):
+    """The rows that the final weights were fitted to."""
+
+    folds: int
+    """Parts that were held out in turn to choose epochs, calibration and thresholds; 0 where the validation part was."""
+    rows: int
+
+
 class HeadTraining(GrowingPart):
     """How a head came to be. A published head has `published` and nothing else."""
 
@@ -67,7 +75,15 @@ class HeadTraining(GrowingPart):
     loss: str | None = None
     """The loss that was minimised, such as `bce`."""
     best_epoch: int | None = None
-    """The epoch whose weights were kept."""
+    """The epoch of least held-out loss; None where the solution is exact and `weight_decay` was chosen instead."""
+    weight_decay: float | None = None
+    """The weight decay of least held-out loss, of a linear head that was solved exactly."""
+    refit: Refit | None = None
+    """None in files of older versions, whose weights never saw the validation part."""
+    calibration: str | None = None
+    """Why the head is not calibrated, or not in all labels."""
+    warnings: list[str] | None = None
+    """What a user must not miss, such as a head that may be no better than chance."""
     device: str | None = None
     """`cpu` or `cuda`."""
     mlflow_run_id: str | None = None

@@ -148,6 +148,9 @@ class Encoder(_Section):
         return self
 
 
+_OF_STEPS = ("learning_rate", "weight_decay", "warmup_epochs", "schedule", "batch_size", "patience")
+
+
 class Fit(_Section):
     """Settings of `training.fit`."""
 
@@ -159,14 +162,17 @@ class Fit(_Section):
     """The share of hidden values that are left out in training."""
     loss: Literal["bce", "mse", "cross_entropy"] | None = None
     """Loss; by default bce (binary, multilabel), cross_entropy (multiclass) or mse (regression)."""
-    class_weights: bool = True
-    """Weigh classes by the inverse of their frequency (bce's pos_weight)."""
-    optimizer: Literal["adamw", "adam"] = "adamw"
-    """The optimizer of torch."""
+    class_weights: bool = False
+    """Weigh classes by the inverse of their frequency (bce's pos_weight). The scores then overstate rare classes until
+    they are calibrated, and rank no better."""
+    optimizer: Literal["lbfgs", "adamw", "adam"] = "lbfgs"
+    """`lbfgs` solves one linear layer exactly, with the weight decay of the least held-out loss. By default it does so
+    for a head of one layer, unless the recipe has settings of the other two: learning_rate, weight_decay,
+    warmup_epochs, schedule, batch_size or patience."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """The learning rate after warm-up."""
-    weight_decay: float = Field(default=1e-4, ge=0)
-    """The weight decay of the optimizer."""
+    """The learning rate of adamw and adam after warm-up."""
+    weight_decay: float | None = Field(default=None, ge=0)
+    """The weight decay: by default 1e-4 of adamw and adam, of lbfgs the one of the least held-out loss."""
     warmup_epochs: int = Field(default=0, ge=0)
     """Epochs of linear warm-up of the learning rate."""
     schedule: Literal["constant", "cosine"] = "constant"
@@ -174,17 +180,38 @@ class Fit(_Section):
     batch_size: int = Field(default=256, ge=1)
     """Embeddings in one step."""
     max_epochs: int = Field(default=200, ge=1)
-    """The most passes over the training rows."""
+    """The most passes over the training rows, of lbfgs at each weight decay."""
     patience: int = Field(default=20, ge=1)
     """Stop after this many epochs without a better validation loss; the best epoch is kept."""
     test_fraction: float = Field(default=0.2, gt=0, lt=1)
     """Held out for the metrics, the operating points' check and nothing else."""
     validation_fraction: float = Field(default=0.15, gt=0, lt=1)
-    """Share of the rows for early stopping, then for calibration and the choice of thresholds."""
+    """Share of the rows for early stopping, calibration and the choice of thresholds where there are no folds."""
+    folds: int = Field(default=5, ge=0, le=20)
+    """Parts of all rows but the test part, each held out once: what they show chooses the epochs, the calibration and
+    the thresholds, and the final weights are fitted to all of them. Of more than 20,000 rows the validation part does
+    it, and only the exact solution of lbfgs is fitted to it too. With 0 it does it and the weights never see it."""
     near_duplicate_cosine: float | None = Field(default=0.97, gt=0, le=1)
     """Embeddings at least this close share a side of the split; null looks at exact duplicates only."""
     seed: int = 0
     """The seed of the split, the first weights and the order of batches."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_optimizer(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or data.get("optimizer") is not None:
+            return data
+        linear = data.get("architecture", "mlp") == "mlp" and not data.get("hidden_sizes")
+        stepped = [key for key in _OF_STEPS if data.get(key) is not None]
+        return {**data, "optimizer": "lbfgs" if linear and not stepped else "adamw"}
+
+    @model_validator(mode="after")
+    def _exact_optimizer(self) -> Fit:
+        if self.folds == 1:
+            raise ValueError("folds must be 0 or at least 2, found 1")
+        if self.optimizer == "lbfgs" and (self.hidden_sizes or self.architecture != "mlp"):
+            raise ValueError("optimizer: lbfgs solves one linear layer; with hidden layers take adamw or adam")
+        return self
 
 
 class Published(_Section):

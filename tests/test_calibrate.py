@@ -8,9 +8,18 @@ from scipy.special import expit, softmax
 from scipy.stats import norm
 from sklearn.metrics import roc_auc_score
 
+from common.head_training import Refit
 from common.manifest import Calibration, Prevalence
 from recipes.schema import Fit, Head
-from training.calibrate import brier, calibrated_logits, calibration_report, ece, fit_calibration, platt
+from training.calibrate import (
+    brier,
+    calibrated_logits,
+    calibration_report,
+    choose_calibration,
+    ece,
+    fit_calibration,
+    platt,
+)
 from training.errors import StepError
 from training.head import head_from_layers, logits_of
 from training.head_fit import Fitted, fit_head, plan_of
@@ -32,6 +41,62 @@ def test_platt_stays_finite_where_the_classes_separate() -> None:
     scale, offset = platt(np.r_[np.full(10, -3.0), np.full(10, 3.0)], np.repeat([0.0, 1.0], 10))
     assert expit(3 * scale + offset) == pytest.approx(11 / 12, abs=1e-3)
     assert np.isfinite(platt(np.zeros(6), np.repeat([0.0, 1.0], 3))).all()
+
+
+def test_a_scale_is_never_negative() -> None:
+    rng = np.random.default_rng(0)
+    logits, targets = rng.normal(size=200), np.arange(200) % 2.0
+    logits -= 2 * targets  # the wrong way round
+    assert platt(logits, targets)[0] == pytest.approx(0.01)
+    classes = np.stack([logits, -logits, 0 * logits], axis=1)
+    assert min(fit_calibration("platt", classes, np.eye(3)[targets.astype(int)], "softmax").scale) > 0
+    choice = choose_calibration("platt", logits[:, None], targets[:, None], "sigmoid", ["round"])
+    assert choice.calibration is None
+    assert "platt: the share of positives does not rise with the logit" in choice.reason
+
+
+def _chosen(method, logits: np.ndarray, targets: np.ndarray):
+    return choose_calibration(method, logits[:, None], targets[:, None], "sigmoid", ["round"])
+
+
+def test_rows_that_are_too_few_are_left_uncalibrated_and_it_is_said() -> None:
+    choice = _chosen("platt", np.linspace(-3, 3, 14), np.repeat([0.0, 1.0], 7))
+    assert choice.calibration is None
+    assert choice.reason == (
+        "platt: 7 held-out rows of a class are fewer than 10; temperature: 14 held-out rows are fewer than 20"
+    )
+
+
+def test_a_calibration_that_helps_no_other_rows_is_left_out() -> None:
+    worse = better = 0.0
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        logits, fresh = rng.normal(size=(2, 60)) * 2, rng.normal(size=4000) * 2
+        targets, fresh_targets = ((rng.random(len(x)) < expit(x)).astype(float) for x in (logits[0], fresh))
+        choice = _chosen("platt", logits[0], targets)
+        plain = np.logaddexp(0, fresh) - fresh_targets * fresh
+        after = calibrated_logits(fresh[:, None], choice.calibration)[:, 0]
+        better += float((np.logaddexp(0, after) - fresh_targets * after - plain).mean())
+        scale, offset = platt(logits[0], targets)
+        always = fresh * scale + offset
+        worse += float((np.logaddexp(0, always) - fresh_targets * always - plain).mean())
+    assert better < worse / 3
+
+
+def test_logits_that_need_no_calibration_are_kept_as_they_are() -> None:
+    targets = (np.random.default_rng(5).random(20_000) < expit(LOGITS)).astype(float)
+    choice = _chosen("platt", LOGITS, targets)
+    assert choice.calibration == Calibration(method="platt", scale=[1.0], offset=[0.0])
+    assert "the log loss of held-out rows does not fall" in choice.reason
+
+
+def test_each_label_is_judged_by_itself() -> None:
+    rare = np.r_[np.ones(5), np.zeros(len(LOGITS) - 5)]
+    logits, targets = np.stack([LOGITS, LOGITS], axis=1), np.stack([TARGETS, rare], axis=1)
+    choice = choose_calibration("platt", logits, targets, "sigmoid", ["common", "rare"])
+    assert choice.calibration is not None
+    assert choice.calibration.scale == pytest.approx([0.5, 1], abs=0.03)
+    assert choice.reason == "platt of rare: 5 held-out rows of a class are fewer than 10"
 
 
 def test_temperature_is_one_scale() -> None:
@@ -165,6 +230,79 @@ def test_a_regression() -> None:
     assert found.metrics["spearman"] > 0.8
 
 
+def test_a_regression_gives_the_unit_of_its_labels_whatever_it_is() -> None:
+    grades = 1275 + 50 * np.random.default_rng(0).normal(size=400)
+    data = _data((grades - 1275) / 50)
+    data = Labelled(data.embedding, grades, data.sha256)
+    head = Head(name="taste", task="regression", class_names=["taste"])
+    found = _fitted(data, head)
+    assert found.metrics["mse"] < 0.5 * found.metrics["mse_of_mean"]
+    assert found.metrics["r2"] > 0.5
+    assert found.warnings == []
+    fresh = logits_of(head_from_layers(found.layers, found.tensors), data.embedding)[:, 0]
+    assert fresh.mean() == pytest.approx(1275, abs=10)
+
+
+def test_a_regression_that_is_no_better_than_the_mean_is_shouted_at() -> None:
+    rng = np.random.default_rng(1)
+    data = Labelled(rng.normal(size=(60, 6)).astype(np.float32), rng.normal(1275, 50, 60), [str(n) for n in range(60)])
+    found = _fitted(data, Head(name="taste", task="regression", class_names=["taste"], fit=Fit(**FAST)))
+    assert found.metrics["r2"] <= 0
+    assert "no better than always answering the mean: its mean squared error" in found.warnings[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_small_set_never_serves_scores_the_wrong_way_round(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    label = np.repeat([1, 0], 9 + 500)
+    embedding = rng.normal(size=(len(label), 128))
+    embedding[:, :8] += np.where(label == 1, 1.0, -1.0)[:, None]
+    embedding = (embedding / np.linalg.norm(embedding, axis=1, keepdims=True)).astype(np.float32)
+    rows = np.r_[np.arange(9), 509 + np.arange(9)]
+    fresh = np.setdiff1d(np.arange(len(label)), rows)
+    head = Head(name="mine", class_names=["angular", "round"], fit=Fit(near_duplicate_cosine=None, max_epochs=60))
+    found = _fitted(Labelled(embedding[rows], label[rows], [str(n) for n in range(18)]), head)
+    raw = logits_of(head_from_layers(found.layers, found.tensors), embedding[fresh])
+    served = calibrated_logits(raw, found.calibration, found.prevalence)
+    assert roc_auc_score(label[fresh], served[:, 0]) == roc_auc_score(label[fresh], raw[:, 0]) > 0.8
+    assert found.calibration is None
+    assert any("is not calibrated: platt: 7 held-out rows of a class" in warning for warning in found.warnings)
+
+
+def test_the_final_weights_are_fitted_to_all_rows_but_the_test_part() -> None:
+    data = _data(np.arange(300) % 2)
+    head = Head(name="nsfw", class_names=["safe", "nsfw"])
+    split = split_rows(data.label, data.sha256, head.class_names, 0.2, 0.2, 0)
+    found = fit_head(data, head, "cpu", split)
+    assert found.refit == Refit(folds=5, rows=240)
+    known = np.sort(np.concatenate([split.train, split.validation]))
+    assert found.tensors["standardize.mean"] == pytest.approx(data.embedding[known].mean(axis=0), abs=1e-5)
+    data.embedding[split.test] = 1e3 * data.label[split.test][:, None]
+    again = fit_head(data, head, "cpu", split)
+    for name, tensor in found.tensors.items():
+        np.testing.assert_array_equal(tensor, again.tensors[name], "the test part shaped the weights")
+
+
+def test_without_folds_the_validation_part_is_never_trained_on() -> None:
+    data = _data(np.arange(300) % 2)
+    found = _fitted(data, Head(name="nsfw", class_names=["safe", "nsfw"], fit=Fit(folds=0)))
+    assert found.refit == Refit(folds=0, rows=180)
+
+
+def test_the_recall_promised_holds_for_the_final_weights() -> None:
+    """They saw the rows that the threshold was chosen on; the logits that chose it did not."""
+    passed = positives = 0
+    for seed in range(20):
+        data = _data(np.arange(700) % 2, seed)
+        head = Head(name="nsfw", class_names=["safe", "nsfw"], operating_points=["recall>=0.99"], fit=Fit(seed=seed))
+        split = split_rows(data.label, data.sha256, head.class_names, 0.4, 0.15, seed)
+        found = fit_head(data, head, "cpu", split, groups=np.arange(700))
+        positive = found.test_targets[:, 0] > 0
+        passed += int((found.test_scores[positive, 0] >= found.thresholds[0][0].value).sum())
+        positives += int(positive.sum())
+    assert passed / positives >= 0.985
+
+
 @pytest.mark.parametrize(("calibration", "activation"), [("platt", "sigmoid"), ("none", "none")])
 def test_mse_gives_a_raw_value_unless_it_is_calibrated(calibration, activation: str) -> None:
     head = Head(name="nsfw", class_names=["safe", "nsfw"], calibration=calibration, fit=Fit(loss="mse", **FAST))
@@ -174,10 +312,13 @@ def test_mse_gives_a_raw_value_unless_it_is_calibrated(calibration, activation: 
     assert found.metrics["auroc"] > 0.8
 
 
-@pytest.mark.parametrize(("calibration", "training"), [("platt", 0.25), ("none", 0.5)])
-def test_prevalence_is_corrected_from_what_the_logits_take_for_it(calibration, training: float) -> None:
-    names = ["safe", "nsfw"]
-    head = Head(name="nsfw", class_names=names, calibration=calibration, prevalence=0.01, fit=Fit(**FAST))
+@pytest.mark.parametrize(
+    ("calibration", "class_weights", "training"),
+    [("platt", True, 0.25), ("none", True, 0.5), ("none", False, 0.25)],
+)
+def test_prevalence_is_corrected_from_what_the_logits_take_for_it(calibration, class_weights, training: float) -> None:
+    fit = Fit(class_weights=class_weights, **FAST)
+    head = Head(name="nsfw", class_names=["safe", "nsfw"], calibration=calibration, prevalence=0.01, fit=fit)
     found = _fitted(_data((np.arange(400) % 4 == 0).astype(int)), head)
     assert found.prevalence is not None
     assert found.prevalence.training == pytest.approx(training, abs=0.01)

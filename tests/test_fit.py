@@ -12,6 +12,7 @@ from tiny_encoder import EMBED_DIM, write_tiny_encoder
 
 from common import paths
 from common.head_figures import LabelMetrics
+from common.head_training import Refit
 from common.manifest import EncoderFingerprint, Linear, Relu, Standardize, read_head, sha256_of
 from recipes.errors import run_step
 from recipes.schema import load_recipe
@@ -134,15 +135,33 @@ def test_the_written_head_has_the_metrics_it_claims(store: DemoStore, encoder: E
     assert metrics.auroc > 0.9  # the best possible is 0.998
 
 
-def test_the_score_distribution_is_that_of_the_held_out_rows(store: DemoStore, encoder: EncoderFingerprint) -> None:
+def test_the_score_distribution_is_of_all_rows_each_scored_by_weights_that_never_saw_it(store: DemoStore) -> None:
     store.append(_rows(200))
     assert _fit() == 0
-    data = labelled_rows(store.read(), CLASSES)
-    split, found = _split(store, data), read_head(_head_folder()).score_distribution
+    found = read_head(_head_folder()).score_distribution
     assert found is not None
-    scores = _scores_by_hand(_head_folder(), data.embedding[np.concatenate([split.validation, split.test])])
-    assert (found.images, len(found.ratios)) == (70, 1)
-    np.testing.assert_allclose(found.ratios[0], [(scores <= edge).mean() for edge in found.edges], atol=1e-6)
+    assert (found.images, len(found.ratios)) == (200, 1)
+
+
+def test_what_the_weights_were_fitted_to_is_said(store: DemoStore, capsys) -> None:
+    store.append(_rows(200))
+    assert _fit() == 0
+    report = json.loads((_head_folder() / "report.json").read_text())
+    assert report["training"]["refit"] == {"folds": 5, "rows": 160}
+    assert read_head(_head_folder()).training.refit == Refit(folds=5, rows=160)
+    err = capsys.readouterr().err
+    assert "160 images" in err
+    assert "held out 0." in err, "the epochs are shown"
+
+
+def test_what_must_not_be_missed_is_printed_and_stored(store: DemoStore, capsys) -> None:
+    rng = np.random.default_rng(3)
+    noise = rng.normal(size=(40, EMBED_DIM)).astype(np.float32)
+    store.append([Row(f"{n}.png", f"{n}.png", f"{n:064x}", 9, 9, CLASSES[n % 2], None, noise[n]) for n in range(40)])
+    assert _fit() == 0
+    [warning, *_] = read_head(_head_folder()).training.warnings or [""]
+    assert "may be no better than chance: AUROC" in warning
+    assert f"warning: {warning}" in capsys.readouterr().err
 
 
 def test_report_holds_the_loss_curve(store: DemoStore) -> None:

@@ -139,6 +139,13 @@ TRAINED = {
     "best_epoch": 7,
     "device": "cpu",
 }
+CROSS_FITTED = {
+    "best_epoch": None,
+    "weight_decay": 0.1,
+    "refit": {"folds": 5, "rows": 16},
+    "calibration": "platt: 7 held-out rows of a class are fewer than 10",
+    "warnings": ["head shapes may be no better than chance"],
+}
 TRACKED = {"mlflow_run_id": "1" * 32, "mlflow_tracking_uri": "local"}
 FIGURE = {"value": 0.75, "interval_95": [0.5, 1.0]}
 REALISED = {"n": 8, "prevalence": 0.5, "recall": FIGURE, "precision": None, "fpr": FIGURE, "f1": FIGURE}
@@ -154,6 +161,11 @@ HEADS: dict[str, dict[str, Any]] = {
     "multilabel": {"metrics": SEVERAL_LABELS, "training": TRAINED | {"loss": "bce"}},
     "multiclass": {"metrics": SEVERAL_LABELS | {"confusion": [[3, 1], [1, 3]]}, "training": TRAINED},
     "regression": {"metrics": {"n": 8} | figures("mse", "pearson", "spearman"), "training": TRAINED},
+    "cross_fitted": {"metrics": ONE_LABEL, "training": TRAINED | CROSS_FITTED},
+    "regression_beside_the_mean": {
+        "metrics": {"n": 8, "mse_of_mean": 0.5} | figures("mse", "r2", "pearson", "spearman"),
+        "training": TRAINED | CROSS_FITTED,
+    },
     "published_torch": {"metrics": {}, "training": {"published": PUBLISHED | {"variant": "published"}}},
     "published_keras": {"metrics": {}, "training": {"published": PUBLISHED | CHECKED}},
     "of_another_release": {"metrics": {"n": 8, "odd": 0.5}, "training": {"seed": 0, "odd": [1, None]}},

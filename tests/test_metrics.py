@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import softmax
 from scipy.stats import norm, pearsonr, spearmanr
 from sklearn.metrics import average_precision_score, brier_score_loss, roc_auc_score
 
 from training import metrics
 from training.calibrate import ece
+from training.intervals import auroc_interval, clopper_pearson, combined, wilson
 from training.metrics import binary_metrics, regression_metrics, task_metrics
 
 LABELS = np.array([0, 0, 0, 0, 1, 1, 1, 1])
@@ -148,3 +150,86 @@ def test_a_constant_score_has_no_correlation_and_stays_json() -> None:
     found = regression_metrics(np.arange(20.0), np.ones(20), seed=0)
     assert (found["pearson"], found["spearman_95_interval"]) == (None, None)
     json.dumps(found, allow_nan=False)
+
+
+def test_regression_is_compared_with_the_mean() -> None:
+    values = np.random.default_rng(0).normal(1300, 50, 300)
+    found = regression_metrics(values, np.full(300, values.mean()) + 1e-9 * values, seed=0)
+    assert found["mse_of_mean"] == pytest.approx(values.var())
+    assert found["r2"] == pytest.approx(0, abs=1e-6)
+    assert regression_metrics(values, np.zeros(300), seed=0)["r2"] < -100
+    low, high = regression_metrics(values, values + 10, seed=0)["r2_95_interval"]
+    assert low < 1 - 100 / values.var() < high
+
+
+# ---- few rows ----
+
+
+@pytest.mark.parametrize("auroc", [0.7, 0.9, 0.99])
+@pytest.mark.parametrize("positives", [1, 3, 10])
+def test_an_aurocs_interval_is_honest_on_few_positives(positives: int, auroc: float) -> None:
+    rng, rounds, held = np.random.default_rng(positives), 120, 0
+    labels = np.r_[np.ones(positives), np.zeros(100)]
+    for _ in range(rounds):
+        scores = rng.normal(size=len(labels)) + labels * norm.ppf(auroc) * np.sqrt(2)
+        found = binary_metrics(labels, scores, 0.5, 0, probabilities=False)
+        low, high = found["auroc_95_interval"]
+        assert low <= found["auroc"] <= high
+        held += low <= auroc <= high
+    assert held / rounds >= 0.9
+
+
+@pytest.mark.parametrize("positives", [1, 3, 10])
+def test_no_interval_collapses_where_the_classes_separate(positives: int) -> None:
+    labels = np.r_[np.ones(positives), np.zeros(40)]
+    found = binary_metrics(labels, 0.1 + 0.8 * labels, 0.5, 0)
+    for name in ("auroc", "average_precision", "recall", "precision", "accuracy", "recall_at_precision_0.95"):
+        low, high = found[f"{name}_95_interval"]
+        assert found[name] == high == 1
+        assert low < 1 - 0.5 / (positives + 41), name
+    assert found["recall_95_interval"] == pytest.approx(list(clopper_pearson(positives, positives)))
+    assert found["fpr_at_recall_0.99_95_interval"][1] == 1, "few positives cannot show a recall of 0.99"
+
+
+def test_newcombes_interval_is_nearly_symmetric_and_has_the_figure() -> None:
+    low, high = auroc_interval(0.75, 20, 30)
+    assert low < 0.75 < high
+    assert auroc_interval(0.25, 20, 30) == pytest.approx((1 - high, 1 - low), abs=1e-9)
+    assert (auroc_interval(0, 1, 1)[0], auroc_interval(1, 1, 1)[1]) == (0, 1)
+
+
+def test_wilson_by_hand_and_shares_combined() -> None:
+    assert wilson(0.5, 10) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert wilson(1, 10)[1] == pytest.approx(1)
+    assert combined([0.5, 0.5], [(0.2, 0.8), (0.1, 0.9)], [0.5, 0.5]) == pytest.approx((0.25, 0.75))
+
+
+def _classes(rng: np.random.Generator, count: int, labels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Targets and probabilities of classes that are calibrated."""
+    scores = softmax(rng.normal(size=(count, labels)) * 1.5, axis=1)
+    drawn = (rng.random(count)[:, None] > scores.cumsum(axis=1)).sum(axis=1)
+    return np.eye(labels)[np.minimum(drawn, labels - 1)], scores
+
+
+def test_the_mean_over_classes_has_an_interval_of_its_own_that_holds_the_figure() -> None:
+    rng = np.random.default_rng(0)
+    names = [str(label) for label in range(9)]
+    targets, scores = _classes(rng, 400, 9)
+    found = task_metrics("multiclass", names, targets, scores, [0.5] * 9, seed=0, probabilities=True)["macro"]
+    for name in metrics.MACRO:
+        low, high = found[f"{name}_95_interval"]
+        assert low <= found[name] <= high, name
+        assert high - low > 0.001, name
+
+
+def test_the_macro_auroc_is_held_about_as_often_as_it_says() -> None:
+    names = [str(label) for label in range(4)]
+    large, scores = _classes(np.random.default_rng(1), 200_000, 4)
+    truth = np.mean([roc_auc_score(large[:, at], scores[:, at]) for at in range(4)])
+    held = 0
+    for seed in range(24):
+        targets, scores = _classes(np.random.default_rng(seed + 2), 80, 4)
+        found = task_metrics("multiclass", names, targets, scores, [0.5] * 4, seed=seed, probabilities=True)
+        low, high = found["macro"]["auroc_95_interval"]
+        held += low <= truth <= high
+    assert held >= 21

@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from training.errors import StepError
+from training.intervals import clopper_pearson
 from training.operating_points import (
     choose_threshold,
-    clopper_pearson,
     parse_point,
     precision_at_prevalence,
     realised,

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,7 +11,16 @@ from torch import nn
 from recipes.schema import Fit
 from training.errors import StepError
 from training.head import head_from_layers, hidden_layers, initial_tensors, logits_of, new_layers, tensors_of
-from training.optimize import Examples, inverse_frequency, learning_rate_at, optimize, positive_weight
+from training.optimize import (
+    Examples,
+    Fold,
+    fit_as_chosen,
+    inverse_frequency,
+    learning_rate_at,
+    optimize,
+    optimize_folds,
+    positive_weight,
+)
 
 RNG = np.random.default_rng(0)
 LABELS = np.arange(200) % 2
@@ -23,7 +35,7 @@ def _head(fit: Fit) -> nn.Sequential:
 
 
 def _validation_loss(head: nn.Module) -> float:
-    loss_of = nn.BCEWithLogitsLoss(pos_weight=positive_weight(TRAIN.label))
+    loss_of = nn.BCEWithLogitsLoss()
     with torch.inference_mode():
         return float(loss_of(head(VALIDATION.embedding), VALIDATION.label))
 
@@ -45,7 +57,7 @@ def test_training_stops_when_patience_is_out() -> None:
 
 
 def test_training_stops_at_max_epochs() -> None:
-    fit = Fit(max_epochs=3)
+    fit = Fit(max_epochs=3, optimizer="adamw")
     assert len(optimize(_head(fit), TRAIN, VALIDATION, fit).train) == 3
 
 
@@ -118,3 +130,69 @@ def test_the_callers_arrays_are_left_as_they_are() -> None:
     before = EMBEDDINGS.copy()
     optimize(_head(Fit()), TRAIN, VALIDATION, Fit(max_epochs=2))
     np.testing.assert_array_equal(EMBEDDINGS, before)
+
+
+def test_one_layer_is_solved_as_scikit_learn_does() -> None:
+    from sklearn.linear_model import LogisticRegression
+
+    fit = Fit(optimizer="lbfgs", weight_decay=0.02)
+    head = _head(fit)
+    curve = optimize(head, TRAIN, VALIDATION, fit)
+    assert (len(curve.train), curve.weight_decay) == (1, [0.02])
+    rows = EMBEDDINGS[:120]
+    standard = (EMBEDDINGS - rows.mean(axis=0)) / rows.std(axis=0)
+    known = LogisticRegression(C=1 / (0.02 * 120), tol=1e-8).fit(standard[:120], LABELS[:120])
+    assert logits_of(head, EMBEDDINGS)[:, 0] == pytest.approx(known.decision_function(standard), abs=0.01)
+
+
+def test_the_weight_decay_of_the_least_held_out_loss_is_kept() -> None:
+    fit = Fit()
+    assert fit.optimizer == "lbfgs"
+    head = _head(fit)
+    curve = optimize(head, TRAIN, VALIDATION, fit)
+    assert curve.weight_decay == sorted(curve.weight_decay, reverse=True)
+    assert len(curve.validation) == curve.best_epoch + 1 + 3, "stops soon after the best"
+    assert _validation_loss(head) == pytest.approx(min(curve.validation), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "optimizer"),
+    [({}, "lbfgs"), ({"max_epochs": 9}, "lbfgs"), ({"hidden_sizes": [4]}, "adamw"), ({"patience": 3}, "adamw")],
+)
+def test_the_default_optimizer_follows_from_the_recipe(settings: dict, optimizer: str) -> None:
+    fit = Fit(**settings)
+    assert fit.optimizer == optimizer
+    assert Fit.model_validate(fit.model_dump()) == fit
+
+
+def test_lbfgs_is_refused_for_hidden_layers() -> None:
+    with pytest.raises(ValueError, match="lbfgs solves one linear layer"):
+        Fit(optimizer="lbfgs", hidden_sizes=[4])
+
+
+@pytest.mark.parametrize("fit", [Fit(), Fit(hidden_sizes=[16], dropout=0, learning_rate=0.02, max_epochs=40, patience=5)])
+def test_folds_stop_together_and_the_last_fit_is_as_long(fit: Fit) -> None:
+    folds = [Fold(_head(fit), TRAIN, VALIDATION), Fold(_head(fit), VALIDATION, TRAIN)]
+    seen = []
+    curve = optimize_folds(folds, fit, progress=lambda done, most, losses: seen.append((done, most)))
+    assert [done for done, _ in seen] == list(range(1, len(curve.train) + 1))
+    head = _head(fit)
+    fit_as_chosen(head, TRAIN, fit, "bce", curve)
+    assert logits_of(head, EMBEDDINGS) == pytest.approx(logits_of(folds[0].head, EMBEDDINGS), abs=0.02)  # type: ignore[arg-type]
+
+
+def test_training_imports_no_compiler() -> None:
+    """torch.optim imports torch's compiler at its first step, which takes seconds."""
+    code = (
+        "import sys, numpy as np\n"
+        "from recipes.schema import Fit\n"
+        "from training.head import head_from_layers, hidden_layers, initial_tensors, new_layers\n"
+        "from training.optimize import Examples, optimize\n"
+        "x, y = np.random.default_rng(0).normal(size=(20, 4)).astype('float32'), np.arange(20) % 2\n"
+        "part = Examples.from_arrays(x, y, 'cpu')\n"
+        "for fit in (Fit(max_epochs=2), Fit(hidden_sizes=[3], max_epochs=2)):\n"
+        "    hidden = hidden_layers(fit)\n"
+        "    optimize(head_from_layers(new_layers(hidden), initial_tensors(x, hidden, 1, 0)), part, part, fit)\n"
+        "sys.exit('torch._dynamo' in sys.modules)\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -1,12 +1,14 @@
 """Logits → probabilities that mean what they say, and how far they are from it.
 
-A calibration is `logit * scale + offset` before the activation, per label. It is fitted on the validation split:
-the weights were never trained on it, and early stopping took from it only the number of the best epoch. What it
-achieved is measured on the test split, which nothing was chosen on.
+A calibration is `logit * scale + offset` before the activation, per label. It is fitted on logits of rows that the
+weights which gave them were never trained on, and kept only where rows that it was not fitted to itself become more
+likely by it. Its scale is above 0, so that it never changes the order of scores. What it achieved is measured on the
+test split, which nothing was chosen on.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -14,16 +16,111 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_softmax, logit, softmax
 
 from common.manifest import Calibration, HeadManifest, Prevalence
+from training.folds import folds_of
 
 Activation = Literal["sigmoid", "softmax", "none"]
 
+Method = Literal["platt", "temperature"]
+
 ECE_BINS = 15  # of equal width
+FEWEST_OF_A_CLASS = 10
+"""Rows on either side of a label that Platt's two numbers take; temperature's one takes twice as many in all."""
+
+_LEAST_SCALE = 1e-2
+_FOLDS = 5
 
 
-def fit_calibration(
-    method: Literal["platt", "temperature"], logits: np.ndarray, targets: np.ndarray, activation: Activation
-) -> Calibration:
-    """The scale and offset of least log-loss.
+@dataclass(frozen=True)
+class CalibrationChoice:
+    """The calibration that held-out rows can carry, if any."""
+
+    calibration: Calibration | None
+    """None when the rows cannot say; a scale of 1 and an offset of 0 when they say that none is needed."""
+    reason: str
+    """Empty when it is the one that was wanted; else what was not calibrated, and why."""
+
+
+@dataclass(frozen=True)
+class _Refusal:
+    """Why rows cannot carry a method."""
+
+    reason: str
+    needless: bool = False
+    """True when the logits are as good without it."""
+
+
+def choose_calibration(
+    method: Method, logits: np.ndarray, targets: np.ndarray, activation: Activation, labels: list[str]
+) -> CalibrationChoice:
+    """The wanted calibration where it helps rows that it was not fitted to, else temperature, else none.
+
+    A method is kept when it lowers the five-fold cross-fitted log loss by more than one standard error of the rows'
+    differences; with a sigmoid and Platt's method each label is judged by itself.
+
+    Args:
+        method: the recipe's.
+        logits: (n, L) of held-out rows.
+        targets: (n, L) 0 or 1; of a softmax one 1 in each row.
+        activation: sigmoid or softmax.
+        labels: the names of the L columns.
+    """
+    reasons, needless = [], False
+    for candidate in dict.fromkeys((method, "temperature")):
+        apart = candidate == "platt" and activation == "sigmoid"
+        parts = [[at] for at in range(len(labels))] if apart else [list(range(len(labels)))]
+        refusals = [_refusal(candidate, logits[:, part], targets[:, part], activation) for part in parts]
+        for part, refusal in zip(parts, refusals, strict=True):
+            if refusal is not None:
+                of_label = f" of {labels[part[0]]}" if len(parts) > 1 else ""
+                reasons.append(f"{candidate}{of_label}: {refusal.reason}")
+        if None in refusals:
+            scale, offset = np.ones(len(labels)), np.zeros(len(labels))
+            for part, refusal in zip(parts, refusals, strict=True):
+                if refusal is None:
+                    fitted = fit_calibration(candidate, logits[:, part], targets[:, part], activation)
+                    scale[part], offset[part] = fitted.scale, fitted.offset
+            calibration = Calibration(method=candidate, scale=scale.tolist(), offset=offset.tolist())
+            return CalibrationChoice(calibration, "; ".join(reasons))
+        needless = all(refusal is not None and refusal.needless for refusal in refusals)
+    same = Calibration(method=method, scale=[1.0] * len(labels), offset=[0.0] * len(labels)) if needless else None
+    return CalibrationChoice(same, "; ".join(reasons))
+
+
+def _refusal(method: Method, logits: np.ndarray, targets: np.ndarray, activation: Activation) -> _Refusal | None:
+    """Why these rows cannot carry the method; None when they can."""
+    positives = targets.sum(axis=0)
+    fewest = int(min(positives.min(), (len(targets) - positives).min()))
+    if method == "platt" and fewest < FEWEST_OF_A_CLASS:
+        return _Refusal(f"{fewest} held-out rows of a class are fewer than {FEWEST_OF_A_CLASS}")
+    if len(targets) < 2 * FEWEST_OF_A_CLASS:
+        return _Refusal(f"{len(targets)} held-out rows are fewer than {2 * FEWEST_OF_A_CLASS}")
+    if min(fit_calibration(method, logits, targets, activation).scale) <= _LEAST_SCALE * (1 + 1e-6):
+        return _Refusal("the share of positives does not rise with the logit of held-out rows")
+    gains = _log_losses(logits, targets, activation)
+    fold = _calibration_folds(targets)
+    for held_out in (fold == number for number in range(_FOLDS)):
+        fitted = fit_calibration(method, logits[~held_out], targets[~held_out], activation)
+        gains[held_out] -= _log_losses(calibrated_logits(logits[held_out], fitted), targets[held_out], activation)
+    if gains.mean() <= gains.std() / np.sqrt(len(gains)):
+        return _Refusal(f"the log loss of held-out rows does not fall ({-gains.mean():+.4f})", needless=True)
+    return None
+
+
+def _calibration_folds(targets: np.ndarray) -> np.ndarray:
+    """(n,) the fold of each row, drawn so that each has an equal share of every combination of labels."""
+    _, strata = np.unique(targets, axis=0, return_inverse=True)
+    return folds_of(strata.ravel(), np.arange(len(targets)), _FOLDS, seed=0)
+
+
+def _log_losses(logits: np.ndarray, targets: np.ndarray, activation: Activation) -> np.ndarray:
+    """(n, L), (n, L) → (n,) negative log likelihood of each row."""
+    if activation == "softmax":
+        return -(targets * log_softmax(logits, axis=1)).sum(axis=1)
+    return (np.logaddexp(0, logits) - targets * logits).sum(axis=1)
+
+
+def fit_calibration(method: Method, logits: np.ndarray, targets: np.ndarray, activation: Activation) -> Calibration:
+    """The scale and offset of least log-loss, the scale above 0.
 
     Args:
         method: platt fits a scale and an offset per label, temperature one scale for all labels.
@@ -43,7 +140,7 @@ def fit_calibration(
 
 
 def platt(logits: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
-    """(n,), (n,) → scale and offset of a logistic regression on the logit.
+    """(n,), (n,) → scale and offset of a logistic regression on the logit; the scale is at least 0.01.
 
     As Platt did, the targets stand a little off 0 and 1, `(positives + 1) / (positives + 2)` and
     `1 / (negatives + 2)`: the fit stays finite where the logits separate the classes.
@@ -61,7 +158,8 @@ def platt(logits: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
             [np.mean(slope * standard), np.mean(slope)]
         )
 
-    scale, offset = minimize(loss, [1.0, 0.0], jac=True, method="BFGS").x
+    bounds = [(_LEAST_SCALE * spread, None), (None, None)]
+    scale, offset = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=bounds, options={"gtol": 1e-7}).x
     return float(scale / spread), float(offset - scale * center / spread)
 
 
@@ -163,5 +261,6 @@ def _vector_scaling(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray
         value = -np.sum(targets * log_probabilities) + 0.5 * pull @ pull
         return float(value / rows), (gradient + pull) / rows
 
-    found = minimize(loss, np.r_[np.ones(labels), np.zeros(labels)], jac=True, method="L-BFGS-B").x
+    bounds = [(_LEAST_SCALE, None)] * labels + [(None, None)] * labels
+    found = minimize(loss, np.r_[np.ones(labels), np.zeros(labels)], jac=True, method="L-BFGS-B", bounds=bounds).x
     return found[:labels], found[labels:]

@@ -4,8 +4,9 @@
     python -m training.fit --recipe demo --head demo --store artifacts/embeddings/shapes
     python -m training.fit --recipe demo --track                # and record the run with MLflow
 
-The weights are fitted to the train split; the validation split stops the training, then calibrates the scores and
-chooses the thresholds of the operating points; every figure is measured on the test split, which nothing else sees.
+All rows but the test split are cut into folds, each held out once: the folds choose how long to train, calibrate the
+scores and choose the thresholds of the operating points. The weights are then fitted to all those rows. Every figure is
+measured on the test split, which nothing else sees.
 
 Near-duplicates share a side of the split, which the store remembers (training.split).
 
@@ -35,7 +36,7 @@ from training.head_files import head_manifest, is_fitted, write_head, write_trac
 from training.head_fit import Fitted, fit_head, plan_of
 from training.labelled import grouped_split, labelled_rows
 from training.overview import print_overview
-from training.progress import console, say
+from training.progress import console, epochs_shown, say
 from training.sources import HeadData, adopt_former_files
 from training.store import adopt_former_folder, store_folder
 from training.store_view import read_embeddings
@@ -45,6 +46,9 @@ from training.tracking import tracking_uri
 def _print_result(fitted: Fitted, manifest: HeadManifest) -> None:
     metrics = fitted.metrics
     table = Table(title=f"head {manifest.name}: {metrics['n']} test images", show_header=False)
+    if "macro" in metrics:
+        low, high = metrics["accuracy_95_interval"]
+        table.add_row("accuracy", f"{metrics['accuracy']:.3f} (95 %: {low:.3f} to {high:.3f})")
     for name, value in (metrics.get("macro") or metrics).items():
         spread = (metrics.get("macro") or metrics).get(f"{name}_95_interval")
         if spread is not None and value is not None:
@@ -55,8 +59,14 @@ def _print_result(fitted: Fitted, manifest: HeadManifest) -> None:
             table.add_row(f"{label}, {point.operating_point}", f"score >= {point.value:.4g}{_recall_text(point)}")
     if report := fitted.report["calibration"]:
         table.add_row("ECE before, after", f"{report['before']['ece']:.4f}, {report['after']['ece']:.4f}")
-    table.add_row("best epoch", str(fitted.curve.best_epoch))
+    if (decay := fitted.curve.chosen_weight_decay) is not None:
+        table.add_row("weight decay", f"{decay:.3g}")
+    else:
+        table.add_row("best epoch", str(fitted.curve.best_epoch))
+    table.add_row("weights fitted to", f"{fitted.refit.rows} images")
     console.print(table)
+    for warning in fitted.warnings:
+        say(f"warning: {warning}")
     if manifest.notice:
         say(manifest.notice)
 
@@ -121,7 +131,8 @@ def main(argv: list[str] | None = None) -> None:
         say(f"head {head.name}: fitted before to the same data, nothing to do")
         print(head_folder(recipe, head) / "head.json")
         return
-    fitted = fit_head(data, head, _device(), split)
+    with epochs_shown(f"fit {head.name}") as progress:
+        fitted = fit_head(data, head, _device(), split, groups.ids, progress)
     weights = safetensors.numpy.save(fitted.tensors)
     manifest = head_manifest(fitted, data, recipe, head, encoder, weights, groups)
     uri = tracking_uri(arguments.track)

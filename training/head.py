@@ -125,7 +125,10 @@ def initial_tensors(
     label_count: int,
     seed: int,
 ) -> dict[str, np.ndarray]:
-    """Tensors for `new_layers`: the data's own mean and std, and seeded random weights as torch's Linear has."""
+    """Tensors for `new_layers`: the data's own mean and std, and seeded random weights as torch's Linear has.
+
+    The last layer begins at 0: what it begins with stays where the rows say nothing, and would be noise in every score.
+    """
     mean, std = mean_and_std(embeddings)
     tensors = {
         "standardize.mean": mean.astype(np.float32),
@@ -138,7 +141,15 @@ def initial_tensors(
         layer = _linear(number)
         tensors[layer.weight] = rng.uniform(-bound, bound, (wide_out, wide_in)).astype(np.float32)
         tensors[layer.bias] = rng.uniform(-bound, bound, wide_out).astype(np.float32)
-    return tensors
+    last = _linear(len(hidden))
+    return tensors | {name: np.zeros_like(tensors[name]) for name in (last.weight, last.bias)}
+
+
+def in_units_of(tensors: Mapping[str, np.ndarray], hidden_count: int, mean: float, std: float) -> dict[str, np.ndarray]:
+    """The tensors of a head that was trained on `(value - mean) / std`, so that it gives the value itself."""
+    last = _linear(hidden_count)
+    weight, bias = tensors[last.weight] * std, tensors[last.bias] * std + mean
+    return {**tensors, last.weight: weight.astype(np.float32), last.bias: bias.astype(np.float32)}
 
 
 def mean_and_std(embeddings: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -68,8 +68,12 @@ def head_manifest(
             left_out=len(fitted.split.left_out),
             seed=head.fit.seed,
             loss=fitted.plan.loss,
-            best_epoch=fitted.curve.best_epoch,
+            best_epoch=None if fitted.curve.weight_decay else fitted.curve.best_epoch,
+            weight_decay=fitted.curve.chosen_weight_decay,
             device=fitted.device,
+            refit=fitted.refit,
+            calibration=fitted.uncalibrated or None,
+            warnings=fitted.warnings or None,
         ),
         versions=tool_versions(*_TOOLS),
     )

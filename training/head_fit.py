@@ -1,4 +1,9 @@
-"""The fit of a head: trains it, calibrates it, chooses its thresholds and measures it. It reads and writes no file."""
+"""The fit of a head: trains it, calibrates it, chooses its thresholds and measures it. It reads and writes no file.
+
+What is chosen, the epochs, the calibration and the thresholds, is chosen on out-of-fold logits: all rows but the test
+part are cut into folds, and each fold's logits come from a head that was trained on the others. Then the final weights
+are fitted to all those rows, as long as the folds found best. The test part sees none of it.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from common.head_figures import Realised
+from common.head_training import Refit
 from common.manifest import (
     Calibration,
     Layer,
@@ -16,9 +22,18 @@ from common.manifest import (
     Threshold,
 )
 from recipes.schema import Head
-from training.calibrate import Activation, activated, calibrated_logits, calibration_report, fit_calibration
+from training.calibrate import (
+    Activation,
+    CalibrationChoice,
+    activated,
+    calibrated_logits,
+    calibration_report,
+    choose_calibration,
+)
 from training.errors import StepError
+from training.folds import folds_of
 from training.labelled import Labelled, targets_of
+from training.leakage import group_rows
 from training.losses import LOSSES, Curve, Loss, Task
 from training.metrics import task_metrics
 from training.operating_points import Chosen, OperatingPoint, choose_threshold, parse_point, realised
@@ -26,7 +41,15 @@ from training.score_distribution import score_distribution
 from training.split import Split
 
 if TYPE_CHECKING:
-    from training.optimize import Examples
+    from torch import nn
+
+    from training.optimize import Progress
+
+MOST_CROSS_FITTED = 20_000
+"""Rows above which the validation part alone chooses: it is large enough, and folds would take their time.
+
+Other weights than those that it calibrated are then served only of lbfgs, whose solution is one: two runs of adamw
+differ by more in the mean of their logits than the further rows are worth."""
 
 
 @dataclass(frozen=True)
@@ -57,10 +80,13 @@ class Fitted:
     thresholds: list[list[Threshold]]
     test_targets: np.ndarray  # (n test, L)
     test_scores: np.ndarray  # (n test, L)
-    score_distribution: ScoreDistribution  # of both held-out parts
+    score_distribution: ScoreDistribution  # of rows held out from the weights that scored them
     metrics: dict[str, Any]
     report: dict[str, Any]  # calibration before and after, operating points as chosen
     device: str
+    refit: Refit  # the rows of the final weights
+    uncalibrated: str  # why, empty where the head is calibrated as the recipe says
+    warnings: list[str]  # what a user must not miss
 
 
 def plan_of(head: Head) -> Plan:
@@ -83,68 +109,201 @@ def plan_of(head: Head) -> Plan:
     return Plan(head.task, loss, activation, points)
 
 
-def fit_head(data: Labelled, head: Head, device: str, split: Split) -> Fitted:
-    """Train, calibrate, choose thresholds and measure; writes nothing."""
-    # Here and not above: --help needs no torch.
-    from training.head import head_from_layers, hidden_layers, initial_tensors, logits_of, new_layers, tensors_of
-    from training.optimize import Examples, optimize
+def fit_head(
+    data: Labelled,
+    head: Head,
+    device: str,
+    split: Split,
+    groups: np.ndarray | None = None,
+    progress: Progress | None = None,
+) -> Fitted:
+    """Train, calibrate, choose thresholds and measure; writes nothing.
 
-    plan, fit, label_count = plan_of(head), head.fit, len(head.labels)
-    hidden = hidden_layers(fit)
-    layers = new_layers(hidden)
-    module = head_from_layers(layers, initial_tensors(data.embedding[split.train], hidden, label_count, fit.seed))
-    train, validation = (
-        Examples.from_arrays(data.embedding[rows], data.label[rows], device, plan.loss)
-        for rows in (split.train, split.validation)
-    )
-    curve = optimize(module.to(device), train, validation, fit, plan.loss)
-    held_out, test = (
-        _Part(logits_of(module, data.embedding[rows]), targets_of(data.label[rows], head.task, label_count))
-        for rows in (split.validation, split.test)
-    )
-    calibration = _fit_calibration(head, plan, held_out)
-    prevalence = _prevalence(head, calibration, held_out, train)
+    Args:
+        data: the labelled rows.
+        head: of the recipe.
+        device: torch's name of it.
+        split: of the rows.
+        groups: (n,) int; rows of a group share a fold. By default the near-duplicates of the recipe.
+        progress: called after every epoch.
+
+    Raises:
+        StepError: settings that do not go together, an operating point out of reach, a loss that is not finite.
+    """
+    plan = plan_of(head)
+    trained = _train(data, head, plan, device, split, groups, progress)
+    held_out, test = trained.held_out, trained.test
+    choice = _choose_calibration(head, plan, held_out)
+    calibration = choice.calibration
+    prevalence = _prevalence(head, calibration, held_out)
     scores = [
         activated(calibrated_logits(part.logits, calibration, prevalence), plan.activation) for part in (held_out, test)
     ]
     chosen = _choose(head, plan, held_out.targets, scores[0])
     thresholds = _thresholds(head, plan, chosen, test.targets, scores[1])
+    metrics = task_metrics(
+        head.task,
+        head.labels,
+        test.targets,
+        scores[1],
+        [row[0].value if row else 0.5 for row in thresholds],
+        seed=head.fit.seed,
+        probabilities=plan.probabilities,
+        prevalence=head.prevalence,
+    )
     return Fitted(
         plan=plan,
-        layers=layers,
-        tensors=tensors_of(module, layers),
+        layers=trained.layers,
+        tensors=trained.tensors,
         split=split,
-        curve=curve,
+        curve=trained.curve,
         calibration=calibration,
         prevalence=prevalence,
         thresholds=thresholds,
         test_targets=test.targets,
         test_scores=scores[1],
         score_distribution=score_distribution(head.task, np.concatenate(scores)),
-        metrics=task_metrics(
-            head.task,
-            head.labels,
-            test.targets,
-            scores[1],
-            [row[0].value if row else 0.5 for row in thresholds],
-            seed=fit.seed,
-            probabilities=plan.probabilities,
-            prevalence=head.prevalence,
-        ),
+        metrics=metrics,
         report={
             "calibration": _calibration_report(plan, calibration, held_out, test),
             "operating_points": {name: [point.report() for point in row] for name, row in chosen.items()},
         },
         device=device,
+        refit=trained.refit,
+        uncalibrated=choice.reason,
+        warnings=_warnings(head, metrics, choice),
     )
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A part of the split as the trained layers see it."""
+    """Rows as layers see them that were not trained on them."""
 
     logits: np.ndarray  # (n, L) float64
     targets: np.ndarray  # (n, L)
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """Final weights, and what chose how long they were trained."""
+
+    layers: list[Layer]
+    tensors: dict[str, np.ndarray]
+    curve: Curve
+    held_out: _Part
+    test: _Part
+    refit: Refit
+
+
+def _train(
+    data: Labelled,
+    head: Head,
+    plan: Plan,
+    device: str,
+    split: Split,
+    groups: np.ndarray | None,
+    progress: Progress | None,
+) -> _Trained:
+    """Choose the epochs on held-out rows, then fit the final weights to all rows but the test part."""
+    # Here and not above: --help needs no torch.
+    from training.head import (
+        head_from_layers,
+        hidden_layers,
+        in_units_of,
+        initial_tensors,
+        logits_of,
+        new_layers,
+        tensors_of,
+    )
+    from training.optimize import Examples, Fold, fit_as_chosen, optimize_folds
+
+    fit, label_count = head.fit, len(head.labels)
+    hidden = hidden_layers(fit)
+    layers = new_layers(hidden)
+    rows = np.sort(np.concatenate([split.train, split.validation]))
+    mean, std = _units(head, data.label[rows])
+
+    def new_head(kept: np.ndarray) -> nn.Sequential:
+        tensors = initial_tensors(data.embedding[kept], hidden, label_count, fit.seed)
+        return head_from_layers(layers, tensors).to(device)
+
+    def examples(kept: np.ndarray) -> Examples:
+        label = (data.label[kept] - mean) / std if head.task == "regression" else data.label[kept]
+        return Examples.from_arrays(data.embedding[kept], label, device, plan.loss)
+
+    def part(module: nn.Sequential, kept: np.ndarray) -> _Part:
+        logits = logits_of(module, data.embedding[kept]) * std + mean
+        return _Part(logits, targets_of(data.label[kept], head.task, label_count))
+
+    sides = _sides(data, head, split, rows, groups)
+    heads = [new_head(train) for train, _ in sides]
+    pairs = zip(heads, sides, strict=True)
+    folds = [Fold(module, examples(train), examples(held_out)) for module, (train, held_out) in pairs]
+    curve = optimize_folds(folds, fit, plan.loss, progress)
+    parts = [part(module, held_out) for module, (_, held_out) in zip(heads, sides, strict=True)]
+    if len(sides) > 1 or (fit.folds and fit.optimizer == "lbfgs"):
+        module = new_head(rows)
+        fit_as_chosen(module, examples(rows), fit, plan.loss, curve)
+    else:
+        module, rows = heads[0], split.train
+    return _Trained(
+        layers=layers,
+        tensors=in_units_of(tensors_of(module, layers), len(hidden), mean, std),
+        curve=curve,
+        held_out=_Part(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("logits", "targets"))),
+        test=part(module, split.test),
+        refit=Refit(folds=len(sides) if len(sides) > 1 else 0, rows=len(rows)),
+    )
+
+
+def _sides(
+    data: Labelled, head: Head, split: Split, rows: np.ndarray, groups: np.ndarray | None
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each fold the rows that it is trained on and those that it holds out."""
+    if not head.fit.folds or len(rows) > MOST_CROSS_FITTED:
+        return [(split.train, split.validation)]
+    if groups is None:
+        groups = group_rows(data.sha256, data.embedding, head.fit.near_duplicate_cosine).ids
+    fold = folds_of(_strata(data.label[rows], head), groups[rows], head.fit.folds, head.fit.seed)
+    return [(rows[fold != number], rows[fold == number]) for number in np.unique(fold)]
+
+
+def _strata(label: np.ndarray, head: Head) -> np.ndarray:
+    """(n,) what the folds have equal shares of: classes, of several labels the rarest, of a regression the fifths."""
+    if head.task == "regression":
+        return np.searchsorted(np.quantile(label, [0.2, 0.4, 0.6, 0.8]), label)
+    if head.task == "multilabel":
+        rarity = np.where(label != 0, label.sum(axis=0), np.iinfo(np.int64).max)
+        return np.where(label.any(axis=1), rarity.argmin(axis=1), label.shape[1])
+    return label
+
+
+def _units(head: Head, label: np.ndarray) -> tuple[float, float]:
+    """Mean and standard deviation of a regression's labels, in which it is trained; 0 and 1 of classes."""
+    if head.task != "regression":
+        return 0.0, 1.0
+    return float(label.mean()), float(label.std()) or 1.0
+
+
+def _warnings(head: Head, metrics: dict[str, Any], choice: CalibrationChoice) -> list[str]:
+    """What a user must not miss: a head that is not known to be better than none."""
+    found = []
+    if head.task == "regression" and not (metrics["r2"] or 0) > 0:
+        found.append(
+            f"head {head.name} is no better than always answering the mean: its mean squared error on the test part is "
+            f"{metrics['mse']:.4g}, that of the mean {metrics['mse_of_mean']:.4g}; add labelled images, or ask whether "
+            "the pictures show what was graded"
+        )
+    known = metrics.get("macro") or metrics
+    if known.get("auroc") is not None and known["auroc_95_interval"][0] <= 0.5:
+        low, high = known["auroc_95_interval"]
+        found.append(
+            f"head {head.name} may be no better than chance: AUROC {known['auroc']:.3f} "
+            f"(95 %: {low:.3f} to {high:.3f}) on the test part; add labelled images"
+        )
+    if choice.calibration is None and choice.reason:
+        found.append(f"head {head.name} is not calibrated: {choice.reason}; add labelled images")
+    return found
 
 
 def _activation(task: Task, loss: Loss, calibration: str) -> Activation:
@@ -154,20 +313,18 @@ def _activation(task: Task, loss: Loss, calibration: str) -> Activation:
     return "softmax" if task == "multiclass" else "sigmoid"
 
 
-def _fit_calibration(head: Head, plan: Plan, held_out: _Part) -> Calibration | None:
+def _choose_calibration(head: Head, plan: Plan, held_out: _Part) -> CalibrationChoice:
     if head.task == "regression" or head.calibration == "none":
-        return None
-    return fit_calibration(head.calibration, held_out.logits, held_out.targets, plan.activation)
+        return CalibrationChoice(None, "")
+    return choose_calibration(head.calibration, held_out.logits, held_out.targets, plan.activation, head.labels)
 
 
-def _prevalence(head: Head, calibration: Calibration | None, held_out: _Part, train: Examples) -> Prevalence | None:
-    """What the logits take for the share of positives: the held-out data's once calibrated, else the loss's."""
+def _prevalence(head: Head, calibration: Calibration | None, held_out: _Part) -> Prevalence | None:
+    """What the logits take for the share of positives: the data's, or a half where the loss weighs classes so."""
     if head.prevalence is None:
         return None
-    if calibration is not None:
-        share = float(held_out.targets.mean())
-    else:
-        share = 0.5 if head.fit.class_weights else float(train.label.mean())
+    weighed = head.fit.class_weights and head.fit.loss != "mse" and calibration is None
+    share = 0.5 if weighed else float(held_out.targets.mean())
     return Prevalence(training=share, target=head.prevalence)
 
 
@@ -176,7 +333,7 @@ def _choose(head: Head, plan: Plan, targets: np.ndarray, scores: np.ndarray) -> 
     chosen = {}
     for at, name in enumerate(head.labels if plan.points else []):
         if targets[:, at].min() == targets[:, at].max():
-            raise StepError(f"label {name!r} is the same in the whole validation split; operating points need both")
+            raise StepError(f"label {name!r} is the same in all rows held out; operating points need both")
         found = [choose_threshold(point, targets[:, at], scores[:, at], head.prevalence) for point in plan.points]
         chosen[name] = sorted(found, key=lambda point: point.threshold)
     return chosen

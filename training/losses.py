@@ -21,11 +21,17 @@ LOSSES: dict[Task, list[Loss]] = {
 
 @dataclass
 class Curve:
-    """Mean loss per epoch; the epoch numbered 0 is the first."""
+    """Mean loss per epoch, the one numbered 0 first; of lbfgs per weight decay, the strongest first."""
 
     train: list[float] = field(default_factory=list)
     validation: list[float] = field(default_factory=list)
+    weight_decay: list[float] = field(default_factory=list)
+    """Of lbfgs the weight decay of each step; empty of the others."""
 
     @property
     def best_epoch(self) -> int:
         return int(np.argmin(self.validation))
+
+    @property
+    def chosen_weight_decay(self) -> float | None:
+        return self.weight_decay[self.best_epoch] if self.weight_decay else None

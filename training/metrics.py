@@ -1,15 +1,24 @@
 """How good scores are: the usual figures, and how sure one can be of them.
 
-Each figure is computed from counts: how many positives and negatives have each distinct score. The 95 % interval
-of a figure is its percentile bootstrap: rows are drawn with replacement within each class, so that neither is ever
-empty, and the figure is computed for all the replicates at once, as another row of counts. Of more than
-_MOST_GROUPS distinct scores, neighbours share a group in the bootstrap (never in the figure itself), which bounds
-its cost whatever the number of rows.
+Each figure is computed from counts: how many positives and negatives have each distinct score. Its 95 % interval:
+
+accuracy, recall, precision, FPR    exact (Clopper-Pearson)
+AUROC                               the wider of Newcombe's score interval and the bootstrap
+average precision                   the wider of Wilson's with the positives as trials, and the bootstrap
+recall at a precision               the wider of Clopper-Pearson's and the bootstrap
+FPR at a recall                     the bootstrap; up to 1 with fewer positives than could show that recall
+Brier, ECE                          the bootstrap
+means over labels                   the bootstrap of the mean, rows drawn for all labels together
+
+The bootstrap is the percentile one: rows are drawn with replacement within each class, so that neither is ever empty,
+and the figure is computed for all the replicates at once, as another row of counts. Alone it has no width with one
+positive or separated classes. Of more than _MOST_GROUPS distinct scores, neighbours share a group in the bootstrap
+(never in the figure itself), which bounds its cost whatever the number of rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +26,14 @@ import numpy as np
 from scipy.stats import rankdata
 
 from training.calibrate import ECE_BINS, ece_bins
+from training.intervals import Interval, auroc_interval, clopper_pearson, combined, wider, wilson
 
 REPLICATES = 1000
 
 _MOST_GROUPS = 1024
 _FLOATS_PER_CHUNK = 4_000_000
+_MOST_DRAWN = 2_000_000_000  # rows × labels × replicates of a mean over labels
+_FEWEST_REPLICATES = 200
 _ROUNDING = 1e-12
 _LEVEL = np.array([0.025, 0.975])
 
@@ -78,12 +90,20 @@ def binary_metrics(
     }
     if probabilities:
         figures |= {"ece": ece_of, "brier": brier_of}
+    table = confusion(labels, scores >= threshold)
+    intervals: dict[str, Interval | None] = dict(_of_shares(table, prevalence))
     found: dict[str, Any] = {"n": len(labels), "positives": int((labels > 0).sum()), "threshold": threshold}
     for name, figure in figures.items():
         [value] = figure(exact)
         found[name] = _number(value)
-        found[f"{name}_95_interval"] = interval(figure(replicates), value if name == "ece" else None)
-    return found | {"confusion": confusion(labels, scores >= threshold)}
+        if name not in intervals:
+            spread = interval(figure(replicates), value if name == "ece" else None)
+            exactly = _on_few_rows(name, value, found["positives"], len(labels) - found["positives"], recall_at)
+            found[f"{name}_95_interval"] = wider(spread, exactly)
+        else:
+            pair = intervals[name]
+            found[f"{name}_95_interval"] = None if pair is None else list(pair)
+    return found | {"confusion": table}
 
 
 def task_metrics(
@@ -98,8 +118,6 @@ def task_metrics(
     prevalence: float | None = None,
 ) -> dict[str, Any]:
     """The figures of a head: of a binary one flat, of several labels each label's beside their mean.
-
-    The interval of a mean over labels takes the labels' bootstraps as independent of each other.
 
     Args:
         labels: names of the L columns.
@@ -116,11 +134,13 @@ def task_metrics(
     }
     if task == "binary":
         return columns[labels[0]]
-    found: dict[str, Any] = {"n": len(targets), "macro": _macro(list(columns.values())), "labels": columns}
+    macro = _macro(list(columns.values()), targets, scores, seed)
+    found: dict[str, Any] = {"n": len(targets), "macro": macro, "labels": columns}
     hits = targets.argmax(axis=1) == scores.argmax(axis=1)
     if task == "multilabel":
         hits = ((scores >= np.array(thresholds)) == (targets > 0)).all(axis=1)
-    found["accuracy"], found["accuracy_95_interval"] = mean_metric(hits.astype(float), seed)
+    found["accuracy"] = float(hits.mean())
+    found["accuracy_95_interval"] = list(clopper_pearson(int(hits.sum()), len(hits)))
     if task == "multiclass":
         matrix = np.zeros((len(labels), len(labels)), int)
         np.add.at(matrix, (targets.argmax(axis=1), scores.argmax(axis=1)), 1)
@@ -138,25 +158,115 @@ def _label_metrics(
     return binary_metrics(targets, scores, threshold, seed, probabilities=probabilities, prevalence=prevalence)
 
 
-def _macro(columns: list[dict[str, Any]]) -> dict[str, Any]:
-    """The mean over the labels that have the figure."""
+def _of_shares(table: dict[str, int], prevalence: float | None) -> dict[str, Interval | None]:
+    """The exact intervals of the shares of a confusion; at another prevalence, those that follow from them."""
+    true, false = table["true_positive"], table["false_positive"]
+    positives, negatives = true + table["false_negative"], false + table["true_negative"]
+    recall, fpr = clopper_pearson(true, positives), clopper_pearson(false, negatives)
+    accuracy = clopper_pearson(true + table["true_negative"], positives + negatives)
+    odds = 1.0
+    if prevalence is not None:
+        values, kept = (true / positives, 1 - false / negatives), (recall, (1 - fpr[1], 1 - fpr[0]))
+        accuracy = combined(values, kept, (prevalence, 1 - prevalence))
+        odds = prevalence / (1 - prevalence) * negatives / positives
+    precision = None
+    if true + false:
+        low, high = (share * odds / (share * odds + 1 - share) for share in clopper_pearson(true, true + false))
+        precision = (low, high)
+    return {"recall": recall, "fpr": fpr, "accuracy": accuracy, "precision": precision}
+
+
+def _on_few_rows(name: str, value: float, positives: int, negatives: int, recall_at: float) -> Interval | None:
+    """What the bootstrap does not see of a figure when rows are few; None where it sees all there is."""
+    if name == "auroc":
+        return auroc_interval(float(value), positives, negatives)
+    if name == "average_precision":
+        return wilson(float(value), positives)
+    if name.startswith("recall_at_precision"):
+        return clopper_pearson(round(float(value) * positives), positives)
+    if name.startswith("fpr_at_recall"):
+        low, high = clopper_pearson(round(float(value) * negatives), negatives)
+        # n positives vouch for a recall of n / (n + 1) at most, see training.operating_points.
+        return low, high if positives >= (positives + 1) * recall_at - _ROUNDING else 1.0
+    return None
+
+
+MACRO = ("auroc", "average_precision", "ece", "brier")
+
+
+def _macro(columns: list[dict[str, Any]], targets: np.ndarray, scores: np.ndarray, seed: int) -> dict[str, Any]:
+    """The mean over the labels that have the figure, with its interval.
+
+    The interval is the percentile bootstrap of the mean itself, of ECE mirrored as for one label; that of an AUROC
+    and of an average precision is at least as wide as the labels' own intervals make it, were they independent.
+    """
     found: dict[str, Any] = {}
-    for name in ("auroc", "average_precision", "ece", "brier"):
-        known = [column for column in columns if column.get(name) is not None]
-        if known:
-            found[name] = float(np.mean([column[name] for column in known]))
-            found[f"{name}_95_interval"] = _mean_interval([column[f"{name}_95_interval"] for column in known])
+    known = {name: [at for at, column in enumerate(columns) if column.get(name) is not None] for name in MACRO}
+    replicates = _macro_replicates(targets, scores, known, seed)
+    for name, labels in known.items():
+        if not labels:
+            continue
+        values = [columns[at][name] for at in labels]
+        found[name] = float(np.mean(values))
+        spread = interval(replicates[name], found[name] if name == "ece" else None)
+        if name in ("auroc", "average_precision"):
+            own = [columns[at][f"{name}_95_interval"] for at in labels]
+            spread = wider(spread, combined(values, own, [1 / len(labels)] * len(labels)))
+        found[f"{name}_95_interval"] = spread
     return found
 
 
-def _mean_interval(intervals: list[list[float] | None]) -> list[float] | None:
-    """Of the mean of independent figures: half-widths add as squares."""
-    if None in intervals:
-        return None
-    halves = np.array([(pair[1] - pair[0]) / 2 for pair in intervals if pair])
-    centers = np.mean([np.mean(pair) for pair in intervals if pair])
-    half = float(np.sqrt(np.square(halves).sum()) / len(halves))
-    return [float(centers) - half, float(centers) + half]
+def _macro_replicates(
+    targets: np.ndarray, scores: np.ndarray, known: dict[str, list[int]], seed: int
+) -> dict[str, np.ndarray]:
+    """(R,) of each figure's mean over its labels, rows drawn anew for all labels together.
+
+    Rows are drawn within their stratum, the combination of labels that they have, if it is one of multiclass; a label
+    that a resample has no row of is left out of its mean.
+    """
+    figures: dict[str, Figure] = {"auroc": auroc, "average_precision": average_precision, "brier": brier_of}
+    figures["ece"] = ece_of
+    labels = sorted({at for kept in known.values() for at in kept})
+    work = len(scores) * max(len(labels), 1)
+    count = int(np.clip(_MOST_DRAWN // max(work, 1), _FEWEST_REPLICATES, REPLICATES))
+    sums = {name: np.zeros(0) for name in known}
+    for weights in _row_weights(len(scores), seed, count, _strata(targets))():
+        totals = {name: [] for name in known}
+        for at in labels:
+            counts = _weighted_counts(targets[:, at], scores[:, at], weights)
+            for name, kept in known.items():
+                if at in kept:
+                    with np.errstate(invalid="ignore", divide="ignore"):
+                        totals[name].append(figures[name](counts))
+        for name, values in totals.items():
+            if values:
+                sums[name] = np.concatenate([sums[name], _mean_of_known(np.array(values))])
+    return sums
+
+
+def _mean_of_known(values: np.ndarray) -> np.ndarray:
+    """(labels, r) → (r,) without what is NaN; NaN where nothing else is."""
+    known = np.isfinite(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)
+
+
+def _strata(targets: np.ndarray) -> np.ndarray | None:
+    """(n,) the class of each row where each has one; None when labels overlap."""
+    return targets.argmax(axis=1) if (targets.sum(axis=1) == 1).all() else None
+
+
+def _weighted_counts(labels: np.ndarray, scores: np.ndarray, weights: np.ndarray) -> Counts:
+    """The counts of one label in each resample, weights (r, n)."""
+    order = np.argsort(scores, kind="stable")
+    distinct, starts = np.unique(scores[order], return_index=True)
+    if len(distinct) > _MOST_GROUPS:
+        place = np.arange(len(order)) * _MOST_GROUPS // len(order)
+        starts = np.flatnonzero(np.diff(place, prepend=-1))
+        distinct = np.add.reduceat(scores[order], starts) / np.diff(np.append(starts, len(order)))
+    drawn = weights[:, order]
+    positives = np.add.reduceat(drawn * (labels[order] > 0), starts, axis=1)
+    return Counts(distinct, positives, np.add.reduceat(drawn, starts, axis=1) - positives)
 
 
 def confusion(labels: np.ndarray, passed: np.ndarray) -> dict[str, int]:
@@ -170,25 +280,28 @@ def confusion(labels: np.ndarray, passed: np.ndarray) -> dict[str, int]:
 
 
 def regression_metrics(values: np.ndarray, scores: np.ndarray, seed: int) -> dict[str, Any]:
-    """MSE, Pearson and Spearman, (n,) and (n,), each with its interval.
+    """MSE, R², Pearson and Spearman, (n,) and (n,), each with its bootstrap interval.
 
-    The bootstrap of Spearman's keeps the ranks of the whole sample.
+    `mse_of_mean` is the MSE of always answering the mean of these very values; R² is the share of it that the scores
+    take away, below 0 when they are worse than that mean. The bootstrap of Spearman's keeps the ranks of the whole
+    sample.
     """
     found: dict[str, Any] = {"n": len(values)}
     weights = _row_weights(len(values), seed)
     squares = np.square(values - scores)
-    _add(found, "mse", float(squares.mean()), np.concatenate([chunk @ squares for chunk in weights()]) / len(values))
+    errors = np.concatenate([chunk @ squares for chunk in weights()]) / len(values)
+    _add(found, "mse", float(squares.mean()), errors)
+    found["mse_of_mean"] = float(np.var(values))
+    centered = values - values.mean()
+    sums = np.concatenate([chunk @ np.stack([centered, centered**2], axis=1) for chunk in weights()]) / len(values)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        replicates = 1 - errors / (sums[:, 1] - sums[:, 0] ** 2)
+        _add(found, "r2", _number(1 - np.float64(found["mse"]) / found["mse_of_mean"]), replicates)
     for name, x, y in (("pearson", values, scores), ("spearman", rankdata(values), rankdata(scores))):
         replicates = np.concatenate([_weighted_pearson(chunk, x, y) for chunk in weights()])
         [value] = _weighted_pearson(np.ones((1, len(x))), x, y)
         _add(found, name, _number(value), replicates)
     return found
-
-
-def mean_metric(hits: np.ndarray, seed: int) -> tuple[float, list[float] | None]:
-    """The mean of (n,) values, such as whether each row was classified well, with its interval."""
-    weights = _row_weights(len(hits), seed)
-    return float(hits.mean()), interval(np.concatenate([chunk @ hits for chunk in weights()]) / len(hits))
 
 
 def counts_of(labels: np.ndarray, scores: np.ndarray) -> Counts:
@@ -297,16 +410,23 @@ def _grouped(counts: Counts) -> Counts:
     )
 
 
-def _row_weights(count: int, seed: int, replicates: int = REPLICATES) -> Callable[[], Any]:
-    """Bootstrap weights in chunks (r, n), the same ones at every call."""
+def _row_weights(
+    count: int, seed: int, replicates: int = REPLICATES, strata: np.ndarray | None = None
+) -> Callable[[], Iterator[np.ndarray]]:
+    """Bootstrap weights in chunks (r, n), the same ones at every call; rows are drawn within their stratum (n,)."""
     chunk = max(1, _FLOATS_PER_CHUNK // count)
     sizes = [min(chunk, replicates - done) for done in range(0, replicates, chunk)]
+    members = [np.arange(count)] if strata is None else [np.flatnonzero(strata == kind) for kind in np.unique(strata)]
 
-    def chunks():
+    def chunks() -> Iterator[np.ndarray]:
         rng = np.random.default_rng(seed)
         for size in sizes:
-            rows = rng.integers(0, count, (size, count)) + np.arange(size)[:, None] * count
-            yield np.bincount(rows.ravel(), minlength=size * count).reshape(size, count).astype(np.float64)
+            weights = np.empty((size, count))
+            for rows in members:
+                drawn = rng.integers(0, len(rows), (size, len(rows))) + np.arange(size)[:, None] * len(rows)
+                counted = np.bincount(drawn.ravel(), minlength=size * len(rows))
+                weights[:, rows] = counted.reshape(size, len(rows))
+            yield weights
 
     return chunks
 

@@ -17,13 +17,12 @@ import numpy as np
 from scipy.stats import beta
 
 from training.errors import StepError
+from training.intervals import Interval, clopper_pearson
 
 GRAMMAR = "recall>=X, precision>=X or fpr<=X with X between 0 and 1, or f1"
 
 _BOUNDED = re.compile(r"(recall|precision)\s*>=\s*([0-9.eE+-]+)|(fpr)\s*<=\s*([0-9.eE+-]+)")
 _REPLICATES = 2000
-
-Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -125,14 +124,6 @@ def realised(
         "fpr": _with_interval(false_positives, negatives),
         "f1": _f1(true_positives, false_positives, positives, negatives, share, seed),
     }
-
-
-def clopper_pearson(successes: int, trials: int, level: float = 0.95) -> Interval:
-    """Exact interval of a share."""
-    tail = (1 - level) / 2
-    low = beta.ppf(tail, successes, trials - successes + 1) if successes else 0.0
-    high = beta.ppf(1 - tail, successes + 1, trials - successes) if successes < trials else 1.0
-    return float(low), float(high)
 
 
 def precision_at_prevalence(recall: Any, fpr: Any, prevalence: float) -> Any:

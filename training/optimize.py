@@ -1,16 +1,19 @@
-"""Optimises a head on embeddings that lie in memory, and keeps its best epoch.
+"""Optimises heads on embeddings that lie in memory: chooses how long on held-out rows, then fits the final weights.
 
-The time goes into the matrix products: batches are one gather each from tensors in memory, the optimiser's update
-is one fused kernel, and nothing is read back from the device between the batches of an epoch.
+The time goes into the matrix products: batches are one gather each from tensors in memory, and nothing is read back
+from the device between the batches of an epoch. One linear layer is a convex problem, which L-BFGS solves for one
+weight decay after another. torch.optim is left alone: its first step imports torch's compiler, which takes seconds.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.optimize import minimize
 from torch import nn
 
 from recipes.schema import Fit
@@ -18,7 +21,15 @@ from training.errors import StepError
 from training.head import StandardizeModule
 from training.losses import Curve, Loss
 
+WEIGHT_DECAYS = np.geomspace(10, 1e-5, 19)
+"""Weight decays that lbfgs tries, the strongest first."""
+
+_STEPS_WITHOUT_GAIN = 3
 _ROWS_PER_BLOCK = 16_384
+_DEFAULT_WEIGHT_DECAY = 1e-4
+
+Progress = Callable[[int, int, Curve], None]
+"""Called after each epoch with its number from 1, the most there can be, and the losses up to it."""
 
 
 @dataclass(frozen=True)
@@ -38,42 +49,168 @@ class Examples:
         return cls(torch.from_numpy(np.ascontiguousarray(embedding)).to(device), labels.to(device))
 
 
-def optimize(head: nn.Module, train: Examples, validation: Examples, fit: Fit, loss: Loss = "bce") -> Curve:
-    """Train `head` in place until `fit.patience` epochs bring no better validation loss.
+@dataclass(frozen=True)
+class Fold:
+    """A head with the rows that it is trained on and those that are held out from it."""
 
-    Afterwards the head holds the weights of the best epoch and is in eval mode. On a GPU that computes in bfloat16
-    the products are in bfloat16 while the weights stay float32.
+    head: nn.Module
+    train: Examples
+    validation: Examples
+
+
+def optimize(head: nn.Module, train: Examples, validation: Examples, fit: Fit, loss: Loss = "bce") -> Curve:
+    """`optimize_folds` of a single one."""
+    return optimize_folds([Fold(head, train, validation)], fit, loss)
+
+
+def optimize_folds(folds: list[Fold], fit: Fit, loss: Loss = "bce", progress: Progress | None = None) -> Curve:
+    """Train the heads in place, side by side, until their mean held-out loss falls no more.
+
+    Afterwards each holds its weights of the best epoch, the same for all, and is in eval mode. On a GPU that computes
+    in bfloat16 the products are in bfloat16 while the weights stay float32.
 
     Raises:
         StepError: the loss is no longer finite.
     """
-    torch.manual_seed(fit.seed)
-    (train, validation), trained = _standardized(head, train, validation)
-    shuffler = torch.Generator().manual_seed(fit.seed)
-    loss_of = loss_function(loss, train, fit.class_weights)
-    optimizer = new_optimizer(head, fit)
+    runs = [_new_run(fold.head, fold.train, fit, loss, fold.validation) for fold in folds]
+    held_out = np.array([len(fold.validation.label) for fold in folds])
+    strengths = weight_decays(fit)
+    most, patience = (
+        (len(strengths), _STEPS_WITHOUT_GAIN) if fit.optimizer == "lbfgs" else (fit.max_epochs, fit.patience)
+    )
     curve = Curve()
-    best = [tensor.detach().clone() for tensor in head.parameters()]
-    for epoch in range(fit.max_epochs):
-        curve.train.append(_train_one_epoch(trained, train, fit, epoch, loss_of, optimizer, shuffler))
-        curve.validation.append(loss_in_eval_mode(trained, validation, loss_of))
+    for epoch in range(most):
+        curve.train.append(float(np.average([run.step(epoch) for run in runs], weights=held_out)))
+        curve.validation.append(float(np.average([run.held_out_loss() for run in runs], weights=held_out)))
+        if fit.optimizer == "lbfgs":
+            curve.weight_decay.append(float(strengths[epoch]))
         _check_finite(curve, fit)
         if curve.best_epoch == epoch:
-            _copy(head.parameters(), best)
-        if epoch - curve.best_epoch >= fit.patience:
+            for run in runs:
+                run.keep()
+        if progress is not None:
+            progress(epoch + 1, most, curve)
+        if epoch - curve.best_epoch >= patience:
             break
-    _copy(best, head.parameters())
-    head.eval()
+    for run in runs:
+        run.finish()
     return curve
 
 
-def _standardized(head: nn.Module, *parts: Examples) -> tuple[list[Examples], nn.Module]:
-    """The examples after the head's constant first layer, which need not run in every batch, and what remains."""
-    if not isinstance(head, nn.Sequential) or not isinstance(head[0], StandardizeModule):
-        return list(parts), head
-    with torch.no_grad():
-        standardized = [head[0](part.embedding) for part in parts]
-    return [Examples(x, part.label) for x, part in zip(standardized, parts, strict=True)], head[1:]
+def fit_as_chosen(head: nn.Module, train: Examples, fit: Fit, loss: Loss, curve: Curve) -> None:
+    """Train `head` in place as long as, or with the weight decay that, the curve found best; it ends in eval mode.
+
+    Raises:
+        StepError: the loss is no longer finite.
+    """
+    run = _new_run(head, train, fit, loss)
+    steps = [curve.best_epoch] if curve.weight_decay else range(curve.best_epoch + 1)
+    losses = [run.step(step) for step in steps]
+    _check_finite(Curve(losses, losses), fit)
+    run.keep()
+    run.finish()
+
+
+def weight_decays(fit: Fit) -> np.ndarray:
+    """Weight decays that lbfgs tries, the strongest first: the recipe's alone if it has one."""
+    return WEIGHT_DECAYS if fit.weight_decay is None else np.array([fit.weight_decay])
+
+
+class _Run:
+    """One head in training; a step is an epoch."""
+
+    def __init__(
+        self, head: nn.Module, train: Examples, fit: Fit, loss: Loss, validation: Examples | None = None
+    ) -> None:
+        torch.manual_seed(fit.seed)
+        parts = [train] if validation is None else [train, validation]
+        standardized, self.trained = _standardized(head, *parts)
+        self.head, self.fit = head, fit
+        self.train, self.validation = standardized[0], standardized[-1]
+        self.loss_of = loss_function(loss, train, fit.class_weights)
+        self.parameters = list(head.parameters())
+        self.best = [tensor.detach().clone() for tensor in self.parameters]
+        self.shuffler = torch.Generator().manual_seed(fit.seed)
+        self.update = AdamW(self.parameters, fit)
+
+    def step(self, epoch: int) -> float:
+        """Train for one epoch; returns the mean loss."""
+        self.trained.train()
+        device, fit = self.train.embedding.device, self.fit
+        batches = torch.randperm(len(self.train.label), generator=self.shuffler).to(device).split(fit.batch_size)
+        total = torch.zeros((), device=device)
+        for number, rows in enumerate(batches):
+            with _mixed_precision(device):
+                logits = self.trained(self.train.embedding.index_select(0, rows))
+            loss = self.loss_of(logits.float(), self.train.label.index_select(0, rows))
+            self.trained.zero_grad()
+            loss.backward()
+            self.update.step(learning_rate_at(epoch * len(batches) + number, len(batches), fit))
+            total += loss.detach() * len(rows)
+        return float(total) / len(self.train.label)
+
+    def held_out_loss(self) -> float:
+        return loss_in_eval_mode(self.trained, self.validation, self.loss_of)
+
+    def keep(self) -> None:
+        _copy(self.parameters, self.best)
+
+    def finish(self) -> None:
+        """Put the kept weights back."""
+        _copy(self.best, self.parameters)
+        self.head.eval()
+
+
+class _ExactRun(_Run):
+    """One linear layer in training; a step is the solution for a weight decay, from that for the one before."""
+
+    def step(self, epoch: int) -> float:
+        """Minimise loss + weight decay / 2 · |weight|² (of the standardised embedding, without the bias)."""
+        strength = float(weight_decays(self.fit)[epoch])
+        self.trained.train()
+        losses = []
+
+        def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
+            _copy(_split(values, self.parameters), self.parameters)
+            self.trained.zero_grad()
+            loss = self.loss_of(self.trained(self.train.embedding), self.train.label)
+            penalty = sum((p.square().sum() for p in self.parameters if p.dim() > 1), torch.zeros_like(loss))
+            (loss + strength / 2 * penalty).backward()
+            losses.append(float(loss.detach()))
+            return losses[-1] + strength / 2 * float(penalty.detach()), _joined(p.grad for p in self.parameters)
+
+        options = {"maxiter": self.fit.max_epochs, "ftol": 1e-8, "gtol": 1e-5}
+        solution = minimize(objective, _joined(self.parameters), jac=True, method="L-BFGS-B", options=options)
+        _copy(_split(solution.x, self.parameters), self.parameters)
+        return loss_in_eval_mode(self.trained, self.train, self.loss_of)
+
+
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019), or with `adam` as part of the gradient."""
+
+    def __init__(self, parameters: list[nn.Parameter], fit: Fit) -> None:
+        self._decay = _DEFAULT_WEIGHT_DECAY if fit.weight_decay is None else fit.weight_decay
+        self._decoupled = fit.optimizer == "adamw"
+        self._parameters = parameters
+        self._means = [torch.zeros_like(parameter) for parameter in parameters]
+        self._squares = [torch.zeros_like(parameter) for parameter in parameters]
+        self._steps = 0
+
+    @torch.no_grad()
+    def step(self, learning_rate: float) -> None:
+        """Move the parameters by their gradients."""
+        self._steps += 1
+        first, second = 1 - 0.9**self._steps, math.sqrt(1 - 0.999**self._steps)
+        for parameter, mean, square in zip(self._parameters, self._means, self._squares, strict=True):
+            gradient = parameter.grad
+            assert gradient is not None
+            if self._decoupled:
+                parameter.mul_(1 - learning_rate * self._decay)
+            else:
+                gradient = gradient.add(parameter, alpha=self._decay)
+            mean.lerp_(gradient, 0.1)
+            square.mul_(0.999).addcmul_(gradient, gradient, value=0.001)
+            parameter.addcdiv_(mean, square.sqrt().div_(second).add_(1e-8), value=-learning_rate / first)
 
 
 def loss_function(loss: Loss, train: Examples, class_weights: bool) -> nn.Module:
@@ -88,18 +225,13 @@ def loss_function(loss: Loss, train: Examples, class_weights: bool) -> nn.Module
 def positive_weight(labels: torch.Tensor) -> torch.Tensor:
     """(n, L) → (L,): negatives per positive, so that both classes weigh the same."""
     positives = labels.sum(dim=0)
-    return (len(labels) - positives) / positives
+    return (len(labels) - positives) / positives.clamp(min=1)
 
 
 def inverse_frequency(labels: torch.Tensor) -> torch.Tensor:
     """(n,) class indices → (C,): weights under which every class counts the same, 1 on average over the rows."""
     counts = torch.bincount(labels).float()
     return len(labels) / (len(counts) * counts)
-
-
-def new_optimizer(head: nn.Module, fit: Fit) -> torch.optim.Optimizer:
-    kind = torch.optim.AdamW if fit.optimizer == "adamw" else torch.optim.Adam
-    return kind(head.parameters(), lr=fit.learning_rate, weight_decay=fit.weight_decay, fused=True)
 
 
 def learning_rate_at(step: int, steps_per_epoch: int, fit: Fit) -> float:
@@ -120,30 +252,18 @@ def loss_in_eval_mode(head: nn.Module, examples: Examples, loss_of: nn.Module) -
         return float(loss_of(logits.float(), examples.label))
 
 
-def _train_one_epoch(
-    head: nn.Module,
-    train: Examples,
-    fit: Fit,
-    epoch: int,
-    loss_of: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    shuffler: torch.Generator,
-) -> float:
-    head.train()
-    device = train.embedding.device
-    batches = torch.randperm(len(train.embedding), generator=shuffler).to(device).split(fit.batch_size)
-    total = torch.zeros((), device=device)
-    for number, rows in enumerate(batches):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(epoch * len(batches) + number, len(batches), fit)
-        with _mixed_precision(device):
-            logits = head(train.embedding.index_select(0, rows))
-        loss = loss_of(logits.float(), train.label.index_select(0, rows))
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        total += loss.detach() * len(rows)
-    return float(total) / len(train.embedding)
+def _new_run(head: nn.Module, train: Examples, fit: Fit, loss: Loss, validation: Examples | None = None) -> _Run:
+    kind = _ExactRun if fit.optimizer == "lbfgs" else _Run
+    return kind(head, train, fit, loss, validation)
+
+
+def _standardized(head: nn.Module, *parts: Examples) -> tuple[list[Examples], nn.Module]:
+    """The examples after the head's constant first layer, which need not run in every batch, and what remains."""
+    if not isinstance(head, nn.Sequential) or not isinstance(head[0], StandardizeModule):
+        return list(parts), head
+    with torch.no_grad():
+        standardized = [head[0](part.embedding) for part in parts]
+    return [Examples(x, part.label) for x, part in zip(standardized, parts, strict=True)], head[1:]
 
 
 def _mixed_precision(device: torch.device) -> torch.autocast:
@@ -152,7 +272,22 @@ def _mixed_precision(device: torch.device) -> torch.autocast:
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 
-def _copy(sources, targets) -> None:
+def _joined(tensors: Iterable[torch.Tensor | None]) -> np.ndarray:
+    """All values in one (P,) float64."""
+    known = [tensor for tensor in tensors if tensor is not None]
+    return np.concatenate([tensor.detach().double().cpu().numpy().ravel() for tensor in known])
+
+
+def _split(values: np.ndarray, like: list[nn.Parameter]) -> Iterator[torch.Tensor]:
+    """The inverse of `_joined`."""
+    start = 0
+    for tensor in like:
+        part = values[start : start + tensor.numel()]
+        yield torch.from_numpy(part).to(tensor).reshape(tensor.shape)
+        start += tensor.numel()
+
+
+def _copy(sources: Iterable[torch.Tensor], targets: Iterable[torch.Tensor]) -> None:
     with torch.no_grad():
         for source, target in zip(sources, targets, strict=True):
             target.copy_(source)

@@ -10,8 +10,8 @@ import numpy as np
 
 from common.manifest import HeadManifest
 from training.calibrate import ECE_BINS, ece, ece_bins
+from training.intervals import clopper_pearson
 from training.losses import Curve
-from training.operating_points import clopper_pearson
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,10 +57,17 @@ def evaluation_pngs(manifest: HeadManifest, columns: list[Column]) -> dict[str, 
 
 
 def loss_curve_png(curve: Curve) -> bytes:
-    figure, axes = _axes("epoch", "loss")
-    axes.plot(curve.train, label="train (with dropout)")
-    axes.plot(curve.validation, label="validation")
-    axes.axvline(curve.best_epoch, color="grey", linestyle="--", label=f"best epoch ({curve.best_epoch})")
+    figure, axes = _axes("weight decay" if curve.weight_decay else "epoch", "loss")
+    at = curve.weight_decay or list(range(len(curve.train)))
+    best = (
+        f"best weight decay ({at[curve.best_epoch]:.3g})" if curve.weight_decay else f"best epoch ({curve.best_epoch})"
+    )
+    axes.plot(at, curve.train, label="train (with dropout)")
+    axes.plot(at, curve.validation, label="held out")
+    axes.axvline(at[curve.best_epoch], color="grey", linestyle="--", label=best)
+    if curve.weight_decay:
+        axes.set_xscale("log")
+        axes.invert_xaxis()
     axes.legend()
     return _png(figure)
 

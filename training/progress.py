@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+
+from training.losses import Curve
 
 Item = TypeVar("Item")
 
@@ -24,6 +27,20 @@ def tracked(items: Iterable[Item], doing: str, total: int, unit: str) -> Iterato
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(unit), TimeRemainingColumn())
     with Progress(*columns, console=console) as progress:
         yield from progress.track(items, total=total, description=doing)
+
+
+@contextlib.contextmanager
+def epochs_shown(doing: str) -> Iterator[Callable[[int, int, Curve], None]]:
+    """A bar of epochs with the losses of the last one, for `training.optimize`."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"))
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(doing, total=None, loss="")
+
+        def show(done: int, most: int, curve: Curve) -> None:
+            loss = f"loss {curve.train[-1]:.4f}, held out {curve.validation[-1]:.4f} (best {min(curve.validation):.4f})"
+            progress.update(task, completed=done, total=most, loss=loss)
+
+        yield show
 
 
 class _Rate(ProgressColumn):
