@@ -11,7 +11,6 @@ import subprocess
 import sys
 import tarfile
 import time
-from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
@@ -24,7 +23,7 @@ import tritonclient.grpc
 from pictures import jpeg
 from ray_cluster import two_raylets
 from typer.testing import CliRunner
-from waiting import PATIENCE_S, until
+from waiting import PATIENCE_S, settled, until
 
 from clipsieve import Head, NotClipsieve, ServerUnavailable, VersionChanged
 from clipsieve.cli.bulk import app
@@ -510,16 +509,6 @@ def _scored_by(server) -> int:
         return answer.model_stats[0].inference_count  # images, however many shared a request
 
 
-def _settled(read: Callable[[], int]) -> int:
-    """A number that has not changed for a second."""
-    last = read()
-    while True:
-        time.sleep(1)
-        last, before = read(), last
-        if last == before:
-            return last
-
-
 def _check_complete(out: Path, named: str) -> None:
     """Check for one row for each input, with the folder as the user named it."""
     rows = _rows(out)
@@ -537,7 +526,7 @@ def test_killed_driver_is_started_again_and_does_the_rest(cluster, server, many,
     process.send_signal(signal.SIGKILL)
     process.communicate()
     until(lambda: not any(map(_is_at_work, cluster["raylet_pids"])), "the end of its workers")
-    scored_before = _settled(lambda: _scored_by(server))  # the last requests of those
+    scored_before = settled(lambda: _scored_by(server))  # the last requests of those
     before = _parts(out)
     assert 3 <= len(before) < IMAGES // ROWS
     status, events = _end(_start(cluster, server, many, "--out", out))

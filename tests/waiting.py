@@ -19,3 +19,13 @@ def until(condition: Callable[[], object], what: str = "it", pause_s: float = 0.
     while not condition():
         assert time.monotonic() < deadline, f"{what} did not happen within {PATIENCE_S:.0f} s"
         time.sleep(pause_s)
+
+
+def settled(read: Callable[[], int]) -> int:
+    """Return a number that has not changed for a second, such as a count that the server writes after it answered."""
+    last = read()
+    while True:
+        time.sleep(1)
+        last, before = read(), last
+        if last == before:
+            return last
