@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from contextlib import closing
 from pathlib import Path
 from uuid import uuid4
