@@ -57,7 +57,7 @@ class Refit(GrowingPart):
     """The rows that the final weights were fitted to."""
 
     folds: int
-    """Parts that were held out in turn to choose epochs, calibration and thresholds; 0 where the validation part was."""
+    """Parts held out in turn to choose epochs, calibration and thresholds; 0 where the validation part was."""
     rows: int
 
 

@@ -170,7 +170,9 @@ def test_lbfgs_is_refused_for_hidden_layers() -> None:
         Fit(optimizer="lbfgs", hidden_sizes=[4])
 
 
-@pytest.mark.parametrize("fit", [Fit(), Fit(hidden_sizes=[16], dropout=0, learning_rate=0.02, max_epochs=40, patience=5)])
+@pytest.mark.parametrize(
+    "fit", [Fit(), Fit(hidden_sizes=[16], dropout=0, learning_rate=0.02, max_epochs=40, patience=5)]
+)
 def test_folds_stop_together_and_the_last_fit_is_as_long(fit: Fit) -> None:
     folds = [Fold(_head(fit), TRAIN, VALIDATION), Fold(_head(fit), VALIDATION, TRAIN)]
     seen = []

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from scipy.optimize import minimize
+from threadpoolctl import threadpool_limits
 from torch import nn
 
 from recipes.schema import Fit
@@ -63,6 +64,7 @@ def optimize(head: nn.Module, train: Examples, validation: Examples, fit: Fit, l
     return optimize_folds([Fold(head, train, validation)], fit, loss)
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # scipy's threads would spin where torch's need the cores
 def optimize_folds(folds: list[Fold], fit: Fit, loss: Loss = "bce", progress: Progress | None = None) -> Curve:
     """Train the heads in place, side by side, until their mean held-out loss falls no more.
 
@@ -97,6 +99,7 @@ def optimize_folds(folds: list[Fold], fit: Fit, loss: Loss = "bce", progress: Pr
     return curve
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # scipy's threads would spin where torch's need the cores
 def fit_as_chosen(head: nn.Module, train: Examples, fit: Fit, loss: Loss, curve: Curve) -> None:
     """Train `head` in place as long as, or with the weight decay that, the curve found best; it ends in eval mode.
 
