@@ -158,7 +158,7 @@ def test_parquet_with_a_list_of_another_length_is_refused_with_its_row(encoder, 
 def test_an_npz_of_objects_or_without_its_arrays_is_refused(encoder, data: Path, capsys) -> None:
     np.savez(data / "a.npz", x=_unit(2), other=[0, 1])
     assert _run("--data", data / "a.npz") == 1
-    assert "a.npz: needs the arrays x and y, found x, other" in capsys.readouterr().err
+    assert "a.npz: needs an array y or Y or labels or label, has x, other" in capsys.readouterr().err
     np.savez(data / "a.npz", x=_unit(2), y=np.array([{}, {}], object))
     assert _run("--data", data / "a.npz") == 1
     assert "a pickle that could run code" in capsys.readouterr().err

@@ -66,7 +66,7 @@ def ingest_sources(
 
 def _rows(source: Source, start: int, stop: int, dtype: np.dtype) -> Iterator[tuple[int, Embedded]]:
     """Rows start to stop; the sum is of the values as the store keeps them, so that equal rows have equal sums."""
-    block = np.ascontiguousarray(source.embedding[start:stop], dtype.newbyteorder("<"))
+    block = np.ascontiguousarray(source.block(start, stop), dtype.newbyteorder("<"))
     for row, embedding in enumerate(block, start=start):
         yield row, Embedded(hashlib.sha256(embedding.tobytes()).hexdigest(), 0, 0, embedding)
 

@@ -12,8 +12,8 @@ Embeddings may also be (n, 1, D). Labels may be one-hot, (n, L) for a head of L 
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,8 +21,20 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from pyarrow.types import is_fixed_size_list, is_large_list, is_list
 
+from clipsieve.embedding_files import (
+    EMBEDDING_ARRAYS,
+    ParquetEmbeddings,
+    clip_retrieval_files,
+    column_names_of,
+    embedding_column,
+    load_array,
+    load_named_array,
+    matrix_of,
+    metadata_beside,
+    not_whole,
+)
+from clipsieve.exceptions import TableError
 from common.manifest import EncoderFingerprint
 from recipes.schema import Head
 from training.errors import StepError
@@ -31,80 +43,8 @@ from training.labels import LabelError, class_called, label_from, label_from_col
 Layout = Literal["pair", "classes", "xy", "npz", "clip-retrieval", "parquet"]
 
 _LENGTH_TOLERANCE = 0.01  # float16 keeps a vector's length within 0.001
-_NPY_MAGIC = b"\x93NUMPY"
 _KEY_NAMES = ("image_path", "key", "path", "file_name", "filename", "url")
-_EMBEDDING_NAMES = ("embedding", "image_embedding", "img_emb", "clip_embedding", "embeddings")
-_XY_NAMES = (("x", "X", "embeddings", "features"), ("y", "Y", "labels", "label"))
-
-
-class ParquetEmbeddings:
-    """(n, D) of a Parquet file's column of lists, read by slices of rows; one row group is in memory at a time."""
-
-    def __init__(self, file: Path, column: str) -> None:
-        """
-        Raises:
-            StepError: the file is not whole, holds no rows, or its rows have no values.
-        """
-        self._file = file
-        self._column = column
-        self._held: tuple[int, np.ndarray] = (-1, np.empty((0, 0)))
-        try:
-            about = pq.read_metadata(file)
-        except (OSError, pa.ArrowException) as error:
-            raise StepError(f"{file}: no whole Parquet file ({error}); copy it again") from error
-        counts = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
-        self._ends = np.cumsum([0, *counts])
-        if not self._ends[-1]:
-            raise StepError(f"{file}: holds no rows")
-        first = self._group(0)
-        self.dtype = first.dtype
-        self.shape = (int(self._ends[-1]), first.shape[1])
-
-    def __len__(self) -> int:
-        return self.shape[0]
-
-    def __getitem__(self, rows: slice) -> np.ndarray:
-        """The rows of a slice without a step.
-
-        Raises:
-            StepError: their lists differ in length, or a row has none.
-        """
-        start, stop, _ = rows.indices(len(self))
-        groups = range(len(self._ends) - 1)
-        within = [group for group in groups if self._ends[group] < stop and self._ends[group + 1] > start]
-        parts = [self._group(group)[max(start - self._ends[group], 0) : stop - self._ends[group]] for group in within]
-        return np.concatenate(parts) if parts else np.empty((0, self.shape[1]), self.dtype)
-
-    def _group(self, group: int) -> np.ndarray:
-        if self._held[0] != group:
-            self._held = (group, self._read(group))
-        return self._held[1]
-
-    def _read(self, group: int) -> np.ndarray:
-        start = int(self._ends[group])
-        try:
-            with pq.ParquetFile(self._file) as parquet:
-                lists = parquet.read_row_group(group, columns=[self._column]).column(0).combine_chunks()
-        except (OSError, pa.ArrowException) as error:
-            raise StepError(f"{self._file}: no whole Parquet file ({error}); copy it again") from error
-        if isinstance(lists, pa.ChunkedArray):
-            lists = pa.concat_arrays(lists.chunks)
-        if not (is_list(lists.type) or is_large_list(lists.type) or is_fixed_size_list(lists.type)):
-            raise StepError(f"{self._file}: {self._column!r} holds {lists.type}, expected lists of numbers")
-        if not is_list(lists.type):
-            lists = lists.cast(pa.list_(lists.type.value_type))  # of a fixed size, or large
-        widths = lists.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
-        width = self.shape[1] if group else int(widths[0]) if len(widths) else 0
-        odd = np.flatnonzero((widths != width) | (widths == 0))
-        values = lists.flatten()
-        if len(odd) or values.null_count:
-            row = start + int(odd[0]) if len(odd) else start
-            found = f"{widths[odd[0]]} values, others {width}" if len(odd) else "or follows one that has empty values"
-            raise StepError(f"{self._file}: row {row} of {self._column!r} has {found}; remove it or embed it again")
-        flat = values.to_numpy(zero_copy_only=False)
-        if flat.dtype.kind != "f":
-            raise StepError(f"{self._file}: {self._column!r} holds {flat.dtype}, expected float16 or float32")
-        return flat.reshape(len(widths), width)
+_LABEL_ARRAYS = ("y", "Y", "labels", "label")
 
 
 @dataclass(frozen=True)
@@ -123,6 +63,15 @@ class Source:
     def __len__(self) -> int:
         return len(self.embedding)
 
+    def block(self, start: int, stop: int) -> np.ndarray:
+        """(stop - start, D), the embeddings of some rows.
+
+        Raises:
+            StepError: they cannot be read.
+        """
+        with _step_errors():
+            return self.embedding[start:stop]
+
     def where(self, row: int) -> str:
         return f"{self.file}: row {row}"
 
@@ -140,15 +89,26 @@ def sources_in(data: Path, head: Head, label_name: str | None = "label") -> Iter
             its partner; or a label that the head cannot have. Names the file and the row, counted from 0.
     """
     layout = detected_layout(data, head.class_names)
-    if layout == "clip-retrieval":
-        return _clip_retrieval(data, head, label_name)
-    if layout == "parquet":
-        return _parquet(_parquet_files(data), head, label_name)
-    if layout == "npz":
-        return _npz(data if data.is_file() else _only(data, "*.npz"), head)
-    if layout == "xy":
-        return _xy(_xy_files(data), head)
-    return _pair(data, head) if layout == "pair" else _classes(data, head)
+    with _step_errors():
+        if layout == "clip-retrieval":
+            yield from _clip_retrieval(data, head, label_name)
+        elif layout == "parquet":
+            yield from _parquet(_parquet_files(data), head, label_name)
+        elif layout == "npz":
+            yield from _npz(data if data.is_file() else _only(data, "*.npz"), head)
+        elif layout == "xy":
+            yield from _xy(_xy_files(data), head)
+        else:
+            yield from _pair(data, head) if layout == "pair" else _classes(data, head)
+
+
+@contextmanager
+def _step_errors() -> Iterator[None]:
+    """What the client's reader refuses ends the step."""
+    try:
+        yield
+    except TableError as error:
+        raise StepError(str(error)) from error
 
 
 def detected_layout(data: Path, class_names: Sequence[str] = ()) -> Layout:
@@ -203,32 +163,10 @@ def check_rows(source: Source, encoder: EncoderFingerprint, block_rows: int = 81
             "name the recipe of the encoder that made them"
         )
     for start in range(0, len(source), block_rows):
-        block = source.embedding[start : start + block_rows].astype(np.float32)
+        block = source.block(start, start + block_rows).astype(np.float32)
         _check_finite(source, start, block)
         if encoder.normalize:
             _check_length(source, start, block, encoder)
-
-
-def load_array(file: Path) -> np.ndarray:
-    """A .npy file, mapped: its values are read when they are used, and nothing in it is run.
-
-    Raises:
-        StepError: there is no such file, it is cut off or no .npy, or it holds Python objects.
-    """
-    try:
-        with file.open("rb") as start:
-            if start.read(len(_NPY_MAGIC)) != _NPY_MAGIC:
-                raise ValueError("it does not begin as one")
-        return np.load(file, mmap_mode="r", allow_pickle=False)
-    except FileNotFoundError as error:
-        raise StepError(f"{file}: no such file") from error
-    except (ValueError, OSError, EOFError) as error:
-        if "Python objects" in str(error):
-            raise StepError(
-                f"{file}: holds Python objects (dtype object), a pickle that could run code, and is not read; "
-                "save plain numbers with numpy.save"
-            ) from error
-        raise StepError(f"{file}: no whole .npy file, {_size(file)} bytes ({error}); copy or save it again") from error
 
 
 def _pair(folder: Path, head: Head) -> Iterator[Source]:
@@ -275,16 +213,8 @@ def _only(folder: Path, pattern: str) -> Path:
 
 
 def _npz(file: Path, head: Head) -> Iterator[Source]:
-    try:
-        with file.open("rb") as opened, np.load(opened, allow_pickle=False) as arrays:
-            names = [next((name for name in known if name in arrays), None) for known in _XY_NAMES]
-            if names[0] is None or names[1] is None:
-                raise StepError(f"{file}: needs the arrays x and y, found {', '.join(arrays) or 'none'}")
-            embedding, labels = arrays[names[0]], arrays[names[1]]
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        objects = "Python objects are a pickle that could run code" if "allow_pickle" in str(error) else str(error)
-        raise StepError(f"{file}: no whole .npz file of plain numbers ({objects}); save it again") from error
-    embedding = _checked_matrix(file, embedding)
+    embedding = matrix_of(file, load_named_array(file, EMBEDDING_ARRAYS))
+    labels = load_named_array(file, _LABEL_ARRAYS)
     _check_partner(file, len(labels) if labels.ndim else 0, file, len(embedding))
     yield Source(file, embedding, _array_labels(file, labels, head), _numbered(file, len(embedding)))
 
@@ -295,14 +225,7 @@ def _parquet_files(data: Path) -> list[Path]:
 
 def _parquet(files: list[Path], head: Head, label_name: str | None) -> Iterator[Source]:
     for file in files:
-        try:
-            names = pq.read_schema(file).names
-        except (OSError, pa.ArrowException) as error:
-            raise StepError(f"{file}: no whole Parquet file ({error}); copy it again") from error
-        column = next((name for name in _EMBEDDING_NAMES if name in names), None)
-        if column is None:
-            raise StepError(f"{file}: no column {' or '.join(_EMBEDDING_NAMES)}; found: {', '.join(names)}")
-        embedding = ParquetEmbeddings(file, column)
+        embedding = ParquetEmbeddings(file, embedding_column(file))
         labels, keys = _described(file, head, label_name)
         yield Source(file, embedding, labels, keys or _numbered(file, len(embedding)))
 
@@ -317,32 +240,26 @@ def _described(metadata: Path, head: Head, label_name: str | None) -> tuple[list
 
 
 def _clip_retrieval(folder: Path, head: Head, label_name: str | None) -> Iterator[Source]:
-    files = sorted((folder / "img_emb").glob("*.npy"), key=lambda file: (len(file.name), file.name))
-    if not files:
-        raise StepError(f"{folder / 'img_emb'}: holds no .npy files")
-    for file in files:
-        metadata = folder / "metadata" / f"{file.stem.replace('img_emb', 'metadata')}.parquet"
-        embedding = _matrix(file)
+    for file in clip_retrieval_files(folder):
+        metadata, embedding = metadata_beside(file), _matrix(file)
         labels, keys = _described(metadata, head, label_name)
         _check_partner(metadata, len(labels), file, len(embedding))
         yield Source(file, embedding, labels, keys or _numbered(file, len(embedding)))
 
 
 def _metadata(file: Path, label_name: str | None) -> pa.Table:
+    names = column_names_of(file)
+    if label_name is not None and label_name not in names:
+        raise StepError(
+            f"{file}: no column {label_name!r}; found: {', '.join(names)}. "
+            "Name the column of the labels with --label-column, or take in unlabelled rows with --no-labels"
+        )
+    columns = [name for name in (*_KEY_NAMES, label_name) if name in names]
     try:
-        names = pq.read_schema(file).names
-        if label_name is not None and label_name not in names:
-            raise StepError(
-                f"{file}: no column {label_name!r}; found: {', '.join(names)}. "
-                "Name the column of the labels with --label-column, or take in unlabelled rows with --no-labels"
-            )
-        wanted = [name for name in (*_KEY_NAMES, label_name) if name in names]
         # Without a column Parquet would not say how many rows there are.
-        return pq.ParquetFile(file).read(columns=wanted or names[:1])
-    except FileNotFoundError as error:
-        raise StepError(f"{file}: no such file") from error
+        return pq.ParquetFile(file).read(columns=columns or names[:1])
     except (OSError, pa.ArrowException) as error:
-        raise StepError(f"{file}: no whole Parquet file ({error}); copy it again") from error
+        raise not_whole(file, error) from error
 
 
 def _array_labels(file: Path, labels: np.ndarray, head: Head) -> list[str | None]:
@@ -382,17 +299,7 @@ def _labels(file: Path, values: list[Any], head: Head, by_column: bool = False) 
 
 
 def _matrix(file: Path) -> np.ndarray:
-    return _checked_matrix(file, load_array(file))
-
-
-def _checked_matrix(file: Path, matrix: np.ndarray) -> np.ndarray:
-    if matrix.ndim == 3 and matrix.shape[1] == 1:
-        matrix = matrix[:, 0]
-    if matrix.ndim != 2 or matrix.dtype.kind != "f":
-        raise StepError(
-            f"{file}: shape {matrix.shape} of {matrix.dtype}, expected (rows, values) of float16 or float32"
-        )
-    return matrix
+    return matrix_of(file, load_array(file))
 
 
 def _check_finite(source: Source, start: int, block: np.ndarray) -> None:
@@ -420,7 +327,3 @@ def _check_partner(file: Path, rows: int, partner: Path, partner_rows: int) -> N
 
 def _numbered(file: Path, count: int) -> list[str]:
     return [f"{file.stem}/{row}" for row in range(count)]
-
-
-def _size(file: Path) -> int:
-    return file.stat().st_size

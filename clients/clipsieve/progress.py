@@ -41,14 +41,14 @@ class Tally:
         if error is not None:
             self.failures[error.partition(":")[0]] += 1
 
-    def summary(self, verb: str) -> str:
+    def summary(self, verb: str, unit: str = "images") -> str:
         """`98 scored, 2 failed (UNREADABLE 2) in 0.5 s: 196 images/s; 50 rows were there before`"""
         seconds = self.seconds
         codes = ", ".join(f"{code} {count}" for code, count in self.failures.most_common())
         failed = f"{self.failed} failed ({codes})" if self.failed else "0 failed"
         good = self.done - self.failed
         kept = f"; {self.kept} rows were there before" if self.kept else ""
-        return f"{good} {verb}, {failed} in {seconds:.1f} s: {good / seconds:.0f} images/s{kept}"
+        return f"{good} {verb}, {failed} in {seconds:.1f} s: {good / seconds:.0f} {unit}/s{kept}"
 
     def figures(self) -> dict[str, Any]:
         """Counts for the JSON lines."""

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from clipsieve.cli import arrange, bench, embed, filter, report, score, server, video
+from clipsieve.cli import arrange, bench, embed, filter, report, score, score_embeddings, server, video
 from clipsieve.cli.grouped import GroupedCommand
 
 app = typer.Typer(
@@ -45,6 +45,7 @@ _COMMANDS = (
     ("score", score.score, "Score images: a row for each."),
     ("video", video.video, "Score videos by their frames: a row for each."),
     ("embed", embed.embed, "Compute the images' embeddings."),
+    ("score-embeddings", score_embeddings.score_embeddings, "Score stored embeddings: a row for each."),
     ("report", report.report, "Make an HTML page of a table of scores, to look at and to correct."),
     ("filter", filter.filter_command, "Keep samples by their scores: a list of names, or new shards."),
     ("arrange", arrange.arrange, "Order scored files by their times, or link them into folders."),

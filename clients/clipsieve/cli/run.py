@@ -86,14 +86,14 @@ def finish(run: PartialRun, work: Work) -> int:
 async def run_over_inputs(run: PartialRun, inputs: Iterator[str], work: Work, reporter: Reporter) -> int:
     """A run whose rows are called by the paths of its inputs; how many of them have an error."""
     if run.finished is not None:
-        return _publish_finished(run, run.finished, reporter)
+        return publish_finished(run, run.finished, reporter)
     done = Done(committed_names(run))
     items = ((path, path) for path in done.without(inputs))
     tally = await run_to_file(run, items, work, reporter)
     if done.left_over:
         reporter.say(f"rows kept from before of files that are no longer among the inputs: {done.left_over}")
     failed = finish(run, work)
-    _tell_end(work.summary, tally, reporter)
+    tell_end(work.summary, tally, reporter)
     return failed
 
 
@@ -109,18 +109,18 @@ async def run_to_stdout(
     tally = Tally()
     with reporter.watching(tally) as advance:
         await show(_counted(rows, tally, advance, names.index("error")))
-    _tell_end(summary, tally, reporter)
+    tell_end(summary, tally, reporter)
     return tally.failed
 
 
-def _publish_finished(run: PartialRun, finished: Mapping[str, Any], reporter: Reporter) -> int:
+def publish_finished(run: PartialRun, finished: Mapping[str, Any], reporter: Reporter) -> int:
     """Move the output of a killed run to its place, when that was all that was left to do."""
     run.publish()
     reporter.say(f"{run.out}: all {finished.get('rows')} rows were there already")
     return int(finished.get("failed") or 0)
 
 
-def _tell_end(summary: Summary, tally: Tally, reporter: Reporter) -> None:
+def tell_end(summary: Summary, tally: Tally, reporter: Reporter) -> None:
     message, figures = summary(tally)
     reporter.tell(message, "end", **figures)
 
