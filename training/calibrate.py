@@ -42,7 +42,7 @@ class CalibrationChoice:
 
 @dataclass(frozen=True)
 class _Refusal:
-    """Why rows cannot carry a method."""
+    """Reason why rows cannot carry a method."""
 
     reason: str
     needless: bool = False
@@ -87,7 +87,7 @@ def choose_calibration(
 
 
 def _refusal(method: Method, logits: np.ndarray, targets: np.ndarray, activation: Activation) -> _Refusal | None:
-    """Why these rows cannot carry the method; None when they can."""
+    """Return why these rows cannot carry the method; None when they can."""
     positives = targets.sum(axis=0)
     fewest = int(min(positives.min(), (len(targets) - positives).min()))
     if method == "platt" and fewest < FEWEST_OF_A_CLASS:
@@ -182,7 +182,7 @@ def activated(logits: np.ndarray, activation: Activation) -> np.ndarray:
 
 
 def scores_from_logits(manifest: HeadManifest, logits: np.ndarray) -> np.ndarray:
-    """What the served head answers: (n, L) logits of its layers → (n, L) float64 scores."""
+    """Compute what the served head answers: (n, L) logits of its layers → (n, L) float64 scores."""
     return activated(calibrated_logits(logits, manifest.calibration, manifest.prevalence), manifest.activation)
 
 
@@ -262,5 +262,5 @@ def _vector_scaling(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray
         return float(value / rows), (gradient + pull) / rows
 
     bounds = [(_LEAST_SCALE, None)] * labels + [(None, None)] * labels
-    found = minimize(loss, np.r_[np.ones(labels), np.zeros(labels)], jac=True, method="L-BFGS-B", bounds=bounds).x
-    return found[:labels], found[labels:]
+    solution = minimize(loss, np.r_[np.ones(labels), np.zeros(labels)], jac=True, method="L-BFGS-B", bounds=bounds).x
+    return solution[:labels], solution[labels:]

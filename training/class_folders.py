@@ -31,11 +31,11 @@ def samples_in_class_folders(folder: Path, class_names: list[str]) -> DataSet:
     names = _subfolders(folder, data)
     if not has_class_folders(names, class_names) and names and all(map(split_called, names)):
         data.notes.append(f"split: from the folders {', '.join(names)}")
-        found = {name: _subfolders(folder / name, data) for name in names}
-        for name, classes in found.items():
+        classes_of = {name: _subfolders(folder / name, data) for name in names}
+        for name, classes in classes_of.items():
             _check_classes(folder / name, classes, class_names, some=True)
-        _check_classes(folder, sorted({name for classes in found.values() for name in classes}), class_names)
-        for name, classes in found.items():
+        _check_classes(folder, sorted({name for classes in classes_of.values() for name in classes}), class_names)
+        for name, classes in classes_of.items():
             _add(folder, [os.path.join(name, each) for each in classes], class_names, data, split_called(name))
     else:
         _check_classes(folder, names, class_names)
@@ -47,7 +47,7 @@ def samples_in_class_folders(folder: Path, class_names: list[str]) -> DataSet:
 
 
 def has_class_folders(names: list[str], class_names: list[str]) -> bool:
-    """Whether subfolders are exactly the classes."""
+    """Return True if the subfolders are exactly the classes."""
     return {class_called(name, class_names) for name in names} == set(class_names)
 
 

@@ -60,7 +60,7 @@ def samples_in(data: str, head: Head, columns: Columns, form: Format | None = No
 
 
 def detected_format(data: str, class_names: Sequence[str] = ()) -> Format:
-    """How the data lies.
+    """Return the layout of the data.
 
     Args:
         data: as for `samples_in`.
@@ -88,9 +88,9 @@ def detected_format(data: str, class_names: Sequence[str] = ()) -> Format:
 
 
 def _format_of_folder(folder: Path, class_names: Sequence[str]) -> Format:
-    found = [name for name in _EMBEDDING_FILES if any(folder.glob(name))]
-    if found:
-        raise StepError(f"{folder}: holds embeddings ({', '.join(found)}); run python -m training.ingest on it")
+    names = [name for name in _EMBEDDING_FILES if any(folder.glob(name))]
+    if names:
+        raise StepError(f"{folder}: holds embeddings ({', '.join(names)}); run python -m training.ingest on it")
     if _metadata_files(folder):
         return "table"
     if class_names and _has_classes(folder, class_names):
@@ -101,7 +101,7 @@ def _format_of_folder(folder: Path, class_names: Sequence[str]) -> Format:
 
 
 def _has_classes(folder: Path, class_names: Sequence[str]) -> bool:
-    """Whether the subfolders, or those of a folder per split, are the classes."""
+    """Return True if the subfolders, or those of a folder per split, are the classes."""
     names = subfolder_names(folder)
     if names and all(map(split_called, names)) and not has_class_folders(names, list(class_names)):
         names = [name for split in names for name in subfolder_names(folder / split)]

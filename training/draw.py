@@ -65,7 +65,7 @@ def draw_set(folder: Path, count: int, held_out: int, seed: int) -> int:
 
 
 def is_drawn(folder: Path, settings: dict[str, Any]) -> bool:
-    """Whether the folder holds what these settings draw, by this code: as many pictures as were written then."""
+    """Return True if the folder holds what these settings draw, by this code: as many pictures as were written then."""
     made = folder / MADE
     if not made.is_file() or json.loads(made.read_text()) != settings:
         return False

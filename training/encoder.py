@@ -23,9 +23,9 @@ class OnnxEncoder:
         self.manifest: EncoderManifest = read_encoder(folder)
         path = folder / "model.onnx"
         _check_file(path, self.manifest)
-        wanted = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        preferred = ("CUDAExecutionProvider", "CPUExecutionProvider")
         available = onnxruntime.get_available_providers()
-        self._session = onnxruntime.InferenceSession(path, providers=[name for name in wanted if name in available])
+        self._session = onnxruntime.InferenceSession(path, providers=[name for name in preferred if name in available])
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """(B, H, W, 3) uint8 → (B, embed_dim) float32."""
@@ -37,9 +37,9 @@ def _check_file(path: Path, manifest: EncoderManifest) -> None:
     remedy = "make it with: python -m build.encoder --recipe RECIPE"
     if not path.is_file():
         raise StepError(f"{path}: not found; {remedy}")
-    found = sha256_of(*onnx_files(path))
-    if found != manifest.onnx_sha256:
+    sha256 = sha256_of(*onnx_files(path))
+    if sha256 != manifest.onnx_sha256:
         raise StepError(
-            f"{path}: sha256 is {found}, but encoder.json beside it says {manifest.onnx_sha256}; "
+            f"{path}: sha256 is {sha256}, but encoder.json beside it says {manifest.onnx_sha256}; "
             f"the two files do not belong together, {remedy}"
         )

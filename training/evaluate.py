@@ -57,7 +57,7 @@ _COLUMNS = ("key", "path", "sha256", "label", "split", "data_label", "corrected"
 
 @dataclass(frozen=True)
 class Measured:
-    """What the artefact says of the rows it is measured on."""
+    """The artefact's answers for the rows it is measured on."""
 
     rows: str  # `test` or `all`
     row: np.ndarray  # (n,) number of each row in the store
@@ -114,7 +114,7 @@ def report_of(manifest: HeadManifest, data: Labelled, measured: Measured, slices
 
 
 def slices_of(folder: Path, embeddings: Embeddings, column: str | None, row: np.ndarray) -> dict[str, np.ndarray]:
-    """For each value of the column the rows (n,) bool that have it; numbers of many values in four ranges.
+    """Map each value of the column to the rows (n,) bool that have it; numbers of many values in four ranges.
 
     Raises:
         StepError: the store has no such column, or it has too many different texts.
@@ -223,7 +223,7 @@ def _files(folder: Path, manifest: HeadManifest, measured: Measured, report: dic
 
 
 def _loss_curve(folder: Path) -> Curve | None:
-    """From the report of the fit, which an imported head does not have."""
+    """Read the loss curve from the report of the fit, which an imported head does not have."""
     path = folder / "report.json"
     loss = json.loads(path.read_text()).get("loss") if path.is_file() else None
     return Curve(**loss) if loss else None
@@ -250,14 +250,14 @@ def main(argv: list[str] | None = None) -> None:
     folder, manifest = head_folder(recipe, head), read_recipe_head(recipe, head, encoder)
     tensors = safetensors.numpy.load_file(head_weights(manifest, folder))
     store = arguments.store or store_folder(recipe)
-    of_head = HeadData(store, recipe.name, head.name)
-    embeddings = read_embeddings(of_head, encoder.fingerprint())
+    head_data = HeadData(store, recipe.name, head.name)
+    embeddings = read_embeddings(head_data, encoder.fingerprint())
     data = labelled_rows(embeddings, manifest.class_names, manifest.task)
     everything = arguments.all or manifest.training.data_sha256 is None
     rows = (
         np.arange(len(data.label))
         if everything
-        else rows_to_measure(data, embeddings.pictures, of_head.folder, manifest)
+        else rows_to_measure(data, embeddings.pictures, head_data.folder, manifest)
     )
     measured = measure(manifest, tensors, data, rows, "all" if everything else "test")
     slices = slices_of(store, embeddings, arguments.slice, measured.row)

@@ -53,10 +53,10 @@ def files_below(folder: Path) -> Listing:
 
 
 def reason_to_pass_over(name: str, is_folder: bool) -> str | None:
-    """Why a name is not meant as an image or a class; None for the others."""
-    known = _LEFT_BY_SYSTEMS.get(name.lower())
-    if known is not None:
-        return known
+    """Return why a name is not meant as an image or a class; None for the others."""
+    reason = _LEFT_BY_SYSTEMS.get(name.lower())
+    if reason is not None:
+        return reason
     if name.startswith("._") and not is_folder:
         return "._ files of macOS"
     if name.startswith("."):

@@ -121,12 +121,12 @@ def main(argv: list[str] | None = None) -> None:
     folder = arguments.store or store_folder(recipe)
     if arguments.store is None:
         adopt_former_folder(recipe, encoder)
-    of_head = HeadData(folder, recipe.name, head.name)
-    adopt_former_files(of_head)
-    embeddings = read_embeddings(of_head, encoder)
+    head_data = HeadData(folder, recipe.name, head.name)
+    adopt_former_files(head_data)
+    embeddings = read_embeddings(head_data, encoder)
     data = labelled_rows(embeddings, head.class_names, head.task)
-    groups, split = grouped_split(data, embeddings.pictures, head, of_head.folder)
-    print_overview(of_head, embeddings.pictures, split=split)
+    groups, split = grouped_split(data, embeddings.pictures, head, head_data.folder)
+    print_overview(head_data, embeddings.pictures, split=split)
     if arguments.if_changed and is_fitted(head_folder(recipe, head), head, recipe, encoder, data, split):
         say(f"head {head.name}: fitted before to the same data, nothing to do")
         print(head_folder(recipe, head) / "head.json")

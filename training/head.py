@@ -63,8 +63,8 @@ def _ranks_of(x: torch.Tensor, low: torch.Tensor, high: torch.Tensor, ranks: tor
     if not len(low):
         return torch.zeros_like(x)
     nearest = (torch.searchsorted(low, x, right=True) - 1).clamp(min=0)
-    known = (x >= low[nearest]) & (x <= high[nearest])
-    return torch.where(known, ranks[nearest], 0)
+    inside = (x >= low[nearest]) & (x <= high[nearest])
+    return torch.where(inside, ranks[nearest], 0)
 
 
 def head_from_layers(layers: Iterable[Layer], tensors: Mapping[str, np.ndarray]) -> nn.Sequential:

@@ -82,7 +82,7 @@ def head_manifest(
 def is_fitted(
     folder: Path, head: Head, recipe: Recipe, encoder: EncoderFingerprint, data: Labelled, split: Split
 ) -> bool:
-    """Whether the folder holds a head that was fitted to this data, in these parts, by the same recipe and versions."""
+    """Return True if the folder holds a head fitted to this data, in these parts, by the same recipe and versions."""
     try:
         manifest = read_head(folder)
         head_weights(manifest, folder)

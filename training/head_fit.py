@@ -54,7 +54,7 @@ differ by more in the mean of their logits than the further rows are worth."""
 
 @dataclass(frozen=True)
 class Plan:
-    """What a recipe's head means for its training, checked before anything is computed."""
+    """The training that a recipe's head asks for, checked before anything is computed."""
 
     task: Task
     loss: Loss
@@ -90,7 +90,7 @@ class Fitted:
 
 
 def plan_of(head: Head) -> Plan:
-    """What to train, from the recipe.
+    """Read what to train from the recipe.
 
     Raises:
         StepError: settings that do not go together, or an operating point that is none.
@@ -259,7 +259,7 @@ def _train(
 def _sides(
     data: Labelled, head: Head, split: Split, rows: np.ndarray, groups: np.ndarray | None
 ) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Of each fold the rows that it is trained on and those that it holds out."""
+    """List the rows that each fold is trained on and those that it holds out."""
     if not head.fit.folds or len(rows) > MOST_CROSS_FITTED:
         return [(split.train, split.validation)]
     if groups is None:
@@ -286,24 +286,24 @@ def _units(head: Head, label: np.ndarray) -> tuple[float, float]:
 
 
 def _warnings(head: Head, metrics: dict[str, Any], choice: CalibrationChoice) -> list[str]:
-    """What a user must not miss: a head that is not known to be better than none."""
-    found = []
+    """Write what a user must not miss: a head that is not known to be better than none."""
+    warnings = []
     if head.task == "regression" and not (metrics["r2"] or 0) > 0:
-        found.append(
+        warnings.append(
             f"head {head.name} is no better than always answering the mean: its mean squared error on the test part is "
             f"{metrics['mse']:.4g}, that of the mean {metrics['mse_of_mean']:.4g}; add labelled images, or ask whether "
             "the pictures show what was graded"
         )
-    known = metrics.get("macro") or metrics
-    if known.get("auroc") is not None and known["auroc_95_interval"][0] <= 0.5:
-        low, high = known["auroc_95_interval"]
-        found.append(
-            f"head {head.name} may be no better than chance: AUROC {known['auroc']:.3f} "
+    macro = metrics.get("macro") or metrics
+    if macro.get("auroc") is not None and macro["auroc_95_interval"][0] <= 0.5:
+        low, high = macro["auroc_95_interval"]
+        warnings.append(
+            f"head {head.name} may be no better than chance: AUROC {macro['auroc']:.3f} "
             f"(95 %: {low:.3f} to {high:.3f}) on the test part; add labelled images"
         )
     if choice.calibration is None and choice.reason:
-        found.append(f"head {head.name} is not calibrated: {choice.reason}; add labelled images")
-    return found
+        warnings.append(f"head {head.name} is not calibrated: {choice.reason}; add labelled images")
+    return warnings
 
 
 def _activation(task: Task, loss: Loss, calibration: str) -> Activation:
@@ -320,7 +320,7 @@ def _choose_calibration(head: Head, plan: Plan, held_out: _Part) -> CalibrationC
 
 
 def _prevalence(head: Head, calibration: Calibration | None, held_out: _Part) -> Prevalence | None:
-    """What the logits take for the share of positives: the data's, or a half where the loss weighs classes so."""
+    """Return the share of positives that the logits assume: the data's, or a half where the loss weighs classes so."""
     if head.prevalence is None:
         return None
     weighed = head.fit.class_weights and head.fit.loss != "mse" and calibration is None
@@ -329,20 +329,20 @@ def _prevalence(head: Head, calibration: Calibration | None, held_out: _Part) ->
 
 
 def _choose(head: Head, plan: Plan, targets: np.ndarray, scores: np.ndarray) -> dict[str, list[Chosen]]:
-    """For each label the thresholds of its operating points, ascending; none when the recipe fixes them."""
+    """Choose each label's thresholds by its operating points, ascending; none when the recipe fixes them."""
     chosen = {}
     for at, name in enumerate(head.labels if plan.points else []):
         if targets[:, at].min() == targets[:, at].max():
             raise StepError(f"label {name!r} is the same in all rows held out; operating points need both")
-        found = [choose_threshold(point, targets[:, at], scores[:, at], head.prevalence) for point in plan.points]
-        chosen[name] = sorted(found, key=lambda point: point.threshold)
+        points = [choose_threshold(point, targets[:, at], scores[:, at], head.prevalence) for point in plan.points]
+        chosen[name] = sorted(points, key=lambda point: point.threshold)
     return chosen
 
 
 def _thresholds(
     head: Head, plan: Plan, chosen: dict[str, list[Chosen]], targets: np.ndarray, scores: np.ndarray
 ) -> list[list[Threshold]]:
-    """For each label its thresholds, with what they do to the test split."""
+    """List each label's thresholds, with what they do to the test split."""
     fixed = [(value, "fixed") for value in head.fixed_thresholds]
     rows = []
     for at, name in enumerate(head.labels):
@@ -355,8 +355,8 @@ def _thresholds(
         ]
         rows.append(
             [
-                Threshold(value=value, operating_point=text, realised=found)
-                for (value, text), found in zip(points, measured, strict=True)
+                Threshold(value=value, operating_point=text, realised=measure)
+                for (value, text), measure in zip(points, measured, strict=True)
             ]
         )
     return rows
@@ -368,9 +368,9 @@ def _calibration_report(
     """Before and after, at the data's own prevalence. Raw outputs count as the probabilities nearest to them."""
     if calibration is None:
         return None
-    before, known = (
+    before, held_out_scores = (
         np.clip(part.logits, 0, 1) if plan.loss == "mse" else activated(part.logits, plan.activation)
         for part in (test, held_out)
     )
     after = activated(calibrated_logits(test.logits, calibration), plan.activation)
-    return calibration_report(before, after, test.targets, (known, held_out.targets))
+    return calibration_report(before, after, test.targets, (held_out_scores, held_out.targets))

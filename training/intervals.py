@@ -72,5 +72,5 @@ def combined(values: Sequence[float], intervals: Sequence[Sequence[float]], weig
 
 def wider(*intervals: Sequence[float] | None) -> list[float] | None:
     """The lowest and the highest end of those that are there."""
-    known = [pair for pair in intervals if pair is not None]
-    return [min(pair[0] for pair in known), max(pair[1] for pair in known)] if known else None
+    pairs = [pair for pair in intervals if pair is not None]
+    return [min(pair[0] for pair in pairs), max(pair[1] for pair in pairs)] if pairs else None

@@ -72,7 +72,7 @@ def targets_of(label: np.ndarray, task: Task, label_count: int) -> np.ndarray:
 
 
 def strata_of(data: Labelled, task: Task) -> np.ndarray | None:
-    """What the parts of the split must hold equal shares of: classes, or labels; nothing of a regression."""
+    """Return what the parts of the split hold equal shares of: classes, or labels; nothing of a regression."""
     return None if task == "regression" else data.label
 
 
@@ -121,15 +121,15 @@ def _label_sets(texts: list[str], names: list[str], class_names: list[str]) -> n
 
 
 def _check_classes(names: list[str], class_names: list[str]) -> None:
-    found = sorted(set(names))
-    unknown = [name for name in found if name not in class_names]
+    present = sorted(set(names))
+    unknown = [name for name in present if name not in class_names]
     if unknown:
         raise StepError(f"the store has labels {unknown}, the head's class_names are {class_names}; rename one of them")
-    if len(found) < len(class_names):
-        wanted = f"both {class_names[0]} and {class_names[1]}" if len(class_names) == 2 else ", ".join(class_names)
+    if len(present) < len(class_names):
+        needed = f"both {class_names[0]} and {class_names[1]}" if len(class_names) == 2 else ", ".join(class_names)
         raise StepError(
-            f"the store has labelled images of {', '.join(found) or 'no class'} only; "
-            f"a head needs {wanted}: embed the missing ones"
+            f"the store has labelled images of {', '.join(present) or 'no class'} only; "
+            f"a head needs {needed}: embed the missing ones"
         )
 
 

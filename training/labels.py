@@ -1,4 +1,4 @@
-"""What a label may be, by the head's task, and how the store's one `label` column holds it.
+"""Reads labels: what one may be, by the head's task, and how the store's one `label` column holds it.
 
 binary, multiclass   a class name: `nsfw`; where data sets write numbers, the class's index: 0, 1
 multilabel           the names that apply, as a JSON list in the order of the recipe: `["gore", "nude"]`, `[]`
@@ -168,7 +168,7 @@ def _no_class(value: Any, class_names: list[str]) -> str:
 
 
 def _hint(value: Any, class_names: list[str]) -> str:
-    """What was probably meant."""
+    """Suggest what was probably meant."""
     text = normalised(value).casefold() if isinstance(value, str) else ""
     near = next((name for name in class_names if normalised(name).casefold() == text), None)
     if near is not None:

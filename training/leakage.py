@@ -18,7 +18,7 @@ _FEW = 10  # contents, of which any share may be near-duplicates
 
 @dataclass(frozen=True)
 class Groups:
-    """Which rows belong together, and why."""
+    """The rows that belong together, and why."""
 
     ids: np.ndarray
     """(n,) int64 from 0; rows of one id must share a side."""
@@ -30,7 +30,7 @@ class Groups:
     near_rows: int
 
     def counts(self) -> dict[str, int]:
-        """For a report."""
+        """Count the groups, for a report."""
         return {
             "exact_duplicate_groups": self.exact_groups,
             "exact_duplicate_rows": self.exact_rows,

@@ -1,4 +1,4 @@
-"""How good scores are: the usual figures, and how sure one can be of them.
+"""Measures how good scores are: the usual figures, and how sure one can be of them.
 
 Each figure is computed from counts: how many positives and negatives have each distinct score. Its 95 % interval:
 
@@ -92,18 +92,18 @@ def binary_metrics(
         figures |= {"ece": ece_of, "brier": brier_of}
     table = confusion(labels, scores >= threshold)
     intervals: dict[str, Interval | None] = dict(_of_shares(table, prevalence))
-    found: dict[str, Any] = {"n": len(labels), "positives": int((labels > 0).sum()), "threshold": threshold}
+    row: dict[str, Any] = {"n": len(labels), "positives": int((labels > 0).sum()), "threshold": threshold}
     for name, figure in figures.items():
         [value] = figure(exact)
-        found[name] = _number(value)
+        row[name] = _number(value)
         if name not in intervals:
             spread = interval(figure(replicates), value if name == "ece" else None)
-            exactly = _on_few_rows(name, value, found["positives"], len(labels) - found["positives"], recall_at)
-            found[f"{name}_95_interval"] = wider(spread, exactly)
+            exactly = _on_few_rows(name, value, row["positives"], len(labels) - row["positives"], recall_at)
+            row[f"{name}_95_interval"] = wider(spread, exactly)
         else:
             pair = intervals[name]
-            found[f"{name}_95_interval"] = None if pair is None else list(pair)
-    return found | {"confusion": table}
+            row[f"{name}_95_interval"] = None if pair is None else list(pair)
+    return row | {"confusion": table}
 
 
 def task_metrics(
@@ -135,17 +135,17 @@ def task_metrics(
     if task == "binary":
         return columns[labels[0]]
     macro = _macro(list(columns.values()), targets, scores, seed)
-    found: dict[str, Any] = {"n": len(targets), "macro": macro, "labels": columns}
+    table: dict[str, Any] = {"n": len(targets), "macro": macro, "labels": columns}
     hits = targets.argmax(axis=1) == scores.argmax(axis=1)
     if task == "multilabel":
         hits = ((scores >= np.array(thresholds)) == (targets > 0)).all(axis=1)
-    found["accuracy"] = float(hits.mean())
-    found["accuracy_95_interval"] = list(clopper_pearson(int(hits.sum()), len(hits)))
+    table["accuracy"] = float(hits.mean())
+    table["accuracy_95_interval"] = list(clopper_pearson(int(hits.sum()), len(hits)))
     if task == "multiclass":
         matrix = np.zeros((len(labels), len(labels)), int)
         np.add.at(matrix, (targets.argmax(axis=1), scores.argmax(axis=1)), 1)
-        found["confusion"] = matrix.tolist()  # row: the true class, column: the class of the highest score
-    return found
+        table["confusion"] = matrix.tolist()  # row: the true class, column: the class of the highest score
+    return table
 
 
 def _label_metrics(
@@ -177,7 +177,7 @@ def _of_shares(table: dict[str, int], prevalence: float | None) -> dict[str, Int
 
 
 def _on_few_rows(name: str, value: float, positives: int, negatives: int, recall_at: float) -> Interval | None:
-    """What the bootstrap does not see of a figure when rows are few; None where it sees all there is."""
+    """Return the interval that holds where rows are too few for the bootstrap; None where they are not."""
     if name == "auroc":
         return auroc_interval(float(value), positives, negatives)
     if name == "average_precision":
@@ -200,24 +200,24 @@ def _macro(columns: list[dict[str, Any]], targets: np.ndarray, scores: np.ndarra
     The interval is the percentile bootstrap of the mean itself, of ECE mirrored as for one label; that of an AUROC
     and of an average precision is at least as wide as the labels' own intervals make it, were they independent.
     """
-    found: dict[str, Any] = {}
-    known = {name: [at for at, column in enumerate(columns) if column.get(name) is not None] for name in MACRO}
-    replicates = _macro_replicates(targets, scores, known, seed)
-    for name, labels in known.items():
+    means: dict[str, Any] = {}
+    columns_with = {name: [at for at, column in enumerate(columns) if column.get(name) is not None] for name in MACRO}
+    replicates = _macro_replicates(targets, scores, columns_with, seed)
+    for name, labels in columns_with.items():
         if not labels:
             continue
         values = [columns[at][name] for at in labels]
-        found[name] = float(np.mean(values))
-        spread = interval(replicates[name], found[name] if name == "ece" else None)
+        means[name] = float(np.mean(values))
+        spread = interval(replicates[name], means[name] if name == "ece" else None)
         if name in ("auroc", "average_precision"):
             own = [columns[at][f"{name}_95_interval"] for at in labels]
             spread = wider(spread, combined(values, own, [1 / len(labels)] * len(labels)))
-        found[f"{name}_95_interval"] = spread
-    return found
+        means[f"{name}_95_interval"] = spread
+    return means
 
 
 def _macro_replicates(
-    targets: np.ndarray, scores: np.ndarray, known: dict[str, list[int]], seed: int
+    targets: np.ndarray, scores: np.ndarray, columns_with: dict[str, list[int]], seed: int
 ) -> dict[str, np.ndarray]:
     """(R,) of each figure's mean over its labels, rows drawn anew for all labels together.
 
@@ -226,15 +226,15 @@ def _macro_replicates(
     """
     figures: dict[str, Figure] = {"auroc": auroc, "average_precision": average_precision, "brier": brier_of}
     figures["ece"] = ece_of
-    labels = sorted({at for kept in known.values() for at in kept})
+    labels = sorted({at for kept in columns_with.values() for at in kept})
     work = len(scores) * max(len(labels), 1)
     count = int(np.clip(_MOST_DRAWN // max(work, 1), _FEWEST_REPLICATES, REPLICATES))
-    sums = {name: np.zeros(0) for name in known}
+    sums = {name: np.zeros(0) for name in columns_with}
     for weights in _row_weights(len(scores), seed, count, _strata(targets))():
-        totals = {name: [] for name in known}
+        totals = {name: [] for name in columns_with}
         for at in labels:
             counts = _weighted_counts(targets[:, at], scores[:, at], weights)
-            for name, kept in known.items():
+            for name, kept in columns_with.items():
                 if at in kept:
                     with np.errstate(invalid="ignore", divide="ignore"):
                         totals[name].append(figures[name](counts))
@@ -246,9 +246,9 @@ def _macro_replicates(
 
 def _mean_of_known(values: np.ndarray) -> np.ndarray:
     """(labels, r) → (r,) without what is NaN; NaN where nothing else is."""
-    known = np.isfinite(values)
+    finite = np.isfinite(values)
     with np.errstate(invalid="ignore"):
-        return np.where(known, values, 0).sum(axis=0) / known.sum(axis=0)
+        return np.where(finite, values, 0).sum(axis=0) / finite.sum(axis=0)
 
 
 def _strata(targets: np.ndarray) -> np.ndarray | None:
@@ -286,22 +286,22 @@ def regression_metrics(values: np.ndarray, scores: np.ndarray, seed: int) -> dic
     take away, below 0 when they are worse than that mean. The bootstrap of Spearman's keeps the ranks of the whole
     sample.
     """
-    found: dict[str, Any] = {"n": len(values)}
+    row: dict[str, Any] = {"n": len(values)}
     weights = _row_weights(len(values), seed)
     squares = np.square(values - scores)
     errors = np.concatenate([chunk @ squares for chunk in weights()]) / len(values)
-    _add(found, "mse", float(squares.mean()), errors)
-    found["mse_of_mean"] = float(np.var(values))
+    _add(row, "mse", float(squares.mean()), errors)
+    row["mse_of_mean"] = float(np.var(values))
     centered = values - values.mean()
     sums = np.concatenate([chunk @ np.stack([centered, centered**2], axis=1) for chunk in weights()]) / len(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         replicates = 1 - errors / (sums[:, 1] - sums[:, 0] ** 2)
-        _add(found, "r2", _number(1 - np.float64(found["mse"]) / found["mse_of_mean"]), replicates)
+        _add(row, "r2", _number(1 - np.float64(row["mse"]) / row["mse_of_mean"]), replicates)
     for name, x, y in (("pearson", values, scores), ("spearman", rankdata(values), rankdata(scores))):
         replicates = np.concatenate([_weighted_pearson(chunk, x, y) for chunk in weights()])
         [value] = _weighted_pearson(np.ones((1, len(x))), x, y)
-        _add(found, name, _number(value), replicates)
-    return found
+        _add(row, name, _number(value), replicates)
+    return row
 
 
 def counts_of(labels: np.ndarray, scores: np.ndarray) -> Counts:
@@ -440,8 +440,8 @@ def _weighted_pearson(weights: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.n
         return (xy - mean_x * mean_y) / np.sqrt((xx - mean_x**2) * (yy - mean_y**2))
 
 
-def _add(found: dict[str, Any], name: str, value: float | None, replicates: np.ndarray) -> None:
-    found |= {name: value, f"{name}_95_interval": interval(replicates)}
+def _add(row: dict[str, Any], name: str, value: float | None, replicates: np.ndarray) -> None:
+    row |= {name: value, f"{name}_95_interval": interval(replicates)}
 
 
 def _number(value: float) -> float | None:

@@ -75,5 +75,5 @@ def _log_odds(share: float) -> float:
 
 
 def _load_pyfunc(path: str) -> ServedHead:
-    """What MLflow calls; `path` is the model's `data` folder."""
+    """Load the model for MLflow; `path` is the model's `data` folder."""
     return ServedHead(Path(path))

@@ -120,10 +120,10 @@ def _with_interval(figure: dict[str, Any] | None) -> str:
 
 
 def _calibration(manifest: HeadManifest, report: dict[str, Any]) -> str:
-    found = report["calibration"]
-    if found is None or manifest.calibration is None:
+    stages = report["calibration"]
+    if stages is None or manifest.calibration is None:
         return ""
-    rows = [(name, f"{figures['ece']:.4f}", f"{figures['brier']:.4f}") for name, figures in found.items()]
+    rows = [(name, f"{figures['ece']:.4f}", f"{figures['brier']:.4f}") for name, figures in stages.items()]
     text = f"## Calibration\n\nBy {manifest.calibration.method}, on images the weights were not trained on.\n\n"
     text += _table(["", "ECE", "Brier score"], rows)
     if manifest.prevalence is not None:
@@ -137,10 +137,10 @@ def _calibration(manifest: HeadManifest, report: dict[str, Any]) -> str:
 def _slices(report: dict[str, Any]) -> str:
     rows = []
     for name, figures in report["slices"].items():
-        known = figures.get("macro") or figures
-        main = next((key for key in ("auroc", "spearman") if known.get(key) is not None), None)
-        shown = known.get("reason", "none") if main is None else f"{known[main]:.4f}"
-        rows.append((name, figures["n"], shown, _interval(known.get(f"{main}_95_interval"))))
+        macro = figures.get("macro") or figures
+        main = next((key for key in ("auroc", "spearman") if macro.get(key) is not None), None)
+        shown = macro.get("reason", "none") if main is None else f"{macro[main]:.4f}"
+        rows.append((name, figures["n"], shown, _interval(macro.get(f"{main}_95_interval"))))
     return "## Slices\n\n" + _table(["slice", "images", "AUROC or Spearman", "95 % interval"], rows) if rows else ""
 
 

@@ -58,18 +58,18 @@ class Neighbours:
         least = cosine - (0 if self.exact else _FLOAT16_SLACK)
         for start in range(0, count, block):
             queries = self._vectors[start : start + block]
-            limits, _, found = self._index.range_search(queries, least - 1e-6)
+            limits, _, neighbours = self._index.range_search(queries, least - 1e-6)
             rows = np.repeat(np.arange(start, start + len(queries)), np.diff(limits.astype(np.int64)))
-            later = found > rows
-            yield self._measured(rows[later], found[later], cosine)
+            later = neighbours > rows
+            yield self._measured(rows[later], neighbours[later], cosine)
 
     def nearest(self, k: int) -> np.ndarray:
         """(n, k) float32: each row's cosines with its k nearest others, the nearest first."""
-        found = np.empty((len(self._vectors), k), np.float32)
+        cosines_of = np.empty((len(self._vectors), k), np.float32)
         for start in range(0, len(self._vectors), 4096):
             cosines, _ = self._index.search(self._vectors[start : start + 4096], k + 1)
-            found[start : start + 4096] = np.maximum(cosines[:, 1:], -1)  # the first is the row itself
-        return found
+            cosines_of[start : start + 4096] = np.maximum(cosines[:, 1:], -1)  # the first is the row itself
+        return cosines_of
 
     def _measured(
         self, rows: np.ndarray, others: np.ndarray, cosine: float

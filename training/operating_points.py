@@ -27,7 +27,7 @@ _REPLICATES = 2000
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """What a threshold is to achieve."""
+    """The aim of a threshold."""
 
     metric: Literal["recall", "precision", "fpr", "f1"]
     bound: float | None  # None of f1, which is made as high as it goes
@@ -106,7 +106,7 @@ def choose_threshold(
 def realised(
     labels: np.ndarray, scores: np.ndarray, threshold: float, prevalence: float | None = None, seed: int = 0
 ) -> dict[str, Any]:
-    """What a threshold does to data on which it was not chosen: each figure with its 95 % interval.
+    """Measure a threshold on data on which it was not chosen: each figure with its 95 % interval.
 
     Recall and false positive rate have Clopper-Pearson's interval, precision the one that follows from
     Clopper-Pearson's for the share of true positives among those that pass, at the prevalence wanted, and F1 that
@@ -258,7 +258,7 @@ def _beta(a: Any, b: Any) -> Interval:
 
 
 def _needed(kept: float, lost: float) -> int:
-    """How many of a class a bound needs: n / (n + 1) must reach `kept`."""
+    """Return how many of a class a bound needs: n / (n + 1) must reach `kept`."""
     return int(np.ceil(kept / lost - 1e-9))
 
 

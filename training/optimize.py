@@ -277,8 +277,8 @@ def _mixed_precision(device: torch.device) -> torch.autocast:
 
 def _joined(tensors: Iterable[torch.Tensor | None]) -> np.ndarray:
     """All values in one (P,) float64."""
-    known = [tensor for tensor in tensors if tensor is not None]
-    return np.concatenate([tensor.detach().double().cpu().numpy().ravel() for tensor in known])
+    present = [tensor for tensor in tensors if tensor is not None]
+    return np.concatenate([tensor.detach().double().cpu().numpy().ravel() for tensor in present])
 
 
 def _split(values: np.ndarray, like: list[nn.Parameter]) -> Iterator[torch.Tensor]:

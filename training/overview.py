@@ -77,11 +77,11 @@ def _names(label: str) -> list[str]:
 
 def _split_text(pictures: Pictures, split: Split | None) -> str:
     prescribed = Counter(side for side in pictures.split if side is not None)
-    given = ", ".join(f"{side} {prescribed[side]}" for side in SIDES if prescribed[side])
+    by_data = ", ".join(f"{side} {prescribed[side]}" for side in SIDES if prescribed[side])
     if split is None:
-        return f"by the data: {given}" if given else "drawn by training.fit"
+        return f"by the data: {by_data}" if by_data else "drawn by training.fit"
     drawn = ", ".join(f"{side} {len(rows)}" for side, rows in split.parts().items())
-    return f"{drawn} ({f'by the data: {given}' if given else 'drawn'})"
+    return f"{drawn} ({f'by the data: {by_data}' if by_data else 'drawn'})"
 
 
 def _left_out(sources: list[Source], pictures: Pictures, split: Split | None) -> list[str]:

@@ -46,7 +46,7 @@ def read_columns(file: Path, columns: list[str]) -> pa.Table:
 
 
 def readable(file: Path, read: Callable[[], _Read]) -> _Read:
-    """What `read` gives.
+    """Return what `read` gives.
 
     Raises:
         StepError: it fails because the file is missing, cut off or no Parquet.

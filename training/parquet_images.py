@@ -25,7 +25,7 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Place:
-    """Where a picture lies in a Parquet file."""
+    """The place of a picture in a Parquet file."""
 
     column: str
     """The column with the bytes: `image.bytes`, or `image` of a column that holds nothing else."""
@@ -119,12 +119,12 @@ def _read(parquet: pq.ParquetFile, name: str) -> EmbeddedImages:
     bytes_column = f"{name}.bytes" if is_struct else name
     has_path = is_struct and field.type.get_field_index("path") >= 0
     others = [other for other in parquet.schema_arrow.names if other != name]
-    wanted = [*others, *([f"{name}.path"] if has_path else [])]
+    columns = [*others, *([f"{name}.path"] if has_path else [])]
     rows: list[dict[str, Any]] = []
     places: list[Place | None] = []
     for group in range(parquet.num_row_groups):
         count = parquet.metadata.row_group(group).num_rows
-        read = parquet.read_row_group(group, columns=wanted).to_pylist() if wanted else [{} for _ in range(count)]
+        read = parquet.read_row_group(group, columns=columns).to_pylist() if columns else [{} for _ in range(count)]
         only_paths = has_path and _is_empty(parquet, bytes_column, group)
         for row, cells in enumerate(read):
             rows.append({**cells, name: (cells.get(name) or {}).get("path") if has_path else None})

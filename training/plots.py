@@ -73,7 +73,7 @@ def loss_curve_png(curve: Curve) -> bytes:
 
 
 def score_histogram_png(manifest: HeadManifest, columns: list[Column]) -> bytes:
-    """Of a binary head both classes; of several labels the images that have each."""
+    """Draw the scores of both classes of a binary head, or of the images that have each of several labels."""
     figure, axes = _axes(f"score ({manifest.labels[0]})" if len(columns) == 1 else "score of the label", "images")
     low, high = (0.0, 1.0) if manifest.activation != "none" else _range(columns)
     bins = np.linspace(low, high, 41).tolist()
@@ -177,7 +177,7 @@ def _mark_thresholds(axes: Axes, column: Column) -> None:
 
 
 def _legend(axes: Axes) -> None:
-    """Where something is drawn; of one class alone there are no curves."""
+    """Add a legend where something is drawn; of one class alone there are no curves."""
     if axes.get_legend_handles_labels()[0]:
         axes.legend()
 

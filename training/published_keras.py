@@ -65,7 +65,7 @@ class OriginalGraph:
         self._saved_model, self._work = saved_model, work
 
     def tensors(self) -> Tensors:
-        """What keras_export.py finds in it."""
+        """The tensors that keras_export.py finds in it."""
         target = self._work / "tensors.npz"
         _with_tensorflow("export", self._saved_model, target)
         return dict(np.load(target))
@@ -123,10 +123,10 @@ def extract_saved_model(archive: Path, folder: Path) -> Path:
             opened.extractall(folder)
     except zipfile.BadZipFile as error:
         raise StepError(f"{archive}: not a zip archive ({error})") from error
-    found = sorted(folder.rglob("saved_model.pb"))
-    if len(found) != 1:
-        raise StepError(f"{archive}: holds {len(found)} files saved_model.pb, a published Keras head has one")
-    return found[0].parent
+    models = sorted(folder.rglob("saved_model.pb"))
+    if len(models) != 1:
+        raise StepError(f"{archive}: holds {len(models)} files saved_model.pb, a published Keras head has one")
+    return models[0].parent
 
 
 def layers_and_tensors(arrays: Tensors, variant: Variant) -> tuple[list[Layer], Tensors]:
@@ -168,18 +168,18 @@ def verification_vectors(arrays: Tensors, count: int, seed: int = 0) -> Tensors:
     rng = np.random.default_rng(seed)
     columns, embed_dim = arrays["columns"], len(arrays["mean"])
     tokens = [arrays[f"tokens_{number}"].astype(np.float32) for number in range(len(columns))]
-    known = np.stack([rng.choice(values, count) for values in tokens], axis=1)
+    tokens_drawn = np.stack([rng.choice(values, count) for values in tokens], axis=1)
     edges = np.stack([_edges(arrays, number, count, rng) for number in range(len(columns))], axis=1)
     random = rng.standard_normal((count, embed_dim))
     return {
-        "float16": _unit_with(rng, known, arrays).astype(np.float16).astype(np.float32),
+        "float16": _unit_with(rng, tokens_drawn, arrays).astype(np.float16).astype(np.float32),
         "float32": (random / np.linalg.norm(random, axis=1, keepdims=True)).astype(np.float32),
         "float32_edges": _unit_with(rng, edges, arrays),
     }
 
 
 def as_given(x: np.ndarray, arrays: Tensors, variant: Variant) -> np.ndarray:
-    """What the original graph has to be given for the score that a variant gives `x`."""
+    """Return the input for which the original graph gives the score that a variant gives `x`."""
     given, columns = x.copy(), arrays["columns"]
     if variant == "float16":
         given[:, columns] = given[:, columns].astype(np.float16)
@@ -279,7 +279,7 @@ def _check_verified(verified: dict[str, float], published: PublishedHead, varian
 def _check_arrays(arrays: Tensors, published: PublishedHead) -> None:
     """The model must be the one that the table of published heads describes."""
     widths = tuple(arrays[f"kernel_{number}"].shape[1] for number in range(_count(arrays, "kernel")))
-    found = {
+    actual = {
         "embed_dim": len(arrays["mean"]),
         "widths": widths,
         "columns": tuple(arrays["columns"].tolist()),
@@ -291,8 +291,8 @@ def _check_arrays(arrays: Tensors, published: PublishedHead) -> None:
         "columns": published.rank_columns,
         "vocabularies": len(published.rank_columns),
     }
-    differing = [f"{key} is {found[key]}, expected {expected[key]}" for key in found if found[key] != expected[key]]
-    zero = [token for n in range(found["vocabularies"]) for token in arrays[f"tokens_{n}"] if float(token) == 0]
+    differing = [f"{key} is {actual[key]}, expected {expected[key]}" for key in actual if actual[key] != expected[key]]
+    zero = [token for n in range(actual["vocabularies"]) for token in arrays[f"tokens_{n}"] if float(token) == 0]
     differing += [f"the text {token!r} is in a vocabulary; 0 and -0 cannot be told apart" for token in zero]
     if differing:
         raise StepError(f"the SavedModel is not {published.name}: {'; '.join(differing)}")
@@ -343,7 +343,7 @@ def _with_tensorflow(command: str, *paths: Path) -> None:
 
 def _uv() -> str:
     """uv beside this Python, or on PATH."""
-    found = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    if found is None:
+    program = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if program is None:
         raise StepError("uv was not found: Keras heads are read in a throwaway environment it makes; run `make venv`")
-    return found
+    return program

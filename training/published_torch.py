@@ -75,13 +75,13 @@ def _state_dict(path: Path) -> dict[str, np.ndarray]:
 def _check_state(
     path: Path, state: dict[str, np.ndarray], expected: dict[str, tuple[int, ...]], published: PublishedHead
 ) -> None:
-    found = {name: array.shape for name, array in state.items()}
-    if found != expected:
-        names = sorted(found.keys() | expected.keys())
+    shapes = {name: array.shape for name, array in state.items()}
+    if shapes != expected:
+        names = sorted(shapes.keys() | expected.keys())
         differing = [
-            f"{name} is {found.get(name, 'missing')}, expected {expected.get(name, 'none')}"
+            f"{name} is {shapes.get(name, 'missing')}, expected {expected.get(name, 'none')}"
             for name in names
-            if found.get(name) != expected.get(name)
+            if shapes.get(name) != expected.get(name)
         ]
         raise StepError(f"{path}: not {published.name}: {'; '.join(differing[:4])}")
     broken = [name for name, array in state.items() if not np.isfinite(array).all()]

@@ -83,7 +83,7 @@ def _agreed(
 
 
 def _notes(rated: list[list[str]], task: str) -> list[str]:
-    """How several labels of one image were joined."""
+    """Say how several labels of one image were joined."""
     if not rated:
         return []
     counts = sorted({len(labels) for labels in rated})

@@ -52,7 +52,7 @@ class Change:
 
 
 def changes_in(table: Table, stored: Stored, label_of: Callable[[Any], str | None]) -> list[Change]:
-    """What the table asks for, by content.
+    """Read the changes that the table asks for, by content.
 
     Args:
         table: the corrections.
@@ -65,23 +65,23 @@ def changes_in(table: Table, stored: Stored, label_of: Callable[[Any], str | Non
     """
     _check_columns(table)
     wrong: list[str] = []
-    wanted: dict[str, tuple[str, str]] = {}
+    requested: dict[str, tuple[str, str]] = {}
     for number, row in enumerate(table.rows):
         try:
-            label = label_of(_asked(row))
+            label = label_of(_requested(row))
             if label is None:
                 continue
             content = stored.content_of(row)
         except (LabelError, LookupError) as error:
             wrong.append(f"{table.where(number)}: {error.args[0]}")
             continue
-        before, where = wanted.setdefault(content, (label, table.where(number)))
+        before, where = requested.setdefault(content, (label, table.where(number)))
         if before != label:
             wrong.append(f"{table.where(number)}: {label}, but {where} says {before} of the same content")
     if wrong:
         more = f"\n  and {len(wrong) - _SHOWN} more" if len(wrong) > _SHOWN else ""
         raise StepError(f"{table.file}: nothing was changed:\n  " + "\n  ".join(wrong[:_SHOWN]) + more)
-    return [stored.change(content, label) for content, (label, _) in wanted.items()]
+    return [stored.change(content, label) for content, (label, _) in requested.items()]
 
 
 def apply_changes(data: HeadData, changes: list[Change]) -> int:
@@ -142,7 +142,7 @@ class Stored:
         return next(iter(contents))
 
 
-def _asked(row: dict[str, Any]) -> Any:
+def _requested(row: dict[str, Any]) -> Any:
     """The label a row asks for, None when it asks for nothing."""
     label = row.get("label")
     if label not in (None, ""):

@@ -51,7 +51,7 @@ class Sample:
 
     @property
     def stored_path(self) -> str:
-        """What the store's `path` says: the file, `<shard>#<member>` or `<Parquet file>#<row, from 1>`."""
+        """Return the store's `path`: the file, `<shard>#<member>` or `<Parquet file>#<row, from 1>`."""
         if self.place is not None:
             return text_from_path(f"{self.path}#{self.place.number}")
         return text_from_path(str(self.path) if self.member is None else f"{self.path}#{self.member.name}")

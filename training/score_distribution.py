@@ -1,4 +1,4 @@
-"""How a head's scores are distributed on held-out data: what served scores are compared with, to see a drift."""
+"""The distribution of a head's scores on held-out data, with which served scores are compared to see a drift."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ _GZIPPED = b"\x1f\x8b"
 
 @dataclass
 class _Captions:
-    """What the .txt files of the samples without another label hold."""
+    """The texts of the .txt files of samples without another label."""
 
     labels: dict[int, str] = field(default_factory=dict)
     """By the number of the sample."""
@@ -133,7 +133,7 @@ def _take_captions(captions: _Captions, data: DataSet) -> None:
 
 
 def _spans(shard: Path) -> Sequence[Span]:
-    """Where the samples of a whole, uncompressed shard lie."""
+    """List where the samples of a whole, uncompressed shard lie."""
     try:
         spans = layout_of(shard).spans
     except ShardError as error:

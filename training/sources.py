@@ -1,4 +1,4 @@
-"""What data sets say of the pictures a head is fitted to: labels, prescribed splits and groups, by content.
+"""Keeps what data sets say of the pictures a head is fitted to: labels, prescribed splits and groups, by content.
 
     <store>/labels/<recipe>/<head>/
         source-1f0c9a3e-00002-….parquet     one data set as it was last read: key, path, sha256, label, split, group
@@ -50,7 +50,7 @@ class HeadData:
 
 @dataclass(frozen=True)
 class Mention:
-    """What a data set says of one file."""
+    """One file as a data set describes it."""
 
     key: str
     path: str
@@ -77,7 +77,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Changes:
-    """What is otherwise than before, in pictures (contents)."""
+    """The changes since last time, in pictures (contents)."""
 
     new: int
     gone: int
@@ -158,7 +158,7 @@ def heads_in(store: Path) -> list[HeadData]:
 
 
 def is_there(identity: str) -> bool:
-    """Whether a data set still lies where its identity says."""
+    """Return True if a data set still lies where its identity says."""
     path = identity.partition(" ")[2]
     return Path(path).exists() or (glob.has_magic(path) and any(glob.iglob(path, recursive=True)))
 

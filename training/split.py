@@ -86,12 +86,12 @@ def split_rows(
         members = np.flatnonzero(stratum_of == stratum)
         if named:
             _check_count(class_names[stratum], len(members))
-        wanted = _part_sizes(int(sizes[members].sum()), test_fraction, validation_fraction)
-        side_of[members] = _filled(sizes[members], side_of[members], wanted, rng, open_sides)
+        counts = _part_sizes(int(sizes[members].sum()), test_fraction, validation_fraction)
+        side_of[members] = _filled(sizes[members], side_of[members], counts, rng, open_sides)
         if named:
             _check_sides(class_names[stratum], side_of[members])
-    found = np.where(contradicted, _LEFT_OUT, side_of[groups])
-    return Split(*(np.flatnonzero(found == side) for side in (*range(len(SIDES)), _LEFT_OUT)))
+    sides_of_rows = np.where(contradicted, _LEFT_OUT, side_of[groups])
+    return Split(*(np.flatnonzero(sides_of_rows == side) for side in (*range(len(SIDES)), _LEFT_OUT)))
 
 
 def saved_split(
@@ -123,13 +123,13 @@ def saved_split(
     fixed = _saved_sides(folder, name, contents)
     open_sides = tuple(range(len(SIDES)))
     if prescribed is not None and any(prescribed):
-        given = _prescribed_sides(prescribed)
-        absent = tuple(side for side in open_sides if side not in given)
+        by_data = _prescribed_sides(prescribed)
+        absent = tuple(side for side in open_sides if side not in by_data)
         if absent:  # what is not prescribed is drawn, and what is prescribed takes no drawn row
             open_sides = tuple(sorted({0, *absent}))
-            given = np.where(given == 0, _FREE, given)
+            by_data = np.where(by_data == 0, _FREE, by_data)
             fixed = np.where(np.isin(fixed, open_sides), fixed, _FREE)
-        fixed = np.where(given == _FREE, fixed, given)
+        fixed = np.where(by_data == _FREE, fixed, by_data)
     split = split_rows(
         labels, contents, class_names, fit.test_fraction, fit.validation_fraction, fit.seed, groups, fixed, open_sides
     )
@@ -204,7 +204,7 @@ def _contradicted(groups: np.ndarray, sides: np.ndarray, highest: np.ndarray) ->
 
 
 def _part_sizes(count: int, test_fraction: float, validation_fraction: float) -> tuple[int, int, int]:
-    """How many of `count` go to train, validation and test; never none of three or more."""
+    """Return how many of `count` go to train, validation and test; never none of three or more."""
     test = max(min(max(1, round(count * test_fraction)), count - 2), 0)
     validation = max(min(max(1, round(count * validation_fraction)), count - test - 1), 0)
     return count - test - validation, validation, test
@@ -213,7 +213,7 @@ def _part_sizes(count: int, test_fraction: float, validation_fraction: float) ->
 def _filled(
     sizes: np.ndarray,
     sides: np.ndarray,
-    wanted: tuple[int, int, int],
+    counts: tuple[int, int, int],
     rng: np.random.Generator,
     open_sides: tuple[int, ...],
 ) -> np.ndarray:
@@ -225,7 +225,7 @@ def _filled(
     for done, group in enumerate(free):
         empty = [side for side in open_sides if not held[side]]
         choice = empty if len(free) - done <= len(empty) else open_sides
-        side = max(choice, key=lambda side: wanted[side] - held[side])
+        side = max(choice, key=lambda side: counts[side] - held[side])
         sides[group] = side
         held[side] += int(sizes[group])
     return sides

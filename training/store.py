@@ -72,7 +72,7 @@ class Store:
         self._read_matrix = functools.lru_cache(maxsize=4)(read_matrix)
 
     def holds(self, sha256: str) -> bool:
-        """Whether this content has been embedded, wherever its files lie."""
+        """Return True if this content has been embedded, wherever its files lie."""
         return _packed(sha256) in self._place_of
 
     def embedding_of(self, sha256: str) -> np.ndarray:

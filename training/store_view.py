@@ -106,7 +106,7 @@ def read_pictures(data: HeadData) -> Pictures:
 
 
 def read_mentions(data: HeadData) -> pa.Table:
-    """What the data sets say of each file: `training.sources.COLUMNS`, sorted by content, then path.
+    """Read what the data sets say of each file: `training.sources.COLUMNS`, sorted by content, then path.
 
     Raises:
         StepError: no data set was read for this head, or a file is damaged.
@@ -151,7 +151,7 @@ def _by_content(data: HeadData, mentions: pa.Table) -> Pictures:
 
 
 def _agreed(codes: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """For each content the one code ≥ 0 that its files have, -1 if there is none or several; and whether several."""
+    """Return each content's one code ≥ 0, -1 if its files have none or several; and whether they have several."""
     highest = np.maximum.reduceat(codes, starts)
     lowest = np.minimum.reduceat(np.where(codes < 0, np.iinfo(codes.dtype).max, codes), starts)
     disputed = (highest >= 0) & (lowest < highest)

@@ -104,7 +104,7 @@ def sources_in(data: Path, head: Head, label_name: str | None = "label") -> Iter
 
 @contextmanager
 def _step_errors() -> Iterator[None]:
-    """What the client's reader refuses ends the step."""
+    """Turn what the client's reader refuses into the end of the step."""
     try:
         yield
     except TableError as error:
@@ -122,18 +122,18 @@ def detected_layout(data: Path, class_names: Sequence[str] = ()) -> Layout:
     """
     if data.is_file() and data.suffix.lower() in (".npz", ".parquet"):
         return "npz" if data.suffix.lower() == ".npz" else "parquet"
-    wanted: dict[Layout, tuple[str, str]] = {
+    pairs: dict[Layout, tuple[str, str]] = {
         "clip-retrieval": ("img_emb", "metadata"),
         "pair": ("positive.npy", "negative.npy"),
         "xy": ("x.npy", "y.npy"),
     }
-    for layout, names in wanted.items():
-        there = [name for name in names if (data / name).exists()]
-        if len(there) == 2:
+    for layout, names in pairs.items():
+        present = [name for name in names if (data / name).exists()]
+        if len(present) == 2:
             return layout
-        if there:
-            [missing] = set(names) - set(there)
-            raise StepError(f"{data / missing}: no such file; {there[0]} needs it beside it")
+        if present:
+            [missing] = set(names) - set(present)
+            raise StepError(f"{data / missing}: no such file; {present[0]} needs it beside it")
     if class_names and {class_called(file.stem, class_names) for file in data.glob("*.npy")} == set(class_names):
         return "classes"
     if any(data.glob("x_*.npy")):
@@ -150,7 +150,7 @@ def detected_layout(data: Path, class_names: Sequence[str] = ()) -> Layout:
 
 
 def check_rows(source: Source, encoder: EncoderFingerprint, block_rows: int = 8192) -> None:
-    """Whether the embeddings can be this encoder's.
+    """Check that the embeddings can be this encoder's.
 
     Raises:
         StepError: another width, a value that is not finite, or a length other than 1 though the encoder
@@ -207,8 +207,8 @@ def _xy_files(folder: Path) -> tuple[Path, Path]:
 def _only(folder: Path, pattern: str) -> Path:
     files = sorted(folder.glob(pattern))
     if len(files) != 1:
-        found = ", ".join(file.name for file in files[:5]) or "none"
-        raise StepError(f"{folder}: one {pattern} is needed, found {found}; leave one in the folder")
+        names = ", ".join(file.name for file in files[:5]) or "none"
+        raise StepError(f"{folder}: one {pattern} is needed, found {names}; leave one in the folder")
     return files[0]
 
 
@@ -270,8 +270,8 @@ def _array_labels(file: Path, labels: np.ndarray, head: Head) -> list[str | None
     if labels.ndim == 2 and head.task in ("binary", "multiclass") and labels.shape[1] == len(head.class_names):
         return _one_hot_labels(file, labels, head)
     if labels.ndim != 1 or head.task == "multilabel":
-        wanted = f"(n, {len(head.labels)})" if head.task == "multilabel" else "(n,)"
-        raise StepError(f"{file}: shape {labels.shape}, expected {wanted} for the {head.task} head {head.name}")
+        shape = f"(n, {len(head.labels)})" if head.task == "multilabel" else "(n,)"
+        raise StepError(f"{file}: shape {labels.shape}, expected {shape} for the {head.task} head {head.name}")
     values = labels.tolist()
     if labels.dtype.kind == "S":
         values = [value.decode("utf-8", "replace") for value in values]

@@ -31,7 +31,7 @@ from training.sample import DataSet, Failure, Sample, split_called
 
 @dataclass(frozen=True)
 class Columns:
-    """Which columns of a table say what."""
+    """The columns of a table, by what they say."""
 
     path: str | None = None
     """By default the client's, of any list of images: `clipsieve.lists.path_column`."""
@@ -55,7 +55,7 @@ class Table:
     """The number by which a person finds each row: in a CSV the header is row 1, of JSON lines it is the line."""
 
     def where(self, row: int) -> str:
-        """For messages: `labels.csv row 7`."""
+        """Name the row in a message: `labels.csv row 7`."""
         return f"{self.file.name} row {self.numbers[row]}"
 
     def require(self, names: list[str], remedy: str) -> None:
@@ -65,8 +65,8 @@ class Table:
         """
         missing = [name for name in names if name not in self.names]
         if missing:
-            found = ", ".join(self.names) or "none"
-            raise StepError(f"{self.file}: no column {' or '.join(map(repr, missing))}; found: {found}. {remedy}")
+            present = ", ".join(self.names) or "none"
+            raise StepError(f"{self.file}: no column {' or '.join(map(repr, missing))}; found: {present}. {remedy}")
 
     def column(self, name: str, remedy: str) -> str:
         """The column of this name, whatever its case and the spaces around it.
@@ -129,7 +129,7 @@ def read_table(file: Path) -> Table:
 
 
 def has_labels(file: Path, head: Head, columns: Columns) -> bool:
-    """Whether a table has a column of labels, as a hub's metadata.csv of captions has none.
+    """Return True if a table has a column of labels, as a hub's metadata.csv of captions has none.
 
     Raises:
         StepError: as for `read_table`.
@@ -186,7 +186,7 @@ class _Rows:
         return Sample(key, path, label, split, group, origin=origin)
 
     def path_notes(self) -> list[str]:
-        """How paths were read that are no files as they are written."""
+        """Say how paths were read that are no files as they are written."""
         return [f"paths: {count} {reading}" for reading, count in self._paths.other_readings.items()]
 
     def _path_column(self, name: str | None) -> str:

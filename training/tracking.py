@@ -102,10 +102,10 @@ def started_run(uri: str, head_name: str) -> Iterator[Run]:
     client.set_terminated(run.id, "FINISHED")
 
 
-def tracking_uri(asked: str | None) -> str | None:
-    """Where to track: None is nowhere, an empty text the default place, any other a URI."""
+def tracking_uri(uri: str | None) -> str | None:
+    """Return where to track: None is nowhere, an empty text the default place, any other a URI."""
     from_environment = os.environ.get("MLFLOW_TRACKING_URI") or None
-    return (asked or from_environment or local_uri()) if asked is not None else from_environment
+    return (uri or from_environment or local_uri()) if uri is not None else from_environment
 
 
 def local_uri() -> str:
@@ -146,16 +146,16 @@ def write_model(target: Path, head_folder: Path, run_id: str) -> None:
 
 def flat_metrics(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
     """Every number by its path, as MLflow names metrics: `macro/auroc`; intervals as `…_low` and `…_high`."""
-    found: dict[str, float] = {}
+    flat: dict[str, float] = {}
     for key, value in metrics.items():
         name = f"{prefix}{key}"
         if isinstance(value, dict):
-            found |= flat_metrics(value, f"{name}/")
+            flat |= flat_metrics(value, f"{name}/")
         elif isinstance(value, (int, float)):
-            found[name] = float(value)
+            flat[name] = float(value)
         elif key.endswith("_95_interval") and value is not None:
-            found |= {f"{name}_low": value[0], f"{name}_high": value[1]}
-    return found
+            flat |= {f"{name}_low": value[0], f"{name}_high": value[1]}
+    return flat
 
 
 def flat_params(head: Head) -> dict[str, str]:
@@ -187,9 +187,9 @@ def _extra_is_missing() -> StepError:
 
 
 def _experiment(client: Any, uri: str) -> str:
-    found = client.get_experiment_by_name(EXPERIMENT)
-    if found is not None:
-        return found.experiment_id
+    experiment = client.get_experiment_by_name(EXPERIMENT)
+    if experiment is not None:
+        return experiment.experiment_id
     location = (paths.ARTIFACTS / "mlflow" / "runs").absolute().as_uri() if uri.startswith("sqlite:") else None
     return client.create_experiment(EXPERIMENT, artifact_location=location)
 

@@ -92,9 +92,9 @@ def tune(arguments: argparse.Namespace) -> Path:
         bench = Bench(recipe, arguments.recipe, load, Path(folder))
         measurements = open_measurements(output.with_suffix(".jsonl"), known, arguments.resume)
         choice = Sweep(recipe, plan, measurements, bench.measure, _tell).run()
-    told = summary(choice, plan, known, arguments.recipe)
-    write_outputs(output, text, recipe, choice, measurements, told, plan)
-    for line in told:
+    comments = summary(choice, plan, known, arguments.recipe)
+    write_outputs(output, text, recipe, choice, measurements, comments, plan)
+    for line in comments:
         _tell(line)
     if recipe.name == DEFAULT_RECIPE:
         _tell(f"model_repository/ is written for {recipe.name}: give the copy a name, and its heads a source")
@@ -159,13 +159,13 @@ def write_outputs(
     recipe: Recipe,
     choice: Choice,
     measurements: Measurements,
-    told: list[str],
+    comments: list[str],
     plan: Plan,
 ) -> None:
     """The picture, then the copy of the recipe's `text`."""
-    title = f"{recipe.name}: {told[1]}"
+    title = f"{recipe.name}: {comments[1]}"
     picture = curves_svg(curves(measurements.rows), choice.setting, choice.own, title, plan.p99_budget_ms)
-    copy = tuned_text(text, recipe, choice.setting, told)
+    copy = tuned_text(text, recipe, choice.setting, comments)
     write_atomically(output.with_suffix(".svg"), picture)
     write_atomically(output, copy.encode())
 

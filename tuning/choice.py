@@ -41,15 +41,15 @@ def curves(rows: Iterable[Row]) -> dict[Setting, Curve]:
 
 def curve(rows: Iterable[Row]) -> Curve:
     """Of one setting's rows. A concurrency that failed in half of the rounds, or more, is left out."""
-    found: dict[int, list[Figures | None]] = {}
+    figures_of: dict[int, list[Figures | None]] = {}
     for row in rows:
         if row.concurrency is not None:
-            found.setdefault(row.concurrency, []).append(row.figures)
-    whole = {concurrency: [each for each in figures if each] for concurrency, figures in found.items()}
+            figures_of.setdefault(row.concurrency, []).append(row.figures)
+    whole = {concurrency: [each for each in figures if each] for concurrency, figures in figures_of.items()}
     return [
         Point(concurrency, *(statistics.median(getattr(each, name) for each in figures) for name in _NAMES))
         for concurrency, figures in sorted(whole.items())
-        if 2 * len(figures) > len(found[concurrency])
+        if 2 * len(figures) > len(figures_of[concurrency])
     ]
 
 

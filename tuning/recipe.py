@@ -24,17 +24,17 @@ def recipe_file(recipe_reference: str) -> Path:
     return path if path.suffix in {".yaml", ".yml"} else RECIPES / f"{recipe_reference}.yaml"
 
 
-def tuned_text(text: str, recipe: Recipe, setting: Setting, told: Iterable[str]) -> str:
+def tuned_text(text: str, recipe: Recipe, setting: Setting, comments: Iterable[str]) -> str:
     """The recipe's text with the setting, below lines that tell where it comes from.
 
     Where the keys cannot be changed in place (anchors, merged mappings) the text is written anew, without comments.
     """
-    wanted, own = setting.applied_to(recipe), Setting.of(recipe.serving)
+    tuned, own = setting.applied_to(recipe), Setting.of(recipe.serving)
     changes = {key: value for key, value in setting.model_dump().items() if value != getattr(own, key)}
-    lines = [f"{MARK}{line}\n" for line in told]
+    lines = [f"{MARK}{line}\n" for line in comments]
     body = re.sub(rf"\A(?:{re.escape(MARK)}.*\n)+", "", text)
     edited = edited_text(body, changes)
-    if _loads_as(edited, wanted):
+    if _loads_as(edited, tuned):
         return "".join(lines) + edited
     data = yaml.safe_load(body)
     data["serving"] = dict(data.get("serving") or {}) | changes
@@ -96,8 +96,8 @@ def _applied(text: str, edits: Iterable[Edit]) -> str:
     return text
 
 
-def _loads_as(text: str, wanted: Recipe) -> bool:
+def _loads_as(text: str, recipe: Recipe) -> bool:
     try:
-        return parse_recipe(yaml.safe_load(text)) == wanted
+        return parse_recipe(yaml.safe_load(text)) == recipe
     except (yaml.YAMLError, RecipeError):
         return False
