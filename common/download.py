@@ -12,11 +12,13 @@ import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import BinaryIO
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from common.manifest import sha256_of
+from common.writing import writing
 from recipes.errors import ExpectedError
 
 _TIMEOUT_S = 30
@@ -35,11 +37,13 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
 
     Raises:
         DownloadError: the address cannot be reached, the transfer broke off, or the sum is another one.
+        OSError: what arrives cannot be written.
     """
     if target.is_file() and sha256 is not None and sha256_of(target) == sha256:
         return target
     partial = target.with_name(target.name + ".partial")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     _fetch(url, partial)
     try:
         check_sha256(partial, sha256, f"what {url} sent")
@@ -71,6 +75,8 @@ def _fetch(url: str, partial: Path) -> None:
                     raise DownloadError(f"{url}: the server answered {error.code} {error.reason}") from error
                 problem = f"{error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
+            if getattr(error, "filename", None) is not None:  # what arrives cannot be written
+                raise
             problem = str(getattr(error, "reason", error)) or type(error).__name__
         if attempt < _ATTEMPTS:
             time.sleep(0.2 * attempt)
@@ -92,13 +98,19 @@ def _fetch_rest(url: str, partial: Path) -> None:
         have = have if resumed else 0
         length = response.headers.get("Content-Length")
         total = None if length is None else have + int(length)
-        with partial.open("ab" if resumed else "wb") as file, _bar(partial, total, have) as progress:
+        with _opened(partial, resumed) as file, _bar(partial, total, have) as progress:
             for block in _blocks(response):
-                file.write(block)
+                with writing(partial):
+                    file.write(block)
                 progress.advance(progress.task_ids[0], len(block))
     size = partial.stat().st_size
     if total is not None and size < total:
         raise http.client.HTTPException(f"it broke off after {size} of {total} bytes")
+
+
+def _opened(partial: Path, resumed: bool) -> BinaryIO:
+    with writing(partial):
+        return partial.open("ab" if resumed else "wb", buffering=0)
 
 
 def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:

@@ -12,11 +12,26 @@ with its traceback.
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
 import sys
 from collections.abc import Callable
 
-_DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_ROOM = "make room there, or name another place (CLIPSIEVE_ARTIFACTS is the folder of all artefacts)"
+_ELSEWHERE = "name a place where this user may write"
+_REMEDIES = {
+    errno.ENOSPC: _ROOM,
+    errno.EDQUOT: _ROOM,
+    errno.EFBIG: "the size of a file is limited here; lift the limit (ulimit -f), or name another place",
+    errno.EROFS: _ELSEWHERE,
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+    errno.ENAMETOOLONG: "name a shorter path",
+    errno.ENOTDIR: "a file lies where a folder should be; name another place",
+    errno.EEXIST: "a file lies where a folder should be; name another place",
+}
+_DISK_IS_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS}
 """Nobody's bug either; writing to an open file reports them without its name."""
 
 
@@ -32,14 +47,25 @@ def run_step(name: str, step: Callable[[], int | None], interrupted: str | None 
         step: its `main`; None, which it may return, is status 0.
         interrupted: what is kept when it is interrupted, which is then a message and status 130, not a traceback.
     """
+    _print_any_name()
     try:
-        return step() or 0
+        status = step() or 0
+        with contextlib.suppress(BrokenPipeError):  # nobody reads on
+            sys.stdout.flush()  # here, so that a full disk behind it is an error like any other
+        return status
     except ExpectedError as error:
         message, status = str(error), 1
     except OSError as error:
         if error.filename is None and error.errno not in _DISK_IS_FULL:
             raise
         message, status = _os_error_text(error), 1
+    except UnicodeEncodeError as error:
+        if not any("\ud800" <= letter <= "\udfff" for letter in error.object):
+            raise
+        message = (
+            f"{error.object!r}: a library here takes no name that is not UTF-8; rename it, or a folder of its path"
+        )
+        status = 1
     except KeyboardInterrupt:
         if interrupted is None:
             raise
@@ -48,7 +74,20 @@ def run_step(name: str, step: Callable[[], int | None], interrupted: str | None 
     return status
 
 
+def _print_any_name() -> None:
+    """Let stdout carry names that are not UTF-8, as the bytes that they are."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="surrogateescape")
+
+
+def writing_remedy(number: int | None) -> str:
+    """What a person can do about an `errno` of a file that cannot be written."""
+    return _REMEDIES.get(number or 0, "name another place")
+
+
 def _os_error_text(error: OSError) -> str:
-    """`a.json: Permission denied`; of two files, as for a rename, both."""
+    """`a.json: Permission denied`; of two files, as for a rename, both; without a file what to do about a full disk."""
     files = [str(name) for name in (error.filename, error.filename2) if name is not None]
-    return ": ".join([*([" → ".join(files)] if files else []), error.strerror or str(error)])
+    if not files:
+        return f"a file cannot be written ({error.strerror}); {writing_remedy(error.errno)}"
+    return f"{' → '.join(files)}: {error.strerror or error}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
@@ -42,7 +43,21 @@ def read_columns(file: Path, columns: list[str]) -> pa.Table:
     Raises:
         StepError: the file cannot be read, or lacks a column.
     """
-    return readable(file, lambda: pq.ParquetFile(file).read(columns=columns))
+    return readable(file, lambda: pq.ParquetFile(parquet_source(file)).read(columns=columns))
+
+
+def read_schema(file: Path) -> pa.Schema:
+    """As `pyarrow.parquet.read_schema`, of any path."""
+    return pq.read_schema(parquet_source(file))
+
+
+def parquet_source(file: Path) -> Path | pa.NativeFile:
+    """What Arrow opens: the path, or, as Arrow takes no path that is not UTF-8, the open file."""
+    try:
+        str(file).encode()
+    except UnicodeEncodeError:
+        return pa.OSFile(os.fsencode(file))
+    return file
 
 
 def readable(file: Path, read: Callable[[], _Read]) -> _Read:

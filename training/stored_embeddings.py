@@ -27,6 +27,7 @@ from common.manifest import EncoderFingerprint
 from recipes.schema import Head
 from training.errors import StepError
 from training.labels import LabelError, class_called, label_from, label_from_columns
+from training.parquet_files import parquet_source, read_schema
 
 Layout = Literal["pair", "classes", "xy", "npz", "clip-retrieval", "parquet"]
 
@@ -49,7 +50,7 @@ class ParquetEmbeddings:
         self._column = column
         self._held: tuple[int, np.ndarray] = (-1, np.empty((0, 0)))
         try:
-            about = pq.read_metadata(file)
+            about = pq.read_metadata(parquet_source(file))
         except (OSError, pa.ArrowException) as error:
             raise StepError(f"{file}: no whole Parquet file ({error}); copy it again") from error
         counts = [about.row_group(group).num_rows for group in range(about.num_row_groups)]
@@ -83,7 +84,7 @@ class ParquetEmbeddings:
     def _read(self, group: int) -> np.ndarray:
         start = int(self._ends[group])
         try:
-            with pq.ParquetFile(self._file) as parquet:
+            with pq.ParquetFile(parquet_source(self._file)) as parquet:
                 lists = parquet.read_row_group(group, columns=[self._column]).column(0).combine_chunks()
         except (OSError, pa.ArrowException) as error:
             raise StepError(f"{self._file}: no whole Parquet file ({error}); copy it again") from error
@@ -296,7 +297,7 @@ def _parquet_files(data: Path) -> list[Path]:
 def _parquet(files: list[Path], head: Head, label_name: str | None) -> Iterator[Source]:
     for file in files:
         try:
-            names = pq.read_schema(file).names
+            names = read_schema(file).names
         except (OSError, pa.ArrowException) as error:
             raise StepError(f"{file}: no whole Parquet file ({error}); copy it again") from error
         column = next((name for name in _EMBEDDING_NAMES if name in names), None)
@@ -330,7 +331,7 @@ def _clip_retrieval(folder: Path, head: Head, label_name: str | None) -> Iterato
 
 def _metadata(file: Path, label_name: str | None) -> pa.Table:
     try:
-        names = pq.read_schema(file).names
+        names = read_schema(file).names
         if label_name is not None and label_name not in names:
             raise StepError(
                 f"{file}: no column {label_name!r}; found: {', '.join(names)}. "
@@ -338,7 +339,7 @@ def _metadata(file: Path, label_name: str | None) -> pa.Table:
             )
         wanted = [name for name in (*_KEY_NAMES, label_name) if name in names]
         # Without a column Parquet would not say how many rows there are.
-        return pq.ParquetFile(file).read(columns=wanted or names[:1])
+        return pq.ParquetFile(parquet_source(file)).read(columns=wanted or names[:1])
     except FileNotFoundError as error:
         raise StepError(f"{file}: no such file") from error
     except (OSError, pa.ArrowException) as error:
