@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import os
 import subprocess
 import sys
+import tarfile
 import threading
 import zlib
 from collections.abc import Callable
@@ -324,3 +326,49 @@ def test_a_place_that_cannot_be_written_ends_a_step_before_its_work(
     assert f"{folder}: cannot be written ({reason}" in last_line(capfd.readouterr().err)
     assert run(fit.main, *where) == 1
     assert f"{folder}: cannot be written ({reason}" in last_line(capfd.readouterr().err)
+
+
+# ---- formats that the server does not decode ----
+
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(64)
+
+
+def test_pictures_that_the_server_does_not_decode_are_named_as_what_they_are(artifacts, data, recipe, capfd):
+    odd = {"a.heic": HEIC, "b.jpg": HEIC, "c.tif": encoded(noise(9, 9), "TIFF"), "d.avif": encoded(noise(9, 9), "AVIF")}
+    for name, content in odd.items():
+        (data / "round" / name).write_bytes(content)
+    assert run(embed.main, "--recipe", recipe, "--data", data) == 0
+    text = said(capfd)
+    assert (
+        "2 HEIC pictures passed over: convert to JPEG or PNG, here and before pictures are sent to the server" in text
+    )
+    assert "1 TIFF picture passed over: convert to JPEG or PNG" in text
+    assert "1 AVIF picture passed over: add AVIF to serving.formats of the recipe" in text
+    assert "2 HEIC_NOT_SERVED" in text
+    codes = {Path(row["path"]).name: row["code"] for row in errors()}
+    assert codes == {
+        "a.heic": "HEIC_NOT_SERVED",
+        "b.jpg": "HEIC_NOT_SERVED",
+        "c.tif": "TIFF_NOT_SERVED",
+        "d.avif": "AVIF_NOT_SERVED",
+    }
+
+
+def test_training_decodes_avif_where_the_recipes_server_does(artifacts, data, recipe, capfd):
+    text = yaml.safe_load(recipe.read_text())
+    recipe.write_text(yaml.safe_dump(text | {"serving": {"formats": ["PNG", "AVIF"]}}))
+    (data / "round" / "d.avif").write_bytes(encoded(noise(9, 9), "AVIF"))
+    assert run(embed.main, "--recipe", recipe, "--data", data) == 0
+    assert "41 embedded, 0 known before, 0 failed" in said(capfd)
+
+
+def test_a_heic_in_a_shard_is_named(artifacts, tmp_path, recipe, capfd):
+    members = {"a.png": PLAIN, "a.cls": b"0", "b.heic": HEIC, "b.cls": b"1"}
+    with tarfile.open(tmp_path / "one.tar", "w") as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    assert run(embed.main, "--recipe", recipe, "--data", tmp_path / "one.tar") == 0
+    [row] = errors()
+    assert (row["path"].partition("#")[2], row["code"]) == ("b.heic", "HEIC_NOT_SERVED")

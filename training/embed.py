@@ -50,6 +50,7 @@ from training.sources import HeadData, Mention, Source, adopt_former_files, ment
 from training.store import Embedded, Store, adopt_former_folder, store_folder
 from training.store_view import read_pictures
 from training.tables import Columns
+from training.unserved import format_of, unserved, unserved_texts
 
 ROWS_PER_PART = 512
 _ERROR_COLUMNS = ("path", "code", "message", "data", "head")
@@ -199,6 +200,8 @@ def _decode(sample: Sample, transform: Transform, store: Store) -> Decoded | Fai
         pixels = None if store.holds(sha256) else transform(data)
         width, height = (0, 0) if pixels is None else transform.size_of(data)
     except served_module().ImageError as error:
+        if error.code == "NOT_AN_IMAGE" and (format := format_of(data)) is not None:
+            return unserved(sample.stored_path, format)
         return Failure(sample.stored_path, error.code, error.message)
     except Exception as error:  # none is known; one odd picture must not end the run of all others
         return Failure(sample.stored_path, "DECODE_FAILED", f"{type(error).__name__}: {error}")
@@ -287,6 +290,8 @@ def main(argv: list[str] | None = None) -> None:
     errors = folder.with_name(f"{folder.name}.errors.csv")
     append_errors(errors, failures, found.identity, data)
     say(f"{summary.embedded} embedded, {summary.known} known before, {len(failures)} failed")
+    for text in unserved_texts(failures):
+        say(text)
     if failures:
         say(f"why they failed: {errors}")
     if not summary.mentions:
