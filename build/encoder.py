@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build.errors import BuildError
+from build.errors import INTERRUPTED, BuildError
 from build.weights import source_sha256
 from common.cpu import find_cpu
 from common.manifest import (
@@ -78,6 +78,7 @@ def build_encoder(recipe: Recipe, folder: Path) -> EncoderManifest:
     towers = [load_tower(encoder) for encoder in recipe.encoder.towers]
     reference = torch_reference(towers, recipe)
     manifest = describe(recipe, towers, reference.embeddings.shape[1])
+    folder.mkdir(parents=True, exist_ok=True)
     with writing(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         path = Path(partial) / "model.onnx"
         graph = EncoderGraph(towers)
@@ -106,6 +107,7 @@ def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifes
     pixels = served_pixels(full.preprocessing, Serving(), pictures)
     expected = np.load(source / VERIFICATION)["torch"]
     reference = Reference([picture.name for picture in pictures], pixels, expected)
+    folder.mkdir(parents=True, exist_ok=True)
     with writing(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         path = Path(partial) / "model.onnx"
         if precision == "fp16":
@@ -255,4 +257,4 @@ def _report(manifest: EncoderManifest) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_step("build.encoder", main))
+    sys.exit(run_step("build.encoder", main, INTERRUPTED))

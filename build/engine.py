@@ -216,6 +216,7 @@ def build_engine(recipe: Recipe, folder: Path, trt: ModuleType, gpu: Gpu, check:
     if sha256_of(*onnx_files(spec.onnx_path)) != encoder.onnx_sha256:
         raise ManifestError(f"{spec.onnx_path}: not the file of its encoder.json; make it again with: make encoder")
     check_writable(target)
+    target.mkdir(parents=True, exist_ok=True)
     progress = Progress(report=lambda line: print(f"tensorrt: {line}", file=sys.stderr))
     with tempfile.TemporaryDirectory(dir=target, prefix=".partial-") as partial:
         path = Path(partial) / "model.plan"

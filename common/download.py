@@ -6,6 +6,8 @@ DownloadError
 from __future__ import annotations
 
 import http.client
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -13,6 +15,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
@@ -21,6 +24,8 @@ from common.manifest import sha256_of
 from common.writing import writing
 from recipes.errors import ExpectedError
 
+REACH_S = 4
+"""Seconds in which a server must take a connection, or there is no network."""
 _TIMEOUT_S = 30
 _ATTEMPTS = 3
 _BLOCK_BYTES = 1 << 16
@@ -53,6 +58,32 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
     return partial.replace(target)
 
 
+def unreachable(url: str) -> str | None:
+    """Why the server of an address, or the proxy before it, takes no connection within `REACH_S`; None if it does.
+
+    Without a network some lookups and libraries try for minutes.
+    """
+    parts = urlsplit(url)
+    proxy = None if urllib.request.proxy_bypass(parts.netloc) else urllib.request.getproxies().get(parts.scheme)
+    if proxy is not None:
+        parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    reasons = [f"{parts.hostname} does not answer within {REACH_S} s"]
+
+    def connect() -> None:
+        try:
+            with socket.create_connection((parts.hostname or "", port), REACH_S):
+                reasons.append("")
+        except OSError as error:
+            reasons.append(f"{parts.hostname}: {error.strerror or error}")
+
+    # In a thread, because a name's lookup knows no time limit.
+    connecting = threading.Thread(target=connect, daemon=True)
+    connecting.start()
+    connecting.join(REACH_S)
+    return reasons[-1] or None
+
+
 def check_sha256(path: Path, sha256: str | None, what: str) -> str:
     """The file's sum, which must be `sha256` unless that is None; `what` starts the error."""
     actual = sha256_of(path)
@@ -62,8 +93,8 @@ def check_sha256(path: Path, sha256: str | None, what: str) -> str:
 
 
 def _fetch(url: str, partial: Path) -> None:
-    problem = ""
-    for attempt in range(1, _ATTEMPTS + 1):
+    problem = unreachable(url) or ""
+    for attempt in () if problem else range(1, _ATTEMPTS + 1):
         try:
             _fetch_rest(url, partial)
             return

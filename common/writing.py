@@ -25,12 +25,16 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def check_writable(folder: Path) -> None:
-    """Make a folder that results will be written into, and try that, before the work that leads to them.
+    """Try a folder that results will be written into, before the work that leads to them; nothing is left there.
 
     Raises:
         OSError: nothing can be written there.
     """
     with writing(folder):
+        made = [place for place in (folder, *folder.parents) if not place.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder, prefix=".writable-") as file:
             file.write(bytes(4096))
+        with contextlib.suppress(OSError):  # somebody has begun to use it
+            for place in made:
+                place.rmdir()

@@ -15,7 +15,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import io
+import os
+import signal
 import sys
+import threading
 from collections.abc import Callable
 
 _ROOM = "make room there, or name another place (CLIPSIEVE_ARTIFACTS is the folder of all artefacts)"
@@ -45,9 +48,12 @@ def run_step(name: str, step: Callable[[], int | None], interrupted: str | None 
     Args:
         name: what `python -m` calls it; begins the message.
         step: its `main`; None, which it may return, is status 0.
-        interrupted: what is kept when it is interrupted, which is then a message and status 130, not a traceback.
+        interrupted: what is kept when it is interrupted, which is then a message and status 130, not a traceback. A
+            second interruption while it cleans up ends the process.
     """
     _print_any_name()
+    if interrupted is not None:
+        _end_at_once_on_the_second_interrupt(name)
     try:
         status = step() or 0
         with contextlib.suppress(BrokenPipeError):  # nobody reads on
@@ -72,6 +78,25 @@ def run_step(name: str, step: Callable[[], int | None], interrupted: str | None 
         message, status = interrupted, 130
     print(f"{name}: {message}", file=sys.stderr)
     return status
+
+
+def _end_at_once_on_the_second_interrupt(name: str) -> None:
+    """Set what Ctrl-C does, unless somebody has set it, or the process shall not hear of it."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGINT) is not signal.default_int_handler
+    ):
+        return
+
+    def end_at_once(number: int, frame: object) -> None:
+        os.write(sys.stderr.fileno(), f"\n{name}: ended at once\n".encode())
+        os._exit(130)  # what is written is whole; threads and exit handlers would be waited for
+
+    def interrupt(number: int, frame: object) -> None:
+        signal.signal(signal.SIGINT, end_at_once)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGINT, interrupt)
 
 
 def _print_any_name() -> None:
