@@ -22,7 +22,7 @@ from PIL import Image
 
 from build.cosine import cosines
 from build.dali_pipeline import Device, batches_module, decoder_module, devices, write_pipelines
-from build.errors import ParityError
+from build.errors import INTERRUPTED, ParityError
 from build.onnx_embeddings import onnx_embeddings
 from common.manifest import EncoderManifest, read_encoder
 from common.paths import encoder_folder
@@ -167,4 +167,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_step("build.dali_parity", main))
+    sys.exit(run_step("build.dali_parity", main, INTERRUPTED))

@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from build.errors import BuildError
+from build.errors import INTERRUPTED, BuildError
 from build.weights import source_sha256
 from common.cpu import find_cpu
 from common.manifest import (
@@ -33,6 +33,7 @@ from common.manifest import (
     write_manifest,
 )
 from common.paths import encoder_folder
+from common.writing import check_writable, writing
 from recipes.errors import run_step
 from recipes.schema import Precision, Recipe, Serving, load_recipe
 
@@ -73,11 +74,12 @@ def build_encoder(recipe: Recipe, folder: Path) -> EncoderManifest:
     from build.parity import check_embeddings, torch_reference
     from build.tower import load_tower
 
+    check_writable(folder)
     towers = [load_tower(encoder) for encoder in recipe.encoder.towers]
     reference = torch_reference(towers, recipe)
     manifest = describe(recipe, towers, reference.embeddings.shape[1])
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+    with writing(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         path = Path(partial) / "model.onnx"
         graph = EncoderGraph(towers)
         export_onnx(graph, recipe.build.opset, path)
@@ -99,13 +101,14 @@ def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifes
     from common.photos import calibration_pictures, verification_pictures
     from common.pixels import served_pixels
 
+    check_writable(folder)
     precision, full = recipe.build.precision, read_encoder(source)
     pictures = verification_pictures()
     pixels = served_pixels(full.preprocessing, Serving(), pictures)
     expected = np.load(source / VERIFICATION)["torch"]
     reference = Reference([picture.name for picture in pictures], pixels, expected)
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
+    with writing(folder), tempfile.TemporaryDirectory(dir=folder, prefix=".partial-") as partial:
         path = Path(partial) / "model.onnx"
         if precision == "fp16":
             embeddings = _to_float16(source / "model.onnx", path, pixels)
@@ -254,4 +257,4 @@ def _report(manifest: EncoderManifest) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_step("build.encoder", main))
+    sys.exit(run_step("build.encoder", main, INTERRUPTED))

@@ -37,6 +37,7 @@ from common.manifest import (
     write_manifest,
 )
 from common.paths import ARTIFACTS, encoder_folder
+from common.writing import check_writable, writing
 from recipes.errors import ExpectedError, run_step
 from recipes.schema import Recipe, load_recipe, slug
 
@@ -214,13 +215,15 @@ def build_engine(recipe: Recipe, folder: Path, trt: ModuleType, gpu: Gpu, check:
         return target, False
     if sha256_of(*onnx_files(spec.onnx_path)) != encoder.onnx_sha256:
         raise ManifestError(f"{spec.onnx_path}: not the file of its encoder.json; make it again with: make encoder")
+    check_writable(target)
     target.mkdir(parents=True, exist_ok=True)
     progress = Progress(report=lambda line: print(f"tensorrt: {line}", file=sys.stderr))
     with tempfile.TemporaryDirectory(dir=target, prefix=".partial-") as partial:
         path = Path(partial) / "model.plan"
         with stop_on_interrupt(progress):
             plan = build_plan(trt, spec, timing_cache_path(tensorrt, gpu), progress)
-        path.write_bytes(plan)
+        with writing(path):
+            path.write_bytes(plan)
         parity = check(trt, path, spec)
         manifest = expected.model_copy(update={"plan_sha256": sha256_of(path), "parity": parity})
         (target / "engine.json").unlink(missing_ok=True)  # never a manifest beside another build's plan

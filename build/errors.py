@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from recipes.errors import ExpectedError
 
+INTERRUPTED = "interrupted; nothing half-made was installed, run the same command again"
+"""What a step says on Ctrl-C."""
+
 
 class BuildError(ExpectedError):
     """A build step failed and installed nothing."""

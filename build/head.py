@@ -21,6 +21,7 @@ import onnxruntime
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import load_file
 
+from build.errors import INTERRUPTED
 from build.rank_lookup import Lookup, lookup_nodes
 from common.manifest import (
     HeadManifest,
@@ -323,4 +324,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_step("build.head", main))
+    sys.exit(run_step("build.head", main, INTERRUPTED))

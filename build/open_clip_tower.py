@@ -16,7 +16,14 @@ import torch
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
 from open_clip.transform import Compose, PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
-from build.weights import OPEN_CLIP_CONFIG, first_line, hub_revision, weights_file, weights_folder
+from build.weights import (
+    OPEN_CLIP_CONFIG,
+    first_line,
+    hub_revision,
+    offline_if_unreachable,
+    weights_file,
+    weights_folder,
+)
 from common.manifest import Preprocessing, WeightsSource
 from recipes.schema import Encoder, RecipeError
 
@@ -49,10 +56,11 @@ def _checkpoint(encoder: Encoder) -> tuple[Path | None, WeightsSource]:
     if encoder.revision is not None and not repository:
         raise RecipeError(f"encoder.revision: {encoder.pretrained} of {encoder.model} is not on the Hugging Face hub")
     try:
-        if encoder.revision is None:
-            path = Path(download_pretrained(config))
-        else:
-            path = Path(download_pretrained_from_hf(repository, name or None, encoder.revision))
+        with offline_if_unreachable(config.get("url"), on_hub=bool(repository)):
+            if encoder.revision is None:
+                path = Path(download_pretrained(config))
+            else:
+                path = Path(download_pretrained_from_hf(repository, name or None, encoder.revision))
     except Exception as error:
         raise RecipeError(_download_advice(encoder, error)) from error
     revision = hub_revision(repository, encoder.revision) if repository else None

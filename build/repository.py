@@ -21,6 +21,7 @@ from pathlib import Path
 
 from build import dali_variant, repository_check, repository_configs
 from build.engine import TARGETS
+from build.errors import INTERRUPTED
 from build.proof import make_proof
 from build.repository_check import RepositoryError
 from build.repository_warmup import warmup_file, warmup_tensor
@@ -229,4 +230,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_step("build.repository", main))
+    sys.exit(run_step("build.repository", main, INTERRUPTED))

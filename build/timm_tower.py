@@ -18,7 +18,7 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms import Compose
 
-from build.weights import first_line, hub_revision, weights_file
+from build.weights import first_line, hub_revision, offline_if_unreachable, weights_file
 from common.manifest import Preprocessing, WeightsSource
 from recipes.schema import Encoder, RecipeError
 
@@ -89,8 +89,11 @@ def _load_model(encoder: Encoder) -> torch.nn.Module:
     overlay = None if weights is None else {"file": str(weights), "custom_load": False}
     if encoder.revision is not None:
         overlay = {"hf_hub_id": f"{_hub_repository(encoder)}@{encoder.revision}"}
+    source = timm.models.get_pretrained_cfg(name) if pretrained and weights is None else None
+    url, on_hub = (str(source.url) if source.url else None, bool(source.hf_hub_id)) if source else (None, False)
     try:
-        return timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, exportable=True)
+        with offline_if_unreachable(url, on_hub):
+            return timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, exportable=True)
     except Exception as error:
         if weights is not None:
             raise RecipeError(f"encoder.weights {weights}: not a checkpoint of {name}: {first_line(error)}") from error

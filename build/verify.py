@@ -26,7 +26,7 @@ from rich.table import Table
 from build.cosine import compare_embeddings
 from build.dali_parity import describe, measure_dali
 from build.encoder import VERIFICATION
-from build.errors import BuildError
+from build.errors import INTERRUPTED, BuildError
 from common.manifest import ManifestError, Parity, read_encoder, read_engine, read_head, write_atomically
 from common.paths import ARTIFACTS, encoder_folder, head_folder
 from recipes.errors import run_step
@@ -223,4 +223,4 @@ def main(argv: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_step("build.verify", main))
+    sys.exit(run_step("build.verify", main, INTERRUPTED))

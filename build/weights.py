@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
+from collections.abc import Iterator
 from pathlib import Path
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from common.download import DownloadError, check_sha256, download
+from common.download import DownloadError, check_sha256, download, unreachable
 from common.manifest import sha256_of
 from common.paths import ARTIFACTS, ROOT
 from recipes.schema import Encoder, RecipeError
@@ -65,6 +68,28 @@ def hub_revision(repository: str, revision: str | None) -> str | None:
     folder = repo_folder_name(repo_id=repository, repo_type="model")
     main = Path(constants.HF_HUB_CACHE) / folder / "refs" / "main"
     return main.read_text().strip() if main.is_file() else None
+
+
+@contextlib.contextmanager
+def offline_if_unreachable(url: str | None, on_hub: bool) -> Iterator[None]:
+    """Let a library look for weights only in its caches where it could try for minutes to reach nobody.
+
+    Args:
+        url: of the weights, for those that are not on the hub.
+        on_hub: they come from the Hugging Face hub.
+    """
+    address = constants.ENDPOINT if on_hub else url
+    if address is None or constants.HF_HUB_OFFLINE or unreachable(address) is None:
+        yield
+        return
+    timeout = socket.getdefaulttimeout()
+    constants.HF_HUB_OFFLINE = True
+    socket.setdefaulttimeout(1.0)  # for libraries that set none
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = False
+        socket.setdefaulttimeout(timeout)
 
 
 def first_line(error: Exception) -> str:

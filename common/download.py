@@ -6,19 +6,26 @@ DownloadError
 from __future__ import annotations
 
 import http.client
+import socket
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import BinaryIO
+from urllib.parse import urlsplit
 
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TransferSpeedColumn
 
 from common.manifest import sha256_of
+from common.writing import writing
 from recipes.errors import ExpectedError
 
+REACH_S = 4
+"""Seconds in which a server must take a connection, or there is no network."""
 _TIMEOUT_S = 30
 _ATTEMPTS = 3
 _BLOCK_BYTES = 1 << 16
@@ -35,11 +42,13 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
 
     Raises:
         DownloadError: the address cannot be reached, the transfer broke off, or the sum is another one.
+        OSError: what arrives cannot be written.
     """
     if target.is_file() and sha256 is not None and sha256_of(target) == sha256:
         return target
     partial = target.with_name(target.name + ".partial")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    with writing(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
     _fetch(url, partial)
     try:
         check_sha256(partial, sha256, f"what {url} sent")
@@ -47,6 +56,32 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
         partial.unlink()  # nothing to resume from
         raise
     return partial.replace(target)
+
+
+def unreachable(url: str) -> str | None:
+    """Why the server of an address, or the proxy before it, takes no connection within `REACH_S`; None if it does.
+
+    Without a network some lookups and libraries try for minutes.
+    """
+    parts = urlsplit(url)
+    proxy = None if urllib.request.proxy_bypass(parts.netloc) else urllib.request.getproxies().get(parts.scheme)
+    if proxy is not None:
+        parts = urlsplit(proxy if "//" in proxy else f"//{proxy}")
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    reasons = [f"{parts.hostname} does not answer within {REACH_S} s"]
+
+    def connect() -> None:
+        try:
+            with socket.create_connection((parts.hostname or "", port), REACH_S):
+                reasons.append("")
+        except OSError as error:
+            reasons.append(f"{parts.hostname}: {error.strerror or error}")
+
+    # In a thread, because a name's lookup knows no time limit.
+    connecting = threading.Thread(target=connect, daemon=True)
+    connecting.start()
+    connecting.join(REACH_S)
+    return reasons[-1] or None
 
 
 def check_sha256(path: Path, sha256: str | None, what: str) -> str:
@@ -58,8 +93,8 @@ def check_sha256(path: Path, sha256: str | None, what: str) -> str:
 
 
 def _fetch(url: str, partial: Path) -> None:
-    problem = ""
-    for attempt in range(1, _ATTEMPTS + 1):
+    problem = unreachable(url) or ""
+    for attempt in () if problem else range(1, _ATTEMPTS + 1):
         try:
             _fetch_rest(url, partial)
             return
@@ -71,6 +106,8 @@ def _fetch(url: str, partial: Path) -> None:
                     raise DownloadError(f"{url}: the server answered {error.code} {error.reason}") from error
                 problem = f"{error.code} {error.reason}"
         except (OSError, http.client.HTTPException) as error:
+            if getattr(error, "filename", None) is not None:  # what arrives cannot be written
+                raise
             problem = str(getattr(error, "reason", error)) or type(error).__name__
         if attempt < _ATTEMPTS:
             time.sleep(0.2 * attempt)
@@ -92,13 +129,19 @@ def _fetch_rest(url: str, partial: Path) -> None:
         have = have if resumed else 0
         length = response.headers.get("Content-Length")
         total = None if length is None else have + int(length)
-        with partial.open("ab" if resumed else "wb") as file, _bar(partial, total, have) as progress:
+        with _opened(partial, resumed) as file, _bar(partial, total, have) as progress:
             for block in _blocks(response):
-                file.write(block)
+                with writing(partial):
+                    file.write(block)
                 progress.advance(progress.task_ids[0], len(block))
     size = partial.stat().st_size
     if total is not None and size < total:
         raise http.client.HTTPException(f"it broke off after {size} of {total} bytes")
+
+
+def _opened(partial: Path, resumed: bool) -> BinaryIO:
+    with writing(partial):
+        return partial.open("ab" if resumed else "wb", buffering=0)
 
 
 def _blocks(response: http.client.HTTPResponse) -> Iterator[bytes]:

@@ -6,6 +6,7 @@ joins two artefacts compares their manifests first and refuses a mismatch with b
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
@@ -20,6 +21,7 @@ from pydantic import BaseModel, Field, ValidationError
 from common.head_figures import HeadMetrics, Realised
 from common.head_training import HeadTraining
 from common.manifest_parts import GrowingPart, Part
+from common.writing import writing
 from recipes.errors import ExpectedError
 from recipes.schema import Decode, Precision
 
@@ -362,14 +364,20 @@ def write_manifest(manifest: BaseModel, path: Path) -> None:
 
 
 def write_atomically(path: Path, data: bytes) -> None:
-    """Write a file so that a reader, or a full disk, never leaves it half-written."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that a reader, or a full disk, never leaves it half-written.
+
+    Raises:
+        OSError: of `common.writing`, which says what to do.
+    """
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_bytes(data)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            partial.write_bytes(data)
+            partial.replace(path)
+        finally:
+            with contextlib.suppress(OSError):  # the error that matters is the first
+                partial.unlink(missing_ok=True)
 
 
 def sha256_of(*paths: Path) -> str:

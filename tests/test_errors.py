@@ -130,7 +130,15 @@ def raising(error: BaseException):
         (ExpectedError("a.yaml: name is 3, give a text"), "a.yaml: name is 3, give a text"),
         (PermissionError(errno.EACCES, "Permission denied", "a.json"), "a.json: Permission denied"),
         (OSError(errno.EXDEV, "Invalid link", "a", None, "b"), "a → b: Invalid link"),
-        (OSError(errno.ENOSPC, "No space left on device"), "No space left on device"),
+        (
+            OSError(errno.ENOSPC, "No space left on device"),
+            "a file cannot be written (No space left on device); make room there, or name another place "
+            "(CLIPSIEVE_ARTIFACTS is the folder of all artefacts)",
+        ),
+        (
+            UnicodeEncodeError("utf-8", "caf\udce9", 3, 4, "surrogates not allowed"),
+            "'caf\\udce9': a library here takes no name that is not UTF-8; rename it, or a folder of its path",
+        ),
     ],
 )
 def test_an_expected_error_is_a_line_and_status_1(capsys, error, line):

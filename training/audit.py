@@ -23,6 +23,7 @@ import numpy as np
 
 from common.manifest import read_encoder, write_atomically
 from common.paths import encoder_folder
+from common.writing import check_writable
 from recipes.errors import run_step
 from recipes.schema import Head, load_recipe
 from training.errors import INTERRUPTED, StepError
@@ -281,6 +282,7 @@ def main(argv: list[str] | None = None) -> None:
     encoder = read_encoder(encoder_folder(recipe)).fingerprint()
     embeddings = read_embeddings(HeadData(store, recipe.name, head.name), encoder)
     data = labelled_rows(embeddings, head.class_names, store)
+    check_writable(arguments.out.parent)
     findings = audit_rows(data, head.class_names, head.fit.near_duplicate_cosine, head.fit.seed)
     disputed = disputed_rows(embeddings.pictures)
     write_findings(arguments.out, data, findings, head.class_names, disputed)

@@ -32,10 +32,12 @@ from typing import Protocol
 
 import numpy as np
 
+from clipsieve.paths import path_from_text
 from common.cpu import core_count
 from common.manifest import write_atomically
 from common.paths import encoder_folder
 from common.pixels import served_module, served_transform
+from common.writing import check_writable
 from recipes.errors import run_step
 from recipes.schema import load_recipe
 from training.datasets import samples_in
@@ -48,6 +50,7 @@ from training.sources import HeadData, Mention, Source, adopt_former_files, ment
 from training.store import Embedded, Store, adopt_former_folder, store_folder
 from training.store_view import read_pictures
 from training.tables import Columns
+from training.unserved import format_of, unserved, unserved_texts
 
 ROWS_PER_PART = 512
 _ERROR_COLUMNS = ("path", "code", "message", "data", "head")
@@ -156,7 +159,14 @@ class _RowWriter:
             self.flush()
 
     def flush(self) -> None:
-        self._store.append(list(self._rows.values()))
+        try:
+            self._store.append(list(self._rows.values()))
+        except OSError as error:
+            kept = self._summary.embedded - len(self._rows)
+            problem = (
+                f"{error.filename}: {error.strerror}. {kept} new embeddings are kept; run the command again to go on"
+            )
+            raise StepError(problem) from error
         self._rows = {}
 
 
@@ -168,7 +178,7 @@ def append_errors(path: Path, failures: list[Failure], identity: str, data: Head
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(_ERROR_COLUMNS)
     writer.writerows([*kept, *rows])
-    write_atomically(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue().encode(errors="backslashreplace"))
 
 
 def _error_rows(path: Path) -> list[list[str]]:
@@ -183,14 +193,18 @@ def _error_rows(path: Path) -> list[list[str]]:
 def _decode(sample: Sample, transform: Transform, store: Store) -> Decoded | Failure:
     try:
         data = sample.read()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in a path
+    except Exception as error:  # OSError; ValueError of a NUL in a path; MemoryError; whatever Arrow raises
         return _unreadable(sample, error)
     sha256 = hashlib.sha256(data).hexdigest()
     try:
         pixels = None if store.holds(sha256) else transform(data)
+        width, height = (0, 0) if pixels is None else transform.size_of(data)
     except served_module().ImageError as error:
+        if error.code == "NOT_AN_IMAGE" and (format := format_of(data)) is not None:
+            return unserved(sample.stored_path, format)
         return Failure(sample.stored_path, error.code, error.message)
-    width, height = (0, 0) if pixels is None else transform.size_of(data)
+    except Exception as error:  # none is known; one odd picture must not end the run of all others
+        return Failure(sample.stored_path, "DECODE_FAILED", f"{type(error).__name__}: {error}")
     return Decoded(sample, sha256, width, height, pixels)
 
 
@@ -202,6 +216,11 @@ def _unreadable(sample: Sample, error: Exception) -> Failure:
 def _mention(item: Decoded) -> Mention:
     sample = item.sample
     return Mention(sample.key, sample.stored_path, item.sha256, sample.label, sample.split, sample.group)
+
+
+def _notes_of_names(mentions: list[Mention]) -> list[str]:
+    count = sum(path_from_text(mention.path) != mention.path for mention in mentions)
+    return [f"names: {count} are not UTF-8; tables show each such byte as \\udc80 to \\udcff"] if count else []
 
 
 def _in_order(
@@ -260,6 +279,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     encoder = OnnxEncoder(encoder_folder(recipe))
     folder = arguments.store or store_folder(recipe)
+    check_writable(folder)
     if arguments.store is None:
         adopt_former_folder(recipe, encoder.manifest.fingerprint())
     store = Store(folder, encoder.manifest.fingerprint(), arguments.dtype)
@@ -270,11 +290,14 @@ def main(argv: list[str] | None = None) -> None:
     errors = folder.with_name(f"{folder.name}.errors.csv")
     append_errors(errors, failures, found.identity, data)
     say(f"{summary.embedded} embedded, {summary.known} known before, {len(failures)} failed")
+    for text in unserved_texts(failures):
+        say(text)
     if failures:
         say(f"why they failed: {errors}")
     if not summary.mentions:
         raise StepError(f"none of the {len(failures)} files could be embedded; see {errors}")
     adopt_former_files(data)
+    found.notes.extend(_notes_of_names(summary.mentions))
     reasons = found.passed_over | Counter(failure.code for failure in failures)
     source = Source(found.identity, mentions_table(summary.mentions), dict(reasons), found.notes)
     changes = write_source(data, source, arguments.keep_missing)

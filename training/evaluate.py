@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import safetensors.numpy
 
 from common.manifest import (
@@ -33,6 +32,7 @@ from common.manifest import (
 )
 from common.paths import encoder_folder, head_folder
 from common.recipe_heads import read_recipe_head
+from common.writing import check_writable
 from recipes.errors import run_step
 from recipes.schema import Head, load_recipe
 from training.calibrate import activated, brier, calibrated_logits, ece, scores_from_logits
@@ -42,7 +42,7 @@ from training.losses import Curve
 from training.metrics import task_metrics
 from training.model_card import model_card
 from training.operating_points import realised
-from training.parquet_files import read_columns
+from training.parquet_files import read_columns, read_schema
 from training.plots import Column, evaluation_pngs, loss_curve_png
 from training.progress import say
 from training.sources import HeadData
@@ -193,7 +193,7 @@ def _column(folder: Path, embeddings: Embeddings, column: str) -> Sequence[Any]:
         return getattr(embeddings.pictures, column)
     value_of: dict[str, Any] = {}
     for part in part_files(folder):
-        names = pq.read_schema(part).names
+        names = read_schema(part).names
         if column not in names or column == "embedding":
             offered = ", ".join([*_COLUMNS, *(name for name in names if name not in ("embedding", *_COLUMNS))])
             raise StepError(f"{part}: no column {column!r} to slice by; there are {offered}")
@@ -259,6 +259,7 @@ def main(argv: list[str] | None = None) -> None:
         if everything
         else rows_to_measure(data, embeddings.pictures, head_data.folder, manifest)
     )
+    check_writable(arguments.out)
     measured = measure(manifest, tensors, data, rows, "all" if everything else "test")
     slices = slices_of(store, embeddings, arguments.slice, measured.row)
     report = report_of(manifest, data, measured, slices)

@@ -29,6 +29,7 @@ from common.manifest import (
     read_encoder,
 )
 from common.paths import encoder_folder, head_folder
+from common.writing import check_writable
 from recipes.errors import run_step
 from recipes.schema import load_recipe
 from training.errors import INTERRUPTED, StepError
@@ -131,6 +132,7 @@ def main(argv: list[str] | None = None) -> None:
         say(f"head {head.name}: fitted before to the same data, nothing to do")
         print(head_folder(recipe, head) / "head.json")
         return
+    check_writable(head_folder(recipe, head))
     with epochs_shown(f"fit {head.name}") as progress:
         fitted = fit_head(data, head, _device(), split, groups.ids, progress)
     weights = safetensors.numpy.save(fitted.tensors)

@@ -37,6 +37,7 @@ from common.manifest import (
     write_atomically,
     write_manifest,
 )
+from common.writing import check_writable
 from recipes.errors import run_step
 from recipes.schema import Head, Published, Recipe, load_recipe
 from training.download import check_sha256, download
@@ -88,6 +89,7 @@ def import_head(head: Head, notice: str | None, folder: Path, options: Options, 
         say(f"head {head.name}: {published.name} is imported already")
         return folder / "head.json"
     _check_replaceable(folder, options.replace)
+    check_writable(folder)
     file = published_file(asked, published, options.accept_unknown_sha256)
     imported = _read(file, published, asked.variant, options.verify)
     weights = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in imported.tensors.items()})

@@ -23,6 +23,7 @@ import numpy as np
 from clipsieve.paths import text_from_path
 from common.manifest import read_encoder
 from common.paths import encoder_folder
+from common.writing import check_writable
 from recipes.errors import run_step
 from recipes.schema import load_recipe
 from training.errors import INTERRUPTED
@@ -48,7 +49,7 @@ def ingest_sources(
         for row, embedded in _rows(source, start, min(start + rows_per_part, len(source)), store.dtype):
             if not store.holds(embedded.sha256):
                 new[embedded.sha256] = embedded
-            path = f"{source.file.resolve()}#{row}"
+            path = text_from_path(f"{source.file.resolve()}#{row}")
             mentions.append(
                 Mention(
                     source.key[row],
@@ -98,9 +99,11 @@ def main(argv: list[str] | None = None) -> None:
     for source in sources:
         check_rows(source, encoder)
     folder = arguments.store or store_folder(recipe)
+    check_writable(folder)
     if arguments.store is None:
         adopt_former_folder(recipe, encoder)
-    added, mentions = ingest_sources(sources, Store(folder, encoder, arguments.dtype))
+    store = Store(folder, encoder, arguments.dtype)
+    added, mentions = ingest_sources(sources, store)
     say(f"{added} rows added, {len(mentions) - added} known before")
     data = HeadData(folder, recipe.name, head.name)
     adopt_former_files(data)

@@ -42,7 +42,7 @@ def read_columns(file: Path, columns: list[str]) -> pa.Table:
     Raises:
         StepError: the file cannot be read, or lacks a column.
     """
-    return readable(file, lambda: pq.ParquetFile(file).read(columns=columns))
+    return readable(file, lambda: pq.ParquetFile(arrow_source(file)).read(columns=columns))
 
 
 def readable(file: Path, read: Callable[[], _Read]) -> _Read:

@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from training.errors import StepError
+from training.parquet_files import parquet_source, read_schema
 
 _IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "png")
 _lock = threading.Lock()
@@ -60,7 +61,7 @@ def images_in(file: Path, column: str | None = None) -> EmbeddedImages | None:
         StepError: it cannot be read.
     """
     try:
-        with pq.ParquetFile(file) as parquet:
+        with pq.ParquetFile(parquet_source(file)) as parquet:
             name = _image_column(parquet.schema_arrow, column)
             return None if name is None else _read(parquet, name)
     except (OSError, pa.ArrowException) as error:
@@ -84,7 +85,7 @@ def read_image(file: Path, place: Place) -> bytes:
 def class_names_in(file: Path, column: str) -> list[str] | None:
     """The names that the indexes of a column stand for, as Hugging Face's datasets write them beside the schema."""
     try:
-        metadata = pq.read_schema(file).metadata or {}
+        metadata = read_schema(file).metadata or {}
         feature = json.loads(metadata[b"huggingface"])["info"]["features"][column]
         names = feature["names"] if feature["_type"] == "ClassLabel" else None
     except (KeyError, TypeError, ValueError):
@@ -94,7 +95,7 @@ def class_names_in(file: Path, column: str) -> list[str] | None:
 
 @lru_cache(maxsize=2)
 def _group(file: Path, column: str, group: int) -> pa.ChunkedArray:
-    with pq.ParquetFile(file) as parquet:
+    with pq.ParquetFile(parquet_source(file)) as parquet:
         return parquet.read_row_group(group, columns=[column]).column(0)
 
 

@@ -12,6 +12,7 @@ import shutil
 import stat
 import subprocess
 import sys
+import threading
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -85,7 +86,7 @@ def import_keras(archive: Path, published: PublishedHead, variant: Variant, veri
         StepError: no SavedModel in the archive, TensorFlow cannot be had, another model, or other scores.
     """
     say(
-        f"{published.name}: reading it with TensorFlow {_TENSORFLOW} in a throwaway environment "
+        f"{published.name}: step 1 of 3, reading it with TensorFlow {_TENSORFLOW} in a throwaway environment "
         "(the first time, some 200 MB are downloaded)"
     )
     original = OriginalGraph(extract_saved_model(archive, work / "saved_model"), work)
@@ -93,9 +94,11 @@ def import_keras(archive: Path, published: PublishedHead, variant: Variant, veri
     _check_arrays(arrays, published)
     heads = {name: layers_and_tensors(arrays, name) for name in VARIANTS}
     vectors = verification_vectors(arrays, verify)
+    say(f"{published.name}: step 2 of 3, TensorFlow scores {verify} vectors of each of {len(vectors)} kinds")
     scores = original.scores(
         {f"{name}/{kind}": as_given(x, arrays, name) for name in VARIANTS for kind, x in vectors.items()}
     )
+    say(f"{published.name}: step 3 of 3, comparing the scores of the imported head")
     ours = {name: {kind: _scores(*heads[name], x) for kind, x in vectors.items()} for name in VARIANTS}
     verified = {kind: _largest(ours[variant][kind], scores[f"{variant}/{kind}"]) for kind in vectors}
     _check_verified(verified, published, variant)
@@ -317,28 +320,57 @@ def _with_tensorflow(command: str, *paths: Path) -> None:
         StepError: there is no uv, TensorFlow cannot be installed, or the SavedModel cannot be read.
     """
     requirements = [part for requirement in _REQUIREMENTS for part in ("--with", requirement)]
-    arguments = [_uv(), "run", "--quiet", "--isolated", "--no-project", "--python", ">=3.9,<3.12", *requirements]
+    arguments = [_uv(), "run", "--isolated", "--no-project", "--python", ">=3.9,<3.12", *requirements]
     kept = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "-1"}
     try:
-        finished = subprocess.run(
-            [*arguments, "python", str(_EXPORT), command, *map(str, paths)],
-            cwd=paths[-1].parent,
-            env=kept | quiet,
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT_S,
-            check=False,
+        status, lines = _run_shown(
+            [*arguments, "python", str(_EXPORT), command, *map(str, paths)], paths[-1].parent, kept | quiet
         )
     except subprocess.TimeoutExpired as error:
         raise StepError(f"TensorFlow took more than {_TIMEOUT_S} s to {command}; run the step again") from error
-    if finished.returncode:
-        last = "\n  ".join(finished.stderr.strip().splitlines()[-6:])
+    if status:
+        last = "\n  ".join(lines[-6:])
         raise StepError(
             f"TensorFlow {_TENSORFLOW} could not {command} the Keras head:\n  {last}\n"
             "It is installed by uv from the package index the first time (about 200 MB, Python 3.9 to 3.11). Without "
             "a network, import the head once on a machine that has one and copy artifacts/<recipe>/heads/<head>/."
         )
+
+
+def _run_shown(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[int, list[str]]:
+    """Run a program and show what it says, line by line: its exit status and the lines.
+
+    Raises:
+        subprocess.TimeoutExpired: it took too long, and was ended.
+    """
+    lines: list[str] = []
+    with subprocess.Popen(
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    ) as process:
+        stderr = process.stderr
+        assert stderr is not None
+
+        def show() -> None:
+            for line in filter(None, map(str.rstrip, stderr)):
+                lines.append(line)
+                say(f"  {line}")
+
+        showing = threading.Thread(target=show, daemon=True)
+        showing.start()
+        try:
+            status = process.wait(_TIMEOUT_S)
+        except BaseException:  # also Ctrl-C, which the program hears of only at a terminal
+            process.kill()
+            raise
+        showing.join()
+    return status, lines
 
 
 def _uv() -> str:

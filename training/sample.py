@@ -9,6 +9,7 @@ DataSet    all of them, and what was passed over
 
 from __future__ import annotations
 
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -64,6 +65,8 @@ class Sample:
         """
         if self.place is not None:
             return read_image(self.path, self.place)
+        if not stat.S_ISREG(self.path.stat().st_mode):  # of a pipe or a device there is no end
+            raise OSError(None, "neither a file nor a link to one")
         if self.member is None:
             return self.path.read_bytes()
         with self.path.open("rb") as file:

@@ -30,6 +30,7 @@ from recipes.schema import Head
 from training.errors import StepError
 from training.labels import LabelError, label_from
 from training.sample import DataSet, Failure, Sample
+from training.unserved import format_of_suffix, unserved
 
 _LABEL_EXTENSIONS = ("cls", "json")
 _MOST_LABEL_BYTES = 1 << 20
@@ -94,6 +95,10 @@ def samples_in_shards(shards: list[Path], head: Head, label_name: str = "label",
 def _account_for_others(shard: Path, members: Sequence[Member], image: Member | None, data: DataSet) -> None:
     """Name or count every file of a sample that is an image by its last suffix and is not the sample's image."""
     for member in members:
+        format = format_of_suffix(member.extension.rpartition(".")[2])
+        if format is not None and image is None and not member.is_image:
+            data.failures.append(unserved(text_from_path(f"{shard}#{member.name}"), format))
+            continue
         if member.is_image or member.extension.rpartition(".")[2] not in IMAGE_EXTENSIONS:
             continue
         if image is not None:

@@ -21,8 +21,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
+from clipsieve.paths import path_from_text
 from training.errors import StepError
 from training.parquet_files import read_columns, readable, write_table
 
@@ -90,7 +90,8 @@ class Changes:
 def mentions_table(mentions: Iterable[Mention]) -> pa.Table:
     """The rows as a table of COLUMNS."""
     rows = list(mentions)
-    return pa.table([pa.array([getattr(row, name) for row in rows], pa.string()) for name in COLUMNS], schema=_SCHEMA)
+    columns = [[_utf8(getattr(row, name)) for row in rows] for name in COLUMNS]
+    return pa.table([pa.array(column, pa.string()) for column in columns], schema=_SCHEMA)
 
 
 def read_sources(data: HeadData) -> list[Source]:
@@ -159,7 +160,7 @@ def heads_in(store: Path) -> list[HeadData]:
 
 def is_there(identity: str) -> bool:
     """Return True if a data set still lies where its identity says."""
-    path = identity.partition(" ")[2]
+    path = path_from_text(identity.partition(" ")[2])
     return Path(path).exists() or (glob.has_magic(path) and any(glob.iglob(path, recursive=True)))
 
 
@@ -204,13 +205,18 @@ def _pairs(table: pa.Table, name: str) -> set[tuple[str, str | None]]:
 
 
 def _read(file: Path) -> Source:
-    metadata = readable(file, lambda: pq.read_schema(file)).metadata or {}
+    metadata = readable(file, lambda: read_schema(file)).metadata or {}
     try:
         facts = json.loads(metadata[_METADATA_KEY])
     except (KeyError, ValueError) as error:
         raise StepError(f"{file}: says of no data set what it was read from; delete it and embed again") from error
     mentions = read_columns(file, list(COLUMNS)).replace_schema_metadata(None)
     return Source(facts["identity"], mentions, facts["left_out"], facts["notes"], facts["generation"])
+
+
+def _utf8(text: str | None) -> str | None:
+    r"""A text that Arrow takes; a lone surrogate, which JSON can write, as its six characters `\ud800`."""
+    return text if text is None or text.isascii() else text.encode(errors="backslashreplace").decode()
 
 
 def _short_sum(identity: str) -> str:

@@ -20,13 +20,12 @@ from typing import Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from common import paths
 from common.manifest import EncoderFingerprint
 from recipes.schema import Recipe
 from training.errors import StepError
-from training.parquet_files import read_columns, readable, write_table
+from training.parquet_files import read_columns, read_schema, readable, write_table
 from training.progress import say
 
 Dtype = Literal["float32", "float16"]
@@ -139,7 +138,7 @@ def fingerprint_of(part: Path) -> EncoderFingerprint:
     Raises:
         StepError: it is no part of a store.
     """
-    metadata = readable(part, lambda: pq.read_schema(part)).metadata or {}
+    metadata = readable(part, lambda: read_schema(part)).metadata or {}
     if _FINGERPRINT_KEY not in metadata:
         raise StepError(f"{part}: not a part of an embedding store (no encoder in its metadata); move it elsewhere")
     return EncoderFingerprint.model_validate_json(metadata[_FINGERPRINT_KEY])
@@ -157,7 +156,7 @@ def check_part(part: Path, encoder: EncoderFingerprint) -> None:
         StepError: the part is another encoder's, or its columns are not a store's; columns beside them may be there.
     """
     _compare_encoders(part.parent, fingerprint_of(part), encoder)
-    schema = readable(part, lambda: pq.read_schema(part))
+    schema = readable(part, lambda: read_schema(part))
     types = {field.name: _type_name(field.type) for field in schema}
     fitting = [{field.name: _type_name(field.type) for field in _schema(encoder, dtype)} for dtype in _TYPES]
     wrong = [
@@ -186,7 +185,7 @@ def _agreed_dtype(folder: Path, requested: Dtype | None) -> Dtype:
     parts = part_files(folder)
     if not parts:
         return requested or "float32"
-    schema = readable(parts[0], lambda: pq.read_schema(parts[0]))
+    schema = readable(parts[0], lambda: read_schema(parts[0]))
     half = "embedding" in schema.names and "halffloat" in str(schema.field("embedding").type)
     stored: Dtype = "float16" if half else "float32"
     if requested not in (None, stored):

@@ -175,7 +175,7 @@ class _Rows:
             raise StepError(f"{table.file}: {origin} ({named}): {error}") from error
         split, group = self._split_of(row, origin), self._group_of(row)
         if place is not None:
-            key = text_from_path(named) if named else f"{table.file.stem}/{place.number}"
+            key = text_from_path(named or f"{table.file.stem}/{place.number}")
             return Sample(key, table.file.resolve(), label, split, group, place=place, origin=origin)
         if "://" in named:
             return Failure(named, "NOT_LOCAL", f"only local files are read; fetch it first ({origin})")

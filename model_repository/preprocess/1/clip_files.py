@@ -32,6 +32,8 @@ JPEG_MARKER_AMONG_PIXELS = re.compile(rb"\xff([\xc0-\xcf\xd8-\xfe])")
 PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # by colour type
 PNG_PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 INFLATE_BYTES = 2**16
+MAX_TEXT_BYTES = 2**20
+"""Most bytes that Pillow unpacks of one text; for a longer one it refuses the picture."""
 PNG_CRITICAL = (b"IHDR", b"PLTE", b"IDAT", b"IEND")
 PNG_KEPT_TEXT = (b"XML:com.adobe.xmp\0", b"Raw profile type exif\0")
 
@@ -214,8 +216,30 @@ def _kept_png_chunk(data: bytes, kind: bytes, start: int, after_pixels: bool) ->
     if kind == b"tRNS":
         return None if after_pixels else kind
     if kind in (b"tEXt", b"zTXt", b"iTXt"):
-        return next((key for key in PNG_KEPT_TEXT if data.startswith(key, start + 8)), None)
+        return next((key for key in PNG_KEPT_TEXT if _has_readable_text(data, kind, start, key)), None)
     return kind if kind == b"eXIf" else None
+
+
+def _has_readable_text(data: bytes, kind: bytes, start: int, key: bytes) -> bool:
+    """Whether a chunk has the text of this key, and Pillow would not refuse the picture because of it."""
+    begin, end = start + 8, start + 8 + int.from_bytes(data[start : start + 4], "big")
+    if not data.startswith(key, begin, end):
+        return False
+    text = data[begin + len(key) : end]
+    if kind == b"iTXt":  # a flag, a method, a language and a key in it, the text
+        texts = text[2:].split(b"\0", 2)
+        return len(texts) < 3 or text[0] == 0 or _unpacks(texts[2])
+    return kind == b"tEXt" or (text[:1] == b"\0" and _unpacks(text[1:]))  # a method of packing that is known
+
+
+def _unpacks(packed: bytes) -> bool:
+    """Whether a text stays within what Pillow unpacks; a damaged one is left to it, which takes it for empty."""
+    inflate = zlib.decompressobj()
+    try:
+        inflate.decompress(packed, MAX_TEXT_BYTES)
+    except zlib.error:
+        return True
+    return not inflate.unconsumed_tail
 
 
 def check_png_rows(data: bytes) -> None:

@@ -1,0 +1,69 @@
+"""Pictures in formats that the recipe's server does not decode: named as what they are, and never trained on.
+
+A head that learnt from them would be asked about none: training decodes what `serving.formats` names, as the server.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable
+
+from training.sample import Failure
+
+_ENDING = "_NOT_SERVED"
+_SIGNATURES = {
+    "AVIF": re.compile(rb"....ftypavi[fs]", re.DOTALL),
+    "HEIC": re.compile(rb"....ftyp(?:hei[cxms]|hev[cmsx]|mif1|msf1)", re.DOTALL),
+    "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
+    "JPEG_XL": re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"),
+    "PSD": re.compile(rb"8BPS\x00\x01"),
+}
+_SUFFIXES = {
+    "avif": "AVIF",
+    "heic": "HEIC",
+    "heif": "HEIC",
+    "hif": "HEIC",
+    "jxl": "JPEG_XL",
+    "psd": "PSD",
+    **dict.fromkeys(("tif", "tiff", "dng"), "TIFF"),
+}
+
+
+def format_of(data: bytes) -> str | None:
+    """The format of a picture that is none of those which the server knows by default; None for anything else."""
+    return next((name for name, signature in _SIGNATURES.items() if signature.match(data)), None)
+
+
+def format_of_suffix(suffix: str) -> str | None:
+    """As `format_of`, by a suffix without its dot."""
+    return _SUFFIXES.get(suffix.lower())
+
+
+def unserved(path: str, format: str) -> Failure:
+    """The row of errors.csv of such a picture.
+
+    Args:
+        path: as tables say it.
+        format: a name that `format_of` gives.
+    """
+    return Failure(path, f"{format}{_ENDING}", f"a {_shown(format)} picture: {_remedy(format)}")
+
+
+def unserved_texts(failures: Iterable[Failure]) -> list[str]:
+    """A line for each format: how many of its pictures were passed over, and what to do."""
+    counts = Counter(failure.code.removesuffix(_ENDING) for failure in failures if failure.code.endswith(_ENDING))
+    return [
+        f"{count} {_shown(format)} picture{'s' if count > 1 else ''} passed over: {_remedy(format)}"
+        for format, count in sorted(counts.items())
+    ]
+
+
+def _shown(format: str) -> str:
+    return format.replace("_", " ")
+
+
+def _remedy(format: str) -> str:
+    if format == "AVIF":
+        return "add AVIF to serving.formats of the recipe, and training and the server decode it"
+    return "convert to JPEG or PNG, here and before pictures are sent to the server, which does not decode it"
