@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import safetensors.numpy
 
+from clipsieve.arrow_paths import read_schema
 from common.manifest import (
     HeadManifest,
     head_weights,
@@ -42,7 +43,7 @@ from training.losses import Curve
 from training.metrics import task_metrics
 from training.model_card import model_card
 from training.operating_points import realised
-from training.parquet_files import read_columns, read_schema
+from training.parquet_files import read_columns
 from training.plots import Column, evaluation_pngs, loss_curve_png
 from training.progress import say
 from training.sources import HeadData

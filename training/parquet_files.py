@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from clipsieve.arrow_paths import arrow_source
 from common.manifest import write_atomically
 from training.errors import StepError
 

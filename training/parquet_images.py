@@ -17,8 +17,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipsieve.arrow_paths import arrow_source, read_schema
 from training.errors import StepError
-from training.parquet_files import parquet_source, read_schema
 
 _IMAGE_NAMES = ("image", "img", "picture", "photo", "jpg", "png")
 _lock = threading.Lock()
@@ -61,7 +61,7 @@ def images_in(file: Path, column: str | None = None) -> EmbeddedImages | None:
         StepError: it cannot be read.
     """
     try:
-        with pq.ParquetFile(parquet_source(file)) as parquet:
+        with pq.ParquetFile(arrow_source(file)) as parquet:
             name = _image_column(parquet.schema_arrow, column)
             return None if name is None else _read(parquet, name)
     except (OSError, pa.ArrowException) as error:
@@ -95,7 +95,7 @@ def class_names_in(file: Path, column: str) -> list[str] | None:
 
 @lru_cache(maxsize=2)
 def _group(file: Path, column: str, group: int) -> pa.ChunkedArray:
-    with pq.ParquetFile(parquet_source(file)) as parquet:
+    with pq.ParquetFile(arrow_source(file)) as parquet:
         return parquet.read_row_group(group, columns=[column]).column(0)
 
 

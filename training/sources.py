@@ -22,6 +22,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from clipsieve.arrow_paths import read_schema
 from clipsieve.paths import path_from_text
 from training.errors import StepError
 from training.parquet_files import read_columns, readable, write_table

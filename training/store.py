@@ -21,11 +21,12 @@ from typing import Literal
 import numpy as np
 import pyarrow as pa
 
+from clipsieve.arrow_paths import read_schema
 from common import paths
 from common.manifest import EncoderFingerprint
 from recipes.schema import Recipe
 from training.errors import StepError
-from training.parquet_files import read_columns, read_schema, readable, write_table
+from training.parquet_files import read_columns, readable, write_table
 from training.progress import say
 
 Dtype = Literal["float32", "float16"]

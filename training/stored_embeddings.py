@@ -22,6 +22,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipsieve.arrow_paths import arrow_source
 from clipsieve.embedding_files import (
     EMBEDDING_ARRAYS,
     ParquetEmbeddings,
@@ -257,7 +258,7 @@ def _metadata(file: Path, label_name: str | None) -> pa.Table:
     columns = [name for name in (*_KEY_NAMES, label_name) if name in names]
     try:
         # Without a column Parquet would not say how many rows there are.
-        return pq.ParquetFile(file).read(columns=columns or names[:1])
+        return pq.ParquetFile(arrow_source(file)).read(columns=columns or names[:1])
     except (OSError, pa.ArrowException) as error:
         raise not_whole(file, error) from error
 

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pyarrow.types import is_fixed_size_list, is_large_list, is_list
 
+from clipsieve.arrow_paths import arrow_source, read_schema
 from clipsieve.exceptions import TableError
 
 EMBEDDING_COLUMNS = ("embedding", "image_embedding", "img_emb", "clip_embedding", "embeddings")
@@ -102,7 +103,7 @@ class ParquetEmbeddings:
 
     def _lists(self, group: int) -> pa.ListArray:
         try:
-            with pq.ParquetFile(self._file) as parquet:
+            with pq.ParquetFile(arrow_source(self._file)) as parquet:
                 lists = parquet.read_row_group(group, columns=[self._column]).column(0).combine_chunks()
         except (OSError, pa.ArrowException) as error:
             raise not_whole(self._file, error) from error
@@ -188,7 +189,7 @@ def column_names_of(file: Path) -> list[str]:
         TableError: no such file, or it is not whole.
     """
     try:
-        return pq.read_schema(file).names
+        return read_schema(file).names
     except FileNotFoundError as error:
         raise TableError(f"{file}: no such file") from error
     except (OSError, pa.ArrowException) as error:
@@ -278,7 +279,7 @@ def _of_clip_retrieval(file: Path) -> EmbeddingFile:
 
 def _row_group_sizes(file: Path) -> list[int]:
     try:
-        about = pq.read_metadata(file)
+        about = pq.read_metadata(arrow_source(file))
     except FileNotFoundError as error:
         raise TableError(f"{file}: no such file") from error
     except (OSError, pa.ArrowException) as error:

@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from clipsieve.arrow_paths import arrow_source, read_schema
 from clipsieve.client import AsyncClient
 from clipsieve.embedding_files import EmbeddingFile
 from clipsieve.exceptions import ImageRejected, InputRefused, TableError
@@ -151,7 +152,7 @@ def _check_length(file: EmbeddingFile, start: int, block: np.ndarray, good: np.n
 def _described_by(file: EmbeddingFile) -> pa.Schema:
     if file.metadata is None:
         return pa.schema([])
-    return pa.schema([field for field in pq.read_schema(file.metadata) if field.name != file.embedding_column])
+    return pa.schema([field for field in read_schema(file.metadata) if field.name != file.embedding_column])
 
 
 def _metadata_rows(file: EmbeddingFile, start: int, stop: int) -> pa.Table:
@@ -159,7 +160,7 @@ def _metadata_rows(file: EmbeddingFile, start: int, stop: int) -> pa.Table:
     if file.metadata is None:
         return pa.table({})
     names = _described_by(file).names
-    with pq.ParquetFile(file.metadata) as parquet:
+    with pq.ParquetFile(arrow_source(file.metadata)) as parquet:
         ends = np.cumsum([0, *(parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups))])
         within = [n for n in range(parquet.num_row_groups) if ends[n] < stop and ends[n + 1] > start]
         table = parquet.read_row_groups(within, columns=names)

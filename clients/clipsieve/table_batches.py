@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
+from clipsieve.arrow_paths import arrow_source
 from clipsieve.exceptions import TableError
 
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
@@ -113,14 +114,14 @@ def _readable(file: Path) -> Iterator[None]:
 def _parquet_names(file: Path) -> list[str]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(file) as parquet:
+    with pq.ParquetFile(arrow_source(file)) as parquet:
         return parquet.schema_arrow.names
 
 
 def _parquet_batches(file: Path, names: list[str]) -> Iterator[Batch]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(file) as parquet:
+    with pq.ParquetFile(arrow_source(file)) as parquet:
         for batch in parquet.iter_batches(_BATCH_ROWS, columns=names):
             yield batch.to_pydict()
 
@@ -165,7 +166,7 @@ def _parquet_rows(file: Path) -> Iterator[NumberedRow]:
     import pyarrow.parquet as pq
 
     number = 0
-    with pq.ParquetFile(file) as parquet:
+    with pq.ParquetFile(arrow_source(file)) as parquet:
         for batch in parquet.iter_batches(_BATCH_ROWS):
             for row in batch.to_pylist():
                 number += 1
