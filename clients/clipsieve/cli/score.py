@@ -176,14 +176,14 @@ class _Job:
     async def score_to_file(self, client: AsyncClient, out: Path) -> int:
         check_place(out, TABLE_SUFFIXES)
         self._check_free(out)
-        paths = started(self.inputs)
+        items = started(self.inputs)
         async with client:
             columns = await self._columns(client)
             work = self._work(client, columns, self._versions())
             source = source_of(columns.names)
             self.arrange.check(source)
             with PartialRun(out, self._identity(), columns.schema(), self.run.overwrite) as run:
-                failed = await run_over_inputs(run, paths, work, self.reporter)
+                failed = await run_over_inputs(run, items, work, self.reporter, self.inputs.passed_over)
         return failed + arrange_files(out, source, self.arrange, self.reporter)
 
     def _check_free(self, out: Path) -> None:
@@ -195,15 +195,16 @@ class _Job:
             raise OutputRefused(f"{error}; to arrange the files of this table: clipsieve arrange {out}") from None
 
     async def score_to_stdout(self, client: AsyncClient) -> int:
-        paths = started(self.inputs)
+        items = started(self.inputs)
         async with client:
             columns = await self._columns(client)
-            rows = stream_rows(client, ((path, path) for path in paths), columns, self._versions())
+            rows = stream_rows(client, items, columns, self._versions())
 
             async def show(rows: Rows) -> None:
                 await self._print(rows, columns)
 
-            return await run_to_stdout(rows, columns.names, show, image_summary("scored"), self.reporter)
+            summary, passed_over = image_summary("scored"), self.inputs.passed_over
+            return await run_to_stdout(rows, columns.names, show, summary, self.reporter, passed_over)
 
     async def score_shards(self, client: AsyncClient) -> int:
         shards = shards_in(self.inputs)
