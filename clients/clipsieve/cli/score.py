@@ -107,6 +107,15 @@ class OutputOptions:
         int | None,
         option("--top", "Only so many rows; the highest scores unless --sort says else.", group=_OUTPUT, min=1),
     ] = None
+    in_place: Annotated[
+        bool,
+        option(
+            "--in-place",
+            "For shards with a table beside them (key, url, caption, …): add the scores to it. The old one is kept as "
+            "….parquet.bak.",
+            group=_OUTPUT,
+        ),
+    ] = False
     allow_version_change: Annotated[
         bool,
         option(
@@ -139,7 +148,7 @@ def score(
     reporter = run.reporter(output.out is not None)
     job = _Job(inputs.inputs(paths), heads, output, arrange, run, reporter)
     with exits(reporter):
-        job.check_arrange()
+        job.check()
         client = server.client(**run.asking())
         if are_shards(job.inputs):
             failed = asyncio.run(job.score_shards(client))
@@ -162,7 +171,14 @@ class _Job:
     run: RunOptions
     reporter: Reporter
 
-    def check_arrange(self) -> None:
+    def check(self) -> None:
+        """Raises BadParameter for options that do not go together."""
+        if self.output.in_place and (not are_shards(self.inputs) or self.output.out is not None):
+            problem = "is for shards, whose tables lie beside them" if self.output.out is None else "goes without --out"
+            raise typer.BadParameter(problem, param_hint="--in-place")
+        self._check_arrange()
+
+    def _check_arrange(self) -> None:
         """Raises BadParameter for files that cannot be arranged, whatever their scores."""
         if not self.arrange.chosen:
             return
@@ -213,7 +229,7 @@ class _Job:
             versions = self._versions()
             job = ShardJob(
                 columns, asdict(self.heads), versions, self._work(client, columns, versions), self.run.overwrite,
-                self.reporter,
+                self.reporter, self.output.in_place,
             )  # fmt: skip
             return await score_shards(shards, self.output.out, job)
 
