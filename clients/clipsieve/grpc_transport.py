@@ -25,6 +25,8 @@ _Answer = TypeVar("_Answer")
 service_pb2: Any = _service_pb2  # its messages are made at import, which pyright cannot see
 
 _RETRY_BUFFER_BYTES = 1 << 30
+_OF_HTTP = "http1.x server"
+"""Part of gRPC's message about a server that answers by HTTP."""
 
 
 class GrpcTransport:
@@ -74,8 +76,10 @@ class GrpcTransport:
             raise failure from None
 
     def _failure(self, error: grpc.aio.AioRpcError) -> ClipsieveError:
-        code = error.code().name
-        return failure_from_status(code, error.details() or code, self._url)
+        code, message = error.code().name, error.details() or error.code().name
+        if _OF_HTTP in message:
+            message += "; what is there does not speak gRPC: is this the HTTP port? Triton's own for gRPC is 8001"
+        return failure_from_status(code, message, self._url)
 
 
 def _message(request: Request) -> Any:
