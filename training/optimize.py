@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,8 @@ from training.losses import Curve, Loss
 WEIGHT_DECAYS = np.geomspace(10, 1e-5, 19)
 """Weight decays that lbfgs tries, the strongest first."""
 
+_WORK_FOR_THREADS = 50_000_000
+"""Multiplications of a step from which on several threads are worth it."""
 _STEPS_WITHOUT_GAIN = 3
 _ROWS_PER_BLOCK = 16_384
 _DEFAULT_WEIGHT_DECAY = 1e-4
@@ -64,7 +67,6 @@ def optimize(head: nn.Module, train: Examples, validation: Examples, fit: Fit, l
     return optimize_folds([Fold(head, train, validation)], fit, loss)
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")  # scipy's threads would spin where torch's need the cores
 def optimize_folds(folds: list[Fold], fit: Fit, loss: Loss = "bce", progress: Progress | None = None) -> Curve:
     """Train the heads in place, side by side, until their mean held-out loss falls no more.
 
@@ -74,6 +76,11 @@ def optimize_folds(folds: list[Fold], fit: Fit, loss: Loss = "bce", progress: Pr
     Raises:
         StepError: the loss is no longer finite.
     """
+    with _few_threads(folds[0].head, max(len(fold.train.label) for fold in folds), fit):
+        return _optimize_folds(folds, fit, loss, progress)
+
+
+def _optimize_folds(folds: list[Fold], fit: Fit, loss: Loss, progress: Progress | None) -> Curve:
     runs = [_new_run(fold.head, fold.train, fit, loss, fold.validation) for fold in folds]
     held_out = np.array([len(fold.validation.label) for fold in folds])
     strengths = weight_decays(fit)
@@ -99,19 +106,36 @@ def optimize_folds(folds: list[Fold], fit: Fit, loss: Loss = "bce", progress: Pr
     return curve
 
 
-@threadpool_limits.wrap(limits=1, user_api="blas")  # scipy's threads would spin where torch's need the cores
 def fit_as_chosen(head: nn.Module, train: Examples, fit: Fit, loss: Loss, curve: Curve) -> None:
     """Train `head` in place as long as, or with the weight decay that, the curve found best; it ends in eval mode.
 
     Raises:
         StepError: the loss is no longer finite.
     """
-    run = _new_run(head, train, fit, loss)
     steps = [curve.best_epoch] if curve.weight_decay else range(curve.best_epoch + 1)
-    losses = [run.step(step) for step in steps]
+    with _few_threads(head, len(train.label), fit):
+        run = _new_run(head, train, fit, loss)
+        losses = [run.step(step) for step in steps]
     _check_finite(Curve(losses, losses), fit)
     run.keep()
     run.finish()
+
+
+@contextmanager
+def _few_threads(head: nn.Module, rows: int, fit: Fit) -> Iterator[None]:
+    """Compute small steps on one thread: there, several wait for one another longer than they work.
+
+    On a busy machine that is the time of another process at every operation. scipy's threads would only spin meanwhile.
+    """
+    weights = sum(parameter.numel() for parameter in head.parameters())
+    work = weights * (rows if fit.optimizer == "lbfgs" else min(rows, fit.batch_size))
+    before = torch.get_num_threads()
+    with threadpool_limits(1, "blas"):
+        torch.set_num_threads(1 if work < _WORK_FOR_THREADS else before)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(before)
 
 
 def weight_decays(fit: Fit) -> np.ndarray:
