@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 KEY_COLUMNS = ("key", "__key__")
 
 _MARK = b"clipsieve"
-_OURS = frozenset({"error", "model_version", "probability", "prediction", "class_name", "embedding"})
+_OURS = frozenset({"error", "model_version", "probability", "prediction", "class_name", "decision", "embedding"})
 _OURS_END = ("_score", "_decision", "_class_name")
 _NAMES = frozenset({"image_path", "video_path", "key", "shard"})
 

@@ -142,7 +142,8 @@ def score(
 ) -> None:  # fmt: skip
     """Score images: one row for each, in the order given. An image that cannot be scored is a row with an error.
 
-    With one binary head the columns are image_path, probability, prediction, class_name, error, model_version.
+    With one binary head the columns are image_path, probability, prediction, class_name, decision, error,
+    model_version.
     Otherwise each head has columns that begin with its name.
     """
     reporter = run.reporter(output.out is not None)
