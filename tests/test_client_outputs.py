@@ -33,10 +33,10 @@ SCHEMA = Columns((Head("demo", ("ring",), ("disc", "ring")),)).schema()
 NAMES = SCHEMA.names
 
 ROWS = [
-    ("a.jpg", 0.25, 0, "disc", None, "demo-00"),
-    ('we "quote", and\nbreak\r.jpg', 1e-05, 1, "ring", None, "demo-00"),
-    ("cmd()|.jpg", None, None, None, "NOT_AN_IMAGE: a, b", None),
-    ("日本.jpg", 1.0, 1, None, None, "demo-00"),
+    ("a.jpg", 0.25, 0, "disc", "allow", None, "demo-00"),
+    ('we "quote", and\nbreak\r.jpg', 1e-05, 1, "ring", "block", None, "demo-00"),
+    ("cmd()|.jpg", None, None, None, None, "NOT_AN_IMAGE: a, b", None),
+    ("日本.jpg", 1.0, 1, None, "block", None, "demo-00"),
 ]
 DICTS = [dict(zip(NAMES, row, strict=True)) for row in ROWS]
 
