@@ -37,7 +37,7 @@ class ScoreColumn:
 
     name: str
     decision: str | None
-    """The column of its bands: `<head>_decision`, `decision`, `prediction`, or a multiclass head's `<head>_class_name`."""
+    """The column of its bands: `<head>_decision`, `decision`, `prediction`, or `<head>_class_name` of a multiclass head."""
     class_name: str | None
 
     @property
