@@ -31,7 +31,7 @@ from serving.tritonserver_options import admin_key_from_environment
 
 __all__ = ["EmbeddedServer", "ServerSettings", "free_ports", "main", "refuse_plans"]
 
-CURL_SED = 's/.*/{"inputs":[{"name":"image","datatype":"BYTES","shape":[1,1],"data":["&"]}]}/'
+CURL_SED = 's/.*/{"image":"&"}/'
 
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -139,7 +139,7 @@ def welcome(server: EmbeddedServer, recipe_name: str, notice: str | None) -> str
             "score one file with curl:",
             "  base64 -w0 photo.jpg | sed '"
             + CURL_SED
-            + f"' | curl -H 'Content-Type: application/json' -d @- http://{server.http_url}/v2/models/image_score/infer",
+            + f"' | curl -H 'Content-Type: application/json' -d @- http://{server.http_url}/v2/models/image_score/generate",
         ]
     )
 

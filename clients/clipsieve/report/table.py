@@ -37,7 +37,7 @@ class ScoreColumn:
 
     name: str
     decision: str | None
-    """The column of its bands: `<head>_decision`, `decision`, `prediction`, or `<head>_class_name` of a multiclass head."""
+    """The column of its bands: `<head>_decision`, `decision`, `prediction`, or a multiclass `<head>_class_name`."""
     class_name: str | None
 
     @property
