@@ -4,8 +4,9 @@
 
 Starts the server of the wheel nvidia-pytriton with the python-based `onnxruntime` backend, waits
 until a real inference succeeds, prints the URLs, restarts the server when it no longer works, and stops
-cleanly on SIGINT or SIGTERM. For development, tests and small CPU deployments; its release (2.51) is
-older than the security fixes of 2025 and 2026, so it stays on loopback.
+cleanly on SIGINT, SIGTERM or SIGHUP; if it is killed, the server stops too. For development, tests and
+small CPU deployments; its release (2.51) is older than the security fixes of 2025 and 2026, so it stays
+on loopback.
 
 With CLIPSIEVE_ADMIN_KEY in the environment and --control explicit, `python -m serving.rollout` can
 replace a head while it serves.
@@ -30,12 +31,16 @@ from serving.tritonserver_options import admin_key_from_environment
 
 __all__ = ["EmbeddedServer", "ServerSettings", "free_ports", "main", "refuse_plans"]
 
-CURL_SED = 's/.*/{"inputs":[{"name":"image","datatype":"BYTES","shape":[1,1],"data":["&"]}]}/'
+CURL_SED = 's/.*/{"image":"&"}/'
+
+
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+"""Signals that stop the server in order; the last comes when the terminal is closed."""
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in _STOPPING:
         signal.signal(number, _raise_stop)
     try:
         recipe = load_recipe(arguments.recipe)
@@ -83,6 +88,7 @@ def embedded_server(arguments: argparse.Namespace, repository: Path) -> Embedded
             control=arguments.control,
             admin_key=admin_key_from_environment(),
             tracing_url=arguments.tracing,
+            stops_with_us=True,
         ),
     )
 
@@ -106,11 +112,11 @@ def refuse_plans(repository: Path) -> None:
 
 
 class _Stop(BaseException):
-    """SIGINT or SIGTERM arrived."""
+    """One of the signals that stop the server arrived."""
 
 
 def _raise_stop(number: int, frame: object) -> None:
-    for again in (signal.SIGINT, signal.SIGTERM):
+    for again in _STOPPING:
         signal.signal(again, signal.SIG_IGN)  # stopping is under way; a second Ctrl-C must not leave processes
     print("stopping: requests in flight are finished first", file=sys.stderr, flush=True)
     raise _Stop
@@ -133,7 +139,7 @@ def welcome(server: EmbeddedServer, recipe_name: str, notice: str | None) -> str
             "score one file with curl:",
             "  base64 -w0 photo.jpg | sed '"
             + CURL_SED
-            + f"' | curl -H 'Content-Type: application/json' -d @- http://{server.http_url}/v2/models/image_score/infer",
+            + f"' | curl -H 'Content-Type: application/json' -d @- http://{server.http_url}/v2/models/image_score/generate",
         ]
     )
 

@@ -28,7 +28,12 @@ from serving.triton_wheel import ServingError, TritonWheel, find_wheel, lay_out_
 from serving.tritonserver_options import Control, control_options, tracing_options
 
 HOST = "127.0.0.1"
-SHARED_MEMORY_BYTES = 16 * 2**20  # of each Python process, at the start and by growth
+SHARED_MEMORY = Path("/dev/shm")
+MOST_SHARED_BYTES = 16 * 2**20  # of each Python process, at the start and by growth
+LEAST_SHARED_BYTES = 2**20
+SHARED_PARTS = (
+    16  # of a small /dev/shm, such as Docker's 64 MB: each process has one at the start, the rest is for growth
+)
 STACK_BYTES = 64 * 2**20  # 2.51 ends by a stack overflow on deeply nested JSON, and on bodies in many small chunks
 
 
@@ -53,6 +58,8 @@ class ServerSettings:
     """Where OpenTelemetry's spans go; see `tracing_options`."""
     options: Sequence[str] = ()
     """More of tritonserver's own."""
+    stops_with_us: bool = False
+    """Stop the server when the thread that started it ends in whatever way, killed as well. Needs Linux's setpriv."""
 
     @classmethod
     def on_free_ports(cls, log_path: Path, **others: Any) -> ServerSettings:
@@ -61,6 +68,31 @@ class ServerSettings:
 
     def triton_options(self) -> list[str]:
         return [*control_options(self.control, self.admin_key), *tracing_options(self.tracing_url), *self.options]
+
+
+def folder_without_spaces() -> Path:
+    """The folder for temporary files, or another if its path has a space: the server's own commands part paths there.
+
+    Raises:
+        ServingError: there is none.
+    """
+    folders = [Path(tempfile.gettempdir()), Path("/tmp"), Path("/var/tmp")]
+    for folder in folders:
+        if " " not in str(folder.resolve()) and os.access(folder, os.W_OK):
+            return folder
+    raise ServingError(
+        f"no folder for temporary files without a space in its path: {', '.join(map(str, folders))}; set TMPDIR to one"
+    )
+
+
+def shared_bytes_of_process(folder: Path = SHARED_MEMORY) -> int:
+    """Shared memory that each Python process of the server starts with, and grows by, in bytes; a power of two."""
+    try:
+        free = shutil.disk_usage(folder).free
+    except OSError:  # no such place: the server will say so
+        return MOST_SHARED_BYTES
+    part = max(free // SHARED_PARTS, 1)
+    return int(min(MOST_SHARED_BYTES, max(LEAST_SHARED_BYTES, 2 ** (part.bit_length() - 1))))
 
 
 class EmbeddedServer:
@@ -77,6 +109,7 @@ class EmbeddedServer:
 
     def __init__(self, repository: Path, settings: ServerSettings) -> None:
         self._options = settings.triton_options()
+        self._stops_with_us = settings.stops_with_us
         self._regions: list[Path] = []
         self.repository = repository
         self.http_port = settings.http_port
@@ -180,7 +213,7 @@ class EmbeddedServer:
         if not (self.repository / "image_score" / "config.pbtxt").is_file():
             raise ServingError(f"{self.repository}: no model repository; build it with: make engines")
         self._proof = proof_to_serve(self.repository)
-        self._folder = Path(tempfile.mkdtemp(prefix="clipsieve-"))
+        self._folder = Path(tempfile.mkdtemp(prefix="clipsieve-", dir=folder_without_spaces()))
         try:
             self._start(wheel, self._folder, log_mode)
             self._wait_until_ready()
@@ -209,7 +242,10 @@ class EmbeddedServer:
 
     def _command(self, wheel: TritonWheel, folder: Path) -> list[str]:
         larger_stacks = ["prlimit", f"--stack={STACK_BYTES}:"] if shutil.which("prlimit") else []
+        stops_with_us = ["setpriv", "--pdeathsig=TERM"] if self._stops_with_us and shutil.which("setpriv") else []
+        shared_bytes = shared_bytes_of_process()
         return [
+            *stops_with_us,
             *larger_stacks,
             str(wheel.tritonserver),
             f"--model-repository={folder / 'models'}",
@@ -223,15 +259,16 @@ class EmbeddedServer:
             f"--metrics-port={self.metrics_port}",
             f"--exit-timeout-secs={self.exit_timeout_s}",
             "--grpc-infer-allocation-pool-size=1",  # else it keeps the memory of its eight largest requests
-            f"--backend-config=python,shm-default-byte-size={SHARED_MEMORY_BYTES}",
-            f"--backend-config=python,shm-growth-byte-size={SHARED_MEMORY_BYTES}",
+            f"--backend-config=python,shm-default-byte-size={shared_bytes}",
+            f"--backend-config=python,shm-growth-byte-size={shared_bytes}",
             *self._options,
         ]
 
     def _environment(self, wheel: TritonWheel) -> dict[str, str]:
         """The Python processes run the first python3 on PATH, and heed nothing else of the environment."""
         path = f"{wheel.environment.resolve() / 'bin'}:{os.environ.get('PATH', '')}"
-        return os.environ | {"PATH": path, "LD_LIBRARY_PATH": str(wheel.libraries)}
+        temporary = str(folder_without_spaces())
+        return os.environ | {"PATH": path, "LD_LIBRARY_PATH": str(wheel.libraries), "TMPDIR": temporary}
 
     def _wait_until_ready(self) -> None:
         deadline = time.monotonic() + self.ready_timeout_s

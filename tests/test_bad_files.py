@@ -80,7 +80,7 @@ def test_status_3_and_a_summary_on_stderr(run):
 
 
 def test_columns_are_the_contracts(run):
-    assert run.stdout.splitlines()[0] == "image_path,probability,prediction,class_name,error,model_version"
+    assert run.stdout.splitlines()[0] == "image_path,probability,prediction,class_name,decision,error,model_version"
 
 
 @pytest.mark.parametrize("name", BAD)

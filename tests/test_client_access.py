@@ -15,9 +15,10 @@ import pytest
 from tritonclient.grpc import service_pb2_grpc
 from typer.testing import CliRunner
 
-from clipsieve import AccessDenied, Client, ServerUnavailable
+from clipsieve import AccessDenied, Client, Retry, ServerUnavailable
 from clipsieve.cli.main import app
 from tests.fakes import FakeModel, _GrpcService, _HttpHandler, _HttpServer, fake_score, running
+from tests.waiting import PATIENCE_S
 
 TOKEN = "a.b.c"
 
@@ -142,3 +143,65 @@ def test_tls(protocol, scheme, certificate):
             pytest.raises(ServerUnavailable),  # its certificate is nobody's
         ):
             client.score([b"one"])
+
+
+ONCE = Retry(attempts=1)
+
+
+@pytest.mark.parametrize("status", [502, 503, 504])
+def test_a_gateway_without_its_server_is_waited_for(status):
+    """Answers of nginx while the server behind it starts again, and after them the server's own."""
+    left = [3]
+
+    class Handler(_HttpHandler):
+        model = FakeModel()
+
+        def parse_request(self) -> bool:
+            if not super().parse_request():
+                return False
+            if "/infer" in self.path and left[0]:
+                left[0] -= 1
+                self.close_connection = True
+                self._reply(status, f"<html><head><title>{status} Bad\n Gateway</title></head></html>".encode())
+                return False
+            return True
+
+    with _HttpServer(("localhost", 0), Handler) as server, running(server) as url:
+        with Client(url, "http", retry=ONCE, wait_s=PATIENCE_S) as client:
+            assert client.score([b"one"])[0].scores == fake_score(b"one")
+        left[0] = 10**6
+        message = f"no answer from .*a web page .{status} Bad Gateway.*, so not Triton"
+        with Client(url, "http", retry=ONCE) as client, pytest.raises(ServerUnavailable, match=message):
+            client.score([b"one"])
+
+
+def test_too_many_requests_for_a_gateway_are_a_busy_server():
+    class Handler(_HttpHandler):
+        model = FakeModel()
+
+        def parse_request(self) -> bool:
+            if not super().parse_request():
+                return False
+            if "/infer" not in self.path:
+                return True
+            self.close_connection = True
+            self._reply(429, b"slow down")
+            return False
+
+    with (
+        _HttpServer(("localhost", 0), Handler) as server,
+        running(server) as url,
+        Client(url, "http", retry=ONCE) as client,
+    ):
+        error = client.score([b"one"])[0].error
+        assert error is not None
+        assert (error.code, error.message) == ("SERVER_BUSY", "slow down")
+
+
+def test_the_other_protocols_port_is_named(server):
+    message = r"does not speak gRPC: is this the HTTP port\?"
+    with Client(server.http_url, "grpc", retry=ONCE) as client, pytest.raises(ServerUnavailable, match=message):
+        client.heads()
+    message = r"does not speak HTTP: is this the gRPC port\?"
+    with Client(server.grpc_url, "http", retry=ONCE) as client, pytest.raises(ServerUnavailable, match=message):
+        client.heads()

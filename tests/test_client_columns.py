@@ -115,6 +115,12 @@ PLAIN = Columns((BINARY,))
 def test_prediction_is_the_decision_or_the_threshold(probability, decision, threshold, prediction):
     row = _row(Columns((BINARY,), threshold), _score(BINARY, [probability], [decision]))
     assert (row["probability"], row["prediction"]) == (probability, prediction)
+    assert (
+        row["decision"]
+        == (("allow", "block") if threshold is not None else ("allow", "review", "block"))[
+            prediction if threshold is not None else decision
+        ]
+    )
     assert row["class_name"] == BINARY.class_names[prediction]
 
 
@@ -123,6 +129,7 @@ def test_prediction_at_an_operating_point(name, predictions):
     columns = Columns((BINARY,), operating_point=name)
     rows = [_row(columns, _score(BINARY, [0.5], [passed])) for passed in (0, 1, 2)]
     assert [row["prediction"] for row in rows] == predictions
+    assert [row["decision"] for row in rows] == [("allow", "block")[each] for each in predictions]
     assert [row["class_name"] for row in rows] == [BINARY.class_names[each] for each in predictions]
 
 

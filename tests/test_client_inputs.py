@@ -275,3 +275,96 @@ def test_text_of_any_path_is_utf8_and_lossless(path):
     text = text_from_path(path)
     text.encode()
     assert path_from_text(text) == path
+
+
+# ---- nothing vanishes ----
+
+
+def test_what_a_folder_holds_besides_is_counted_by_kind(tmp_path):
+    folder = _make(
+        tmp_path, "a.jpg", "b.HEIC", "sub/c.heic", "d.tif", "notes", "._a.jpg", ".DS_Store", "__MACOSX/a.jpg"
+    )
+    (tmp_path / "link").symlink_to(tmp_path / "sub")
+    inputs = Inputs((folder,))
+    assert _below(tmp_path, list(inputs)) == ["a.jpg"]
+    assert inputs.passed_over == {
+        ".heic": 2,
+        ".tif": 1,
+        "file without a suffix": 1,
+        "file of macOS (._*, .DS_Store, __MACOSX)": 3,
+        "linked folder": 1,
+    }
+    assert inputs.passed_over.summary() == (
+        "passed over: 3 files of macOS (._*, .DS_Store, __MACOSX), 2 .heic, 1 .tif, 1 file without a suffix, "
+        "1 linked folder; --pattern takes them"
+    )
+    assert list(inputs)
+    assert inputs.passed_over[".heic"] == 2, "counted once for each time the inputs are given"
+
+
+def test_nothing_besides_has_no_summary(tmp_path):
+    inputs = Inputs((_make(tmp_path, "a.jfif", "b.jpe"),))
+    assert _below(tmp_path, list(inputs)) == ["a.jfif", "b.jpe"]
+    assert inputs.passed_over.summary() == ""
+
+
+def test_many_kinds_are_summed_up(tmp_path):
+    inputs = Inputs((_make(tmp_path, "a.jpg", *(f"a.x{kind:02}" for kind in range(20))),))
+    assert len(list(inputs)) == 1
+    assert inputs.passed_over.summary().endswith(", 1 .x07, 12 of 12 other kinds; --pattern takes them")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "photos/a.jpg\nphotos/b.png\n"),
+        ("b.csv", "0,photos/a.jpg\n1,photos/b.png\n"),
+        ("c.tsv", "photos/a.jpg\t0\nphotos/b.png\t1\n"),
+        ("d.txt", "photos/a.jpg\r\n\nphotos/b.png"),
+        ("e.txt", "photos/a.jpg\0photos/b.png\0"),
+        ("f.json", '["photos/a.jpg", "photos/b.png"]'),
+        ("g.json", '[{"image_path": "photos/a.jpg", "probability": 1}, {"image_path": "photos/b.png"}]'),
+    ],
+)
+def test_lists_without_a_header_and_texts_are_lists(tmp_path, name, text):
+    (tmp_path / name).write_text(text, newline="")
+    assert find_images([str(tmp_path / name)]) == ["photos/a.jpg", "photos/b.png"]
+
+
+def test_captions_beside_pictures_are_no_lists(tmp_path):
+    (tmp_path / "a.txt").write_text("a dog on a sofa\n")
+    (tmp_path / "a.json").write_text('{"caption": "a dog"}')
+    assert find_images([tmp_path / "a.txt", tmp_path / "a.json"]) == [str(tmp_path / "a.txt"), str(tmp_path / "a.json")]
+
+
+def test_a_first_line_that_may_be_either_is_refused(tmp_path):
+    (tmp_path / "a.csv").write_text("photos/a.xyz\nphotos/b.xyz\n")
+    with pytest.raises(InputRefused, match=r"its first line is 'photos/a\.xyz': a path, or the name of the column"):
+        find_images([str(tmp_path / "a.csv")])
+    assert find_images([str(tmp_path / "a.csv")], column="photos/a.xyz") == ["photos/b.xyz"]
+
+
+def test_a_list_of_files_that_are_there_needs_no_suffix(tmp_path):
+    file = _make(tmp_path, "one", "two")
+    (tmp_path / "a.csv").write_text(f"{file}/one\n{file}/two\n")
+    assert find_images([str(tmp_path / "a.csv")]) == [f"{file}/one", f"{file}/two"]
+
+
+def test_pictures_in_a_parquet_of_hugging_face_are_given_with_their_rows(tmp_path):
+    kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    rows = [{"bytes": b"first", "path": "a.jpg"}, {"bytes": None, "path": "b.jpg"}, {"bytes": b"third", "path": None}]
+    table = str(tmp_path / "train.parquet")
+    pq.write_table(pa.table({"image": pa.array(rows, kind), "label": [0, 1, 0]}), table)
+    assert list(Inputs((table,)).items()) == [
+        (f"{table}#1", b"first"),
+        ("b.jpg", "b.jpg"),
+        (f"{table}#3", b"third"),
+    ]
+
+
+def test_a_cell_is_not_printed_whole(tmp_path):
+    table = str(tmp_path / "train.parquet")
+    pq.write_table(pa.table({"image": [{"width": "x" * 10_000}]}), table)
+    with pytest.raises(InputRefused, match="row 1 has no path but ") as refused:
+        list(Inputs((table,)))
+    assert len(str(refused.value)) < 300

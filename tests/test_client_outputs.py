@@ -33,10 +33,10 @@ SCHEMA = Columns((Head("demo", ("ring",), ("disc", "ring")),)).schema()
 NAMES = SCHEMA.names
 
 ROWS = [
-    ("a.jpg", 0.25, 0, "disc", None, "demo-00"),
-    ('we "quote", and\nbreak\r.jpg', 1e-05, 1, "ring", None, "demo-00"),
-    ("cmd()|.jpg", None, None, None, "NOT_AN_IMAGE: a, b", None),
-    ("日本.jpg", 1.0, 1, None, None, "demo-00"),
+    ("a.jpg", 0.25, 0, "disc", "allow", None, "demo-00"),
+    ('we "quote", and\nbreak\r.jpg', 1e-05, 1, "ring", "block", None, "demo-00"),
+    ("cmd()|.jpg", None, None, None, None, "NOT_AN_IMAGE: a, b", None),
+    ("日本.jpg", 1.0, 1, None, "block", None, "demo-00"),
 ]
 DICTS = [dict(zip(NAMES, row, strict=True)) for row in ROWS]
 
@@ -49,7 +49,7 @@ def _written(suffix: str, rows: list[tuple], part: int = 3) -> bytes:
 
 
 def test_columns_are_the_contract():
-    assert NAMES == ["image_path", "probability", "prediction", "class_name", "error", "model_version"]
+    assert NAMES == ["image_path", "probability", "prediction", "class_name", "decision", "error", "model_version"]
     assert [str(each.type) for each in SCHEMA][1:3] == ["float", "int32"]
 
 
@@ -60,7 +60,7 @@ def test_csv_reads_back():
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1), max_size=5))
 def test_csv_keeps_any_path_and_makes_no_formula(paths):
-    text = _written(".csv", [(path, *[None] * 5) for path in paths]).decode()
+    text = _written(".csv", [(path, *[None] * 6) for path in paths]).decode()
     read = [row[0] for row in csv.reader(io.StringIO(text, newline=""))][1:]
     assert [each.removeprefix("./") for each in read] == [each.removeprefix("./") for each in paths]
     assert not any(each.startswith(("=", "+", "-", "@", "\t", "\r")) for each in read)
@@ -69,7 +69,7 @@ def test_csv_keeps_any_path_and_makes_no_formula(paths):
 def test_path_that_looks_like_a_formula_is_the_same_file(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "=1+1.jpg").touch()
-    text = _written(".csv", [("=1+1.jpg", *[None] * 5)]).decode()
+    text = _written(".csv", [("=1+1.jpg", *[None] * 6)]).decode()
     (row,) = csv.DictReader(io.StringIO(text))
     assert row["image_path"] == "./=1+1.jpg"
     assert os.path.samefile(row["image_path"], "=1+1.jpg")

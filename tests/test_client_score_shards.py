@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -117,3 +118,108 @@ def test_usage(url, shards, tmp_path):
         result = run_cli("score", *arguments, "--url", url)
         assert (result.exit_code, result.stdout) == (2, "")
         assert message in result.stderr
+
+
+# ---- a table that lies beside a shard ----
+
+
+@pytest.fixture
+def described(shards):
+    """The shards as img2dataset leaves them: a row for each address, also for those that could not be fetched."""
+    for number in range(2):
+        keys = [f"{number}{index:03}" for index in range(40)]
+        rows = {
+            "key": [*keys[:20], f"{number}999", *keys[20:39]],
+            "url": [f"https://example.org/{key}" for key in [*keys[:20], "gone", *keys[20:39]]],
+        }
+        pq.write_table(pa.table(rows), shards / f"{number:05}.parquet")
+    return shards
+
+
+def test_the_table_beside_a_shard_is_not_replaced(url, described):
+    before = (described / "00000.parquet").read_bytes()
+    for more in ((), ("--overwrite",)):
+        result = run_cli("score", described / "00000.tar", "--url", url, *more)
+        assert result.exit_code == 2
+        assert "00000.parquet has columns of its own (key, url) and is not replaced: give --out FOLDER" in result.stderr
+    assert (described / "00000.parquet").read_bytes() == before
+
+
+def _check_joined(table: pa.Table) -> None:
+    own = ["demo_score", "demo_decision", "demo_class_name", "error", "model_version"]
+    assert table.column_names == ["key", "url", *own]
+    rows = {row["key"]: row for row in table.to_pylist()}
+    assert list(rows)[:40] == [*(f"0{index:03}" for index in range(20)), "0999", *(f"0{n:03}" for n in range(20, 39))]
+    assert np.float32(rows["0007"]["demo_score"]) == fake_score(b"image 0 7")
+    assert rows["0007"]["url"] == "https://example.org/0007"
+    assert rows["0999"]["demo_score"] is None
+    assert rows["0999"]["error"] == "NO_SAMPLE: the shard has no sample of this key"
+    assert list(rows)[40:] == ["0039", "zz/../../up", "caption"]
+    assert np.float32(rows["0039"]["demo_score"]) == fake_score(b"image 0 39")
+    assert rows["0039"]["url"] is None
+
+
+def test_scores_are_joined_into_another_folder(url, described, tmp_path):
+    before = (described / "00000.parquet").read_bytes()
+    arguments = ["score", described / "00000.tar", "--url", url, "--out", tmp_path / "out"]
+    result = run_cli(*arguments)
+    assert result.exit_code == 3
+    assert "1 of its rows have no sample, 3 samples had no row and were added at its end" in result.stderr
+    _check_joined(pq.read_table(tmp_path / "out" / "00000.parquet"))
+    assert (described / "00000.parquet").read_bytes() == before
+    assert "1 of 1 shards had their table already" in run_cli(*arguments).stderr
+
+
+def test_scores_are_joined_in_place_and_the_old_table_is_kept(url, model, described):
+    before = (described / "00000.parquet").read_bytes()
+    arguments = ["score", described / "00000.tar", "--url", url, "--in-place"]
+    assert run_cli(*arguments).exit_code == 3
+    first = pq.read_table(described / "00000.parquet")
+    _check_joined(first)
+    assert (described / "00000.parquet.bak").read_bytes() == before
+    model.seen.clear()
+    assert run_cli(*arguments).exit_code == 0  # nothing left to do
+    assert not model.seen
+    assert run_cli(*arguments, "--overwrite").exit_code == 3
+    again = pq.read_table(described / "00000.parquet")
+    assert again.drop(["error"]).equals(first.drop(["error"])), "only the scores are written anew"
+    assert (described / "00000.parquet.bak").read_bytes() == before
+    assert sorted(os.listdir(described)) == [
+        *("00000.parquet", "00000.parquet.bak", "00000.tar", "00001.parquet", "00001.tar")
+    ]
+
+
+def test_a_table_without_keys_is_left_alone(url, shards, tmp_path):
+    pq.write_table(pa.table({"url": ["a"]}), shards / "00000.parquet")
+    result = run_cli("score", shards / "00000.tar", "--url", url, "--in-place")
+    assert (result.exit_code, "has no column key or __key__" in result.stderr) == (2, True)
+    result = run_cli("score", shards / "00000.tar", "--url", url, "--out", tmp_path / "out")
+    assert "has no column of keys and is not joined" in result.stderr
+    assert pq.read_schema(tmp_path / "out" / "00000.parquet").names[0] == "key"
+
+
+def test_in_place_is_for_shards_alone(url, shards, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    assert run_cli("score", tmp_path / "a.jpg", "--url", url, "--in-place").exit_code == 2
+    result = run_cli("score", shards / "00000.tar", "--url", url, "--in-place", "--out", tmp_path / "out")
+    assert (result.exit_code, "goes without --out" in result.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [("a.csv", "photo,owner\na.jpg,me\n"), ("a.json", '[{"caption": "a dog"}]'), ("a.jsonl", '{"url": "x"}\n')],
+)
+def test_overwrite_replaces_no_table_of_somebody_else(url, tmp_path, name, text):
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    (tmp_path / name).write_text(text)
+    result = run_cli("score", tmp_path / "a.jpg", "--url", url, "--out", tmp_path / name, "--overwrite")
+    assert result.exit_code == 2
+    assert f"{tmp_path / name} was not written by clipsieve (its columns are " in result.stderr
+    assert (tmp_path / name).read_text() == text
+
+
+@pytest.mark.parametrize("suffix", ["csv", "json", "jsonl", "parquet"])
+def test_overwrite_replaces_what_score_wrote(url, tmp_path, suffix):
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    arguments = ["score", tmp_path / "a.jpg", "--url", url, "--out", tmp_path / f"a.{suffix}", "--overwrite"]
+    assert [run_cli(*arguments).exit_code for _ in range(2)] == [0, 0]

@@ -389,6 +389,9 @@ def test_stream_may_outlive_its_client(url, protocol):
         (None, "grpcs://gpu:443", ("grpc", "gpu:443", True)),
         (None, "http://gpu:1/", ("http", "gpu:1", False)),
         ("http", "https://gpu/triton", ("http", "gpu/triton", True)),
+        (None, "HTTP://gpu:1", ("http", "gpu:1", False)),
+        (None, "grpc://[::1]:9001", ("grpc", "[::1]:9001", False)),
+        (None, " gpu:1\n", ("grpc", "gpu:1", False)),
     ],
 )
 def test_url_forms(protocol, url, expected):
@@ -402,6 +405,13 @@ def test_url_forms(protocol, url, expected):
         (None, "ftp://gpu", "https://"),
         ("tcp", None, "grpc or http"),
         (None, "grpc://", "names no server"),
+        (None, "gpu", "names no port: write gpu:8001, which is a server's own for grpc"),
+        ("http", "gpu", "names no port: write gpu:8000"),
+        (None, "::1", r"write \[::1\]:8001"),
+        (None, "grpc://gpu:1/clip", "gRPC has none: write gpu:1, or http://"),
+        (None, "http://gpu:1/v2", "ends in /v2, which the client adds"),
+        (None, "http://gpu:1/v2/models/image_score/infer", "ends in /v2, which the client adds"),
+        (None, "http://me:secret@gpu:1", "url 'http://…@gpu:1' has a user's name in it"),
     ],
 )
 def test_url_that_does_not_fit_is_refused(protocol, url, message):

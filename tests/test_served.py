@@ -19,7 +19,7 @@ import tritonclient.http
 from pictures import SVG, encoded, jpeg, noise
 from PIL import Image
 from tritonclient.utils import InferenceServerException
-from waiting import settled, until
+from waiting import PATIENCE_S, settled, until
 
 from build.tower import load_tower
 from clipsieve import Client
@@ -231,6 +231,37 @@ def test_every_output_is_finite_json(server):
     body = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [1, 1], "data": [text]}]}
     _, answer, _ = post(server, json.dumps(body).encode(), {})
     assert "NaN" not in answer.decode()
+
+
+def generated(server, image: str) -> tuple[int, dict]:
+    """The answer of Triton's own endpoint for one flat JSON object."""
+    request = urllib.request.Request(
+        f"http://{server.http_url}/v2/models/image_score/generate",
+        json.dumps({"image": image}).encode(),
+        {"Content-Type": "application/json"},
+    )
+    try:
+        with urllib.request.urlopen(request, timeout=PATIENCE_S) as response:
+            return response.status, json.loads(response.read())
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code, json.loads(error.read())
+
+
+@pytest.mark.parametrize("prefix", ["", "data:image/jpeg;base64,"])
+def test_generate_takes_base64_and_answers_with_flat_json(server, client, prefix):
+    result = client.score([jpeg()])[0]
+    status, answer = generated(server, prefix + base64.b64encode(jpeg()).decode())
+    assert status == 200
+    assert answer["demo"] == pytest.approx(float(result.scores[0]), abs=1e-6)
+    assert answer["demo_decision"] == int(result.decisions[0])
+    assert f"demo-{answer['demo_revision']:016x}" == result.model_version
+
+
+def test_generate_says_what_is_wrong_with_an_image(server):
+    status, answer = generated(server, base64.b64encode(SVG).decode())
+    assert status in (400, 500)
+    assert "image 0: NOT_AN_IMAGE" in answer["error"]
 
 
 @pytest.mark.parametrize(

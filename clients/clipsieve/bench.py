@@ -12,7 +12,7 @@ import numpy as np
 
 from clipsieve.client import AsyncClient
 from clipsieve.exceptions import ImageRejected
-from clipsieve.images import read_image
+from clipsieve.images import ImageSource, encoded
 from clipsieve.pump import pump
 
 _MOST_BYTES = 256 << 20
@@ -30,13 +30,13 @@ class Figures:
     p99_ms: float
 
 
-def images_from(paths: Iterable[str], count: int) -> list[bytes]:
+def images_from(sources: Iterable[ImageSource], count: int) -> list[bytes]:
     """The first readable images, at most `count` and 256 MiB: measured is the server, not the disk."""
     images: list[bytes] = []
     size = 0
-    for path in paths:
+    for source in sources:
         try:
-            image = read_image(path)
+            image = encoded(source)
         except ImageRejected:
             continue
         size += len(image)

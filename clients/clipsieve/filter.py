@@ -114,7 +114,7 @@ def columns_of(table: Path, wanted: Wanted, head: str | None = None, column: str
     head = head or (score or "").removesuffix("_score")
     plain = score == "probability"
     decision = _first(names, f"{head}_decision", "prediction" if plain else "")
-    titles = (f"{head}_band", f"{head}_class_name", *(("band", "class_name") if plain else ()))
+    titles = (f"{head}_band", f"{head}_class_name", *(("band", "class_name", "decision") if plain else ()))
     bands = tuple(name for name in titles if name in names)
     _check_bands(table, wanted.bands, decision, bands)
     name = _first(names, *_NAMES)

@@ -7,6 +7,7 @@ for each request as sending it.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Awaitable
 from typing import Any, TypeVar
 
@@ -25,6 +26,8 @@ _Answer = TypeVar("_Answer")
 service_pb2: Any = _service_pb2  # its messages are made at import, which pyright cannot see
 
 _RETRY_BUFFER_BYTES = 1 << 30
+_OF_HTTP = re.compile(r"http1\.x server|failed to connect.*Socket closed", re.DOTALL)
+"""gRPC's words when what answers speaks HTTP, or accepts the connection and closes it."""
 
 
 class GrpcTransport:
@@ -74,8 +77,10 @@ class GrpcTransport:
             raise failure from None
 
     def _failure(self, error: grpc.aio.AioRpcError) -> ClipsieveError:
-        code = error.code().name
-        return failure_from_status(code, error.details() or code, self._url)
+        code, message = error.code().name, error.details() or error.code().name
+        if _OF_HTTP.search(message):
+            message += "; what is there does not speak gRPC: is this the HTTP port? Triton's own for gRPC is 8001"
+        return failure_from_status(code, message, self._url)
 
 
 def _message(request: Request) -> Any:

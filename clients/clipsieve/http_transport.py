@@ -6,6 +6,7 @@ import asyncio
 import io
 import json
 import random
+import re
 import ssl
 from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
@@ -31,8 +32,13 @@ _CODES = {
     499: "CANCELLED",
     500: "INTERNAL",
     501: "UNIMPLEMENTED",
+    502: "UNAVAILABLE",
     503: "UNAVAILABLE",
+    504: "UNAVAILABLE",
 }
+_TOO_MANY_REQUESTS = 429
+"""As 502 and 504, an answer of a gateway before the server."""
+_LONGEST_PAGE = 4096
 _READINESS = {200: True, 400: False}
 """Triton's answers; any other comes from something else."""
 
@@ -114,6 +120,8 @@ class HttpTransport:
                 return response.status, response.headers, await response.read()
         except (aiohttp.ClientError, OSError) as error:
             reason = str(error) or type(error).__name__
+            if isinstance(error, aiohttp.ClientResponseError):
+                reason += "; what is there does not speak HTTP: is this the gRPC port? Triton's own for HTTP is 8000"
             raise ServerUnavailable(f"no answer from {self._url}: {reason}") from None
 
     async def _control(self, call: Coroutine[Any, Any, _Answer], timeout_s: float) -> _Answer:
@@ -124,8 +132,10 @@ class HttpTransport:
             raise ServerUnavailable(f"no answer from {self._url} in time") from None
 
     def _failure(self, status: int, content: bytes) -> ClipsieveError:
-        code = _CODES.get(status, f"HTTP_{status}")
-        return failure_from_status(code, _message_from_body(content) or code, self._url)
+        message = _message_from_body(content) or f"HTTP {status}"
+        if status == _TOO_MANY_REQUESTS:
+            return InferenceFailed("SERVER_BUSY", message)
+        return failure_from_status(_CODES.get(status, f"HTTP_{status}"), message, self._url)
 
     def _not_triton(self, error: Exception) -> InferenceFailed:
         return InferenceFailed("BAD_RESPONSE", f"{self._url} does not answer as Triton does: {error}")
@@ -161,8 +171,13 @@ def _arrays_from_body(headers: Mapping[str, str], content: bytes) -> dict[str, n
 
 
 def _message_from_body(content: bytes) -> str:
-    """Triton's `{"error": …}`, or the start of whatever else stands before the server."""
+    """Triton's `{"error": …}`, or what else stands before the server says: of a web page its title."""
     try:
         return json.loads(content)["error"]
     except (ValueError, KeyError, TypeError):
-        return content[:200].decode(errors="replace")
+        text = content[:_LONGEST_PAGE].decode(errors="replace")
+    title = re.search(r"<title[^>]*>(.*?)</title>", text, re.DOTALL | re.IGNORECASE)
+    if title or text.lstrip().startswith("<"):
+        shown = " ".join(title[1].split()) if title else "no title"
+        return f"a web page ({shown:.100}), so not Triton: a proxy or gateway before it, or another server"
+    return " ".join(text[:200].split())

@@ -9,13 +9,15 @@ import fnmatch
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 import numpy as np
 
 from clipsieve.exceptions import InputRefused
-from clipsieve.lists import is_list, paths_from_table
+from clipsieve.images import ImageSource
+from clipsieve.lists import is_list, items_in_table
+from clipsieve.passed_over import LINKED_FOLDER, PassedOver, reason_to_pass_over
 from clipsieve.shards import IMAGE_EXTENSIONS
 
 IMAGE_SUFFIXES = frozenset(f".{extension}" for extension in IMAGE_EXTENSIONS)
@@ -29,7 +31,8 @@ class Inputs:
     """The inputs that the user named.
 
     Args:
-        paths: image files, folders, patterns such as `photos/**/*.png`, lists (.csv, .tsv, .parquet, .jsonl) or `-`.
+        paths: image files, folders, patterns such as `photos/**/*.png`, lists (.csv, .tsv, .parquet, .jsonl, .json,
+            .txt) or `-`.
         pattern: take the files of a folder that match it instead of those with an image suffix. It is
             matched against the file's name or, if it has a slash, against the path inside the folder.
         column: of a list, the column with the paths.
@@ -38,9 +41,15 @@ class Inputs:
     paths: tuple[str, ...]
     pattern: str | None = None
     column: str | None = None
+    passed_over: PassedOver = field(default_factory=PassedOver, compare=False)
+    """What the folders hold besides; complete once all inputs were given."""
 
     def __iter__(self) -> Iterator[str]:
-        """Paths of images, in the order given.
+        """Names of the inputs, as `items` gives them."""
+        return (name for name, _ in self.items())
+
+    def items(self) -> Iterator[tuple[str, ImageSource]]:
+        """Each image's name and the image, in the order given. The image is its path, or the bytes that a table holds.
 
         Named files are taken whatever their suffix, also when they do not exist: reading them then makes an error
         row. So is a folder that cannot be listed. Folders are walked in sorted order; linked ones are not followed.
@@ -48,18 +57,19 @@ class Inputs:
         Raises:
             InputRefused: a list cannot be read, or a pattern matches nothing.
         """
+        self.passed_over.clear()
         for path in self.paths:
             if path == "-":
-                yield from (file for named in paths_from_stdin() for file in self._expanded(named))
-            elif is_list(path):
-                yield from paths_from_table(path, self.column)
+                yield from _as_items(file for named in paths_from_stdin() for file in self._expanded(named))
+            elif is_list(path) and not os.path.isdir(path):
+                yield from items_in_table(path, self.column)
             elif _is_pattern(path):
-                yield from self._matching(path)
+                yield from _as_items(self._matching(path))
             else:
-                yield from self._expanded(path)
+                yield from _as_items(self._expanded(path))
 
     def _expanded(self, path: str) -> Iterator[str]:
-        return _walk(path, self.pattern) if os.path.isdir(path) else iter((path,))
+        return _walk(path, self.pattern, self.passed_over) if os.path.isdir(path) else iter((path,))
 
     def _matching(self, pattern: str) -> Iterator[str]:
         parts = pattern.split("/")
@@ -69,6 +79,10 @@ class Inputs:
                 yield from self._expanded(path)
         if path is None:
             raise InputRefused(f"no file matches {pattern!r}")
+
+
+def _as_items(paths: Iterable[str]) -> Iterator[tuple[str, ImageSource]]:
+    return ((path, path) for path in paths)
 
 
 def paths_from_stdin() -> Iterator[str]:
@@ -120,12 +134,12 @@ def _paths(entries: Iterable[bytes], separator: bytes) -> Iterator[str]:
             yield os.fsdecode(entry)
 
 
-def _walk(folder: str, pattern: str | None) -> Iterator[str]:
+def _walk(folder: str, pattern: str | None, passed_over: PassedOver) -> Iterator[str]:
     left = [folder]
     while left:
         parent = left.pop()
         try:
-            names, folders = _listed(parent, pattern, folder)
+            names, folders = _listed(parent, pattern, folder, passed_over)
         except OSError:
             yield parent
             continue
@@ -134,17 +148,24 @@ def _walk(folder: str, pattern: str | None) -> Iterator[str]:
         left += [os.path.join(parent, os.fsdecode(name)) for name in folders[::-1]]
 
 
-def _listed(parent: str, pattern: str | None, top: str) -> tuple[np.ndarray, np.ndarray]:
-    """Sorted names, as bytes, of the files wanted and of the folders to walk."""
+def _listed(parent: str, pattern: str | None, top: str, passed_over: PassedOver) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted names, as bytes, of the files to take and of the folders to walk."""
     files, folders = _Names(), _Names()
     inside = os.path.relpath(parent, top) if pattern and "/" in pattern else ""
     with os.scandir(parent) as entries:
         for entry in entries:
+            reason = reason_to_pass_over(entry.name) if pattern is None else None
             if _is_folder(entry):
-                if not entry.is_symlink():
+                if entry.is_symlink():
+                    passed_over.add(LINKED_FOLDER)
+                elif reason is None:
                     folders.add(entry.name)
-            elif _is_wanted(entry.name, pattern, inside):
+                else:
+                    passed_over.add(reason)
+            elif reason is None and _is_wanted(entry.name, pattern, inside):
                 files.add(entry.name)
+            else:
+                passed_over.add(reason or passed_over.kind_of(entry.name, pattern))
     return files.sorted(), folders.sorted()
 
 

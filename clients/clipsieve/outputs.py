@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Protocol
 import numpy as np
 
 from clipsieve.exceptions import OutputRefused
+from clipsieve.joined import check_replaceable
 from clipsieve.scoring import Row, shortest
 
 if TYPE_CHECKING:
@@ -53,6 +54,7 @@ def check_output(path: Path, suffixes: Iterable[str], overwrite: bool) -> None:
     check_place(path, suffixes)
     if path.exists() and not overwrite:
         raise OutputRefused(f"{path} already exists; give --overwrite to replace it")
+    check_replaceable(path)
 
 
 @contextmanager

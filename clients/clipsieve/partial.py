@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from clipsieve.exceptions import OutputRefused
+from clipsieve.joined import check_replaceable
 from clipsieve.outputs import table_from_rows
 from clipsieve.scoring import Row
 
@@ -38,18 +39,28 @@ class PartialRun:
         identity: what makes this the same run: its inputs and options, as JSON values.
         schema: of the rows.
         overwrite: start anew and replace what is there.
+        replaces: the output is there, and what this run writes takes its place.
 
     Raises:
-        OutputRefused: the output is there already; the folder belongs to another command, or another process
-            writes to it.
+        OutputRefused: the output is there already, or was not written by this package; the folder belongs to another
+            command, or another process writes to it.
     """
 
-    def __init__(self, out: Path, identity: Mapping[str, Any], schema: pa.Schema, overwrite: bool = False) -> None:
+    def __init__(
+        self,
+        out: Path,
+        identity: Mapping[str, Any],
+        schema: pa.Schema,
+        overwrite: bool = False,
+        *,
+        replaces: bool = False,
+    ) -> None:
         self.out = out
         self.folder = folder_of(out)
         self.schema = schema
         self._identity = {"format": _FORMAT, "columns": schema.names, **identity}
-        check_free(out, overwrite)
+        if not replaces:
+            check_free(out, overwrite)
         self._lock = _locked(self.folder)
         try:
             self._open(overwrite)
@@ -167,11 +178,13 @@ def check_free(out: Path, overwrite: bool) -> None:
     """Refuse to replace what is there. A run that was to do so, or had just put it there, may go on.
 
     Raises:
-        OutputRefused: the output is there already.
+        OutputRefused: the output is there already; or is, whatever `overwrite` says, none of this package's tables.
     """
     begun = folder_of(out) / "finished.json", folder_of(out) / "replaces"
     if out.exists() and not overwrite and not any(path.exists() for path in begun):
         raise OutputRefused(f"{out} already exists; give --overwrite to replace it")
+    if overwrite:
+        check_replaceable(out)
 
 
 def _locked(folder: Path) -> BinaryIO:

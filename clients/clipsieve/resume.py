@@ -15,6 +15,7 @@ from itertools import islice
 import numpy as np
 
 from clipsieve.paths import text_from_path
+from clipsieve.scoring import Item
 
 _PIECE = 4096
 
@@ -37,11 +38,11 @@ class Done:
             self._remember()
         return int(self._counts.sum())
 
-    def without(self, paths: Iterable[str]) -> Iterator[str]:
+    def without(self, items: Iterable[Item]) -> Iterator[Item]:
         """The inputs that have no row yet."""
-        for path in paths:
-            if not self._has(text_from_path(path)):
-                yield path
+        for item in items:
+            if not self._has(text_from_path(item[0])):
+                yield item
 
     def _has(self, name: str) -> bool:
         if self._hashes is None:

@@ -1,6 +1,6 @@
 """One code path from images to rows of the result table: the command line and bulk jobs both come through here.
 
-With one binary head the columns are `image_path, probability, prediction, class_name, error, model_version`.
+With one binary head the columns are `image_path, probability, prediction, class_name, decision, error, model_version`.
 Otherwise they are `image_path`, then for each head
 
     <head>_score           binary, regression: float32
@@ -72,7 +72,7 @@ class Columns:
 
     @property
     def is_plain(self) -> bool:
-        """True for the six columns of one binary head."""
+        """True for the seven columns of one binary head."""
         return len(self.heads) == 1 and self.heads[0].task == "binary" and self.key == "image_path"
 
     @property
@@ -104,7 +104,7 @@ class Columns:
 
     def _typed(self) -> list[tuple[str, str]]:
         if self.is_plain:
-            middle = [("probability", "float"), ("prediction", "int"), ("class_name", "string")]
+            middle = [("probability", "float"), ("prediction", "int"), ("class_name", "string"), ("decision", "string")]
         else:
             middle = [column for head in self.heads for column in _wide_columns(head)]
         return [(self.key, "string"), *middle, ("error", "string"), ("model_version", "string")]
@@ -113,7 +113,8 @@ class Columns:
         decisions = self._decisions(head, result)
         class_name = head.class_of(result.scores, decisions)
         if self.is_plain:
-            yield from (shortest(result.scores[0]), int(decisions[0] >= 1), class_name)
+            band = self._band(head, 0, int(decisions[0]))
+            yield from (shortest(result.scores[0]), int(decisions[0] >= 1), class_name, band)
             return
         yield from map(shortest, result.scores)
         if _decides(head):

@@ -35,7 +35,7 @@ from typing import Any, BinaryIO
 from clipsieve.exceptions import ClipsieveError, ImageRejected, ShardError
 from clipsieve.images import MAX_IMAGE_BYTES
 
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "avif")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "jpe", "png", "webp", "gif", "bmp", "avif")
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 _BLOCK = 512

@@ -22,6 +22,7 @@ from clipsieve.exceptions import TableError
 SUFFIXES = (".parquet", ".csv", ".tsv", ".jsonl", ".json")
 
 _BATCH_ROWS = 8192
+_FIRST_CHARACTERS = 8192
 _DELIMITERS = ",;\t"
 _CSV = (".csv", ".tsv")
 _UTF16_MARKS = (b"\xff\xfe", b"\xfe\xff")
@@ -87,6 +88,43 @@ def json_lines(file: Path) -> Iterator[tuple[int, Any]]:
         yield from _lines(file)
 
 
+def json_items(file: Path) -> Iterator[tuple[int, Any]]:
+    """Yield the values of a JSON array, which need not be objects, with their numbers.
+
+    Raises:
+        TableError: as for `column_names`.
+    """
+    with _readable(file):
+        yield from _items(file, None)
+
+
+def csv_fields(file: Path, width: int) -> Iterator[tuple[int, list[str]]]:
+    """Yield each row of a CSV without a header, with its number.
+
+    Raises:
+        TableError: a row has not `width` fields; as for `column_names`.
+    """
+    with _readable(file), file.open(encoding=encoding_of(file), newline="") as text:
+        for number, fields in enumerate(_csv_reader(text), start=1):
+            if fields and len(fields) != width:
+                raise TableError(f"{file}: row {number} does not have the first row's {width} fields")
+            if fields:
+                yield number, fields
+
+
+def text_lines(file: Path) -> Iterator[tuple[int, str]]:
+    """Yield each line that is not empty, or what lies between NULs if there are some, with its number.
+
+    Raises:
+        TableError: it cannot be read, or is no text.
+    """
+    with _readable(file), file.open(encoding=encoding_of(file), errors="surrogateescape", newline="") as text:
+        first = text.read(_FIRST_CHARACTERS)
+        text.seek(0)
+        pieces = text.read().split("\0") if "\0" in first else (line.rstrip("\r\n") for line in text)
+        yield from ((number, piece) for number, piece in enumerate(pieces, start=1) if piece)
+
+
 def _kind(file: Path) -> str:
     kind = file.suffix.lower()
     if kind not in SUFFIXES:
@@ -127,12 +165,12 @@ def _parquet_batches(file: Path, names: list[str]) -> Iterator[Batch]:
 
 
 def _csv_names(file: Path) -> list[str]:
-    with file.open(encoding=_encoding(file), newline="") as text:
+    with file.open(encoding=encoding_of(file), newline="") as text:
         return next(_csv_reader(text), [])
 
 
 def _csv_rows(file: Path) -> Iterator[NumberedRow]:
-    with file.open(encoding=_encoding(file), newline="") as text:
+    with file.open(encoding=encoding_of(file), newline="") as text:
         reader = _csv_reader(text)
         names = next(reader, [])
         for number, fields in enumerate(reader, start=2):
@@ -157,7 +195,8 @@ def _csv_reader(text: TextIO) -> Any:
     return csv.reader(text, delimiter=max(_DELIMITERS, key=lambda delimiter: widths[delimiter]), strict=True)
 
 
-def _encoding(file: Path) -> str:
+def encoding_of(file: Path) -> str:
+    """The encoding of a text, by its first two bytes."""
     with file.open("rb") as start:
         return "utf-16" if start.read(2) in _UTF16_MARKS else "utf-8-sig"
 
@@ -183,7 +222,7 @@ def _object_rows(file: Path, mapping: tuple[str, str] | None = None) -> Iterator
 def _lines(file: Path) -> Iterator[tuple[int, Any]]:
     """The values of JSON lines, one at a time."""
     with file.open(
-        encoding=_encoding(file), newline="\n"
+        encoding=encoding_of(file), newline="\n"
     ) as lines:  # JSON may hold U+2028 and others that end a text's line
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -192,7 +231,7 @@ def _lines(file: Path) -> Iterator[tuple[int, Any]]:
 
 def _items(file: Path, mapping: tuple[str, str] | None) -> Iterator[tuple[int, Any]]:
     """The values of an array, which is read whole."""
-    data = _parsed(file, file.read_text(encoding=_encoding(file)), "")
+    data = _parsed(file, file.read_text(encoding=encoding_of(file)), "")
     if mapping and isinstance(data, dict):
         data = _mapped(data, *mapping)
     if not isinstance(data, list):

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +30,7 @@ _SCHEMES: dict[str, tuple[ProtocolName, bool]] = {
     "http": ("http", False),
     "https": ("http", True),
 }
+_PORT = re.compile(r":\d+$")
 _DTYPES = {"FP32": "<f4", "INT32": "<i4", "INT64": "<i8"}
 
 
@@ -129,15 +131,39 @@ def parse_url(url: str | None, protocol: ProtocolName | None = None) -> tuple[Pr
     """
     if protocol not in (None, *DEFAULT_ADDRESSES):
         raise ValueError(f"protocol must be grpc or http, found {protocol!r}")
-    scheme, separator, address = (url or DEFAULT_ADDRESSES[protocol or "grpc"]).rpartition("://")
+    scheme, separator, address = (url or DEFAULT_ADDRESSES[protocol or "grpc"]).strip().rpartition("://")
+    scheme = scheme.lower()
     if separator and scheme not in _SCHEMES:
         raise ValueError(f"url {url!r}: unknown scheme; use {', '.join(f'{name}://' for name in _SCHEMES)}")
     scheme_protocol, tls = _SCHEMES[scheme] if separator else (protocol or "grpc", False)
     if protocol not in (None, scheme_protocol):
         raise ValueError(f"url {url!r} is for {scheme_protocol}, but protocol is {protocol}: leave one of them out")
-    if not address.strip("/"):
-        raise ValueError(f"url {url!r} names no server: give host:port")
-    return scheme_protocol, address.rstrip("/"), tls
+    address = address.rstrip("/")
+    if problem := _problem_of_address(address, scheme_protocol, bool(separator)):
+        raise ValueError(f"url {_without_password(url or '')!r} {problem}")
+    return scheme_protocol, address, tls
+
+
+def _problem_of_address(address: str, protocol: ProtocolName, has_scheme: bool) -> str | None:
+    host, slash, path = address.partition("/")
+    if not host:
+        return "names no server: give host:port"
+    if "@" in host:
+        return "has a user's name in it, which is not sent; give a token, or a header such as 'authorization: Basic …'"
+    if host.count(":") > 1 and not host.startswith("["):
+        return f"is an IPv6 address without brackets: write [{host}]:{DEFAULT_ADDRESSES[protocol].rpartition(':')[2]}"
+    if protocol == "grpc" and slash:
+        return f"has a path, and gRPC has none: write {host}, or http:// for a server's HTTP port"
+    if path == "v2" or path.startswith("v2/") or "/v2/" in f"/{path}/":
+        return "ends in /v2, which the client adds by itself: leave that away"
+    if not _PORT.search(host) and (protocol == "grpc" or not has_scheme):
+        port = DEFAULT_ADDRESSES[protocol].rpartition(":")[2]
+        return f"names no port: write {host}:{port}, which is a server's own for {protocol}"
+    return None
+
+
+def _without_password(url: str) -> str:
+    return re.sub(r"//[^/@]*@", "//…@", url)
 
 
 def image_tensor(*images: bytes) -> Tensor:

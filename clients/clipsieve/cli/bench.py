@@ -16,6 +16,7 @@ from clipsieve.cli.options import SOME_FAILED, InputOptions, Paths, ServerOption
 from clipsieve.cli.run import started
 from clipsieve.client import AsyncClient
 from clipsieve.exceptions import InputRefused
+from clipsieve.images import ImageSource
 from clipsieve.printing import print_table
 from clipsieve.progress import Reporter
 
@@ -57,7 +58,7 @@ def bench(paths: Paths, inputs: InputOptions, options: BenchOptions, server: Ser
     concurrencies = options.concurrencies()
     reporter = Reporter()
     with exits(reporter):
-        images = started(inputs.inputs(paths))
+        images = (image for _, image in started(inputs.inputs(paths)))
         figures = asyncio.run(_bench(server.client(concurrency=max(concurrencies)), images, options, concurrencies))
     _print(figures, options.as_json)
     if any(each.failed for each in figures):
@@ -66,9 +67,9 @@ def bench(paths: Paths, inputs: InputOptions, options: BenchOptions, server: Ser
 
 
 async def _bench(
-    client: AsyncClient, paths: Iterator[str], options: BenchOptions, concurrencies: list[int]
+    client: AsyncClient, sources: Iterator[ImageSource], options: BenchOptions, concurrencies: list[int]
 ) -> list[Figures]:
-    images = images_from(paths, options.count)
+    images = images_from(sources, options.count)
     if not images:
         raise InputRefused("none of the images can be read")
     async with client:

@@ -52,7 +52,7 @@ def embed(paths: Paths, output: EmbeddingOutput, inputs: InputOptions, server: S
 
 async def _embed(client: AsyncClient, inputs: Inputs, out: Path, overwrite: bool, reporter: Reporter) -> int:
     """Embed the images into the file; returns how many have no embedding."""
-    paths = started(inputs)
+    items = started(inputs)
 
     def rows(items: Iterator[Item], run: PartialRun) -> Rows:
         return stream_embeddings(client, items)
@@ -61,4 +61,4 @@ async def _embed(client: AsyncClient, inputs: Inputs, out: Path, overwrite: bool
     async with client:
         identity = identity_of(inputs, embed_dim=await client.embed_dim())
         with PartialRun(out, identity, embedding_schema(), overwrite) as run:
-            return await run_over_inputs(run, paths, work, reporter)
+            return await run_over_inputs(run, items, work, reporter, inputs.passed_over)

@@ -11,9 +11,11 @@ import typer
 
 from clipsieve.cli.grouped import grouped, option
 from clipsieve.cli.options import exits, finite
+from clipsieve.exceptions import OutputRefused
 from clipsieve.filter import Wanted, columns_of_all
 from clipsieve.filter_list import LIST_SUFFIXES, write_list
 from clipsieve.filter_shards import filter_shards
+from clipsieve.joined import check_replaceable
 from clipsieve.progress import Reporter
 
 _SCORES, _KEEP, _OUTPUT = "Scores", "What to keep", "Output"
@@ -109,6 +111,10 @@ class OutputOptions:
             return f"{out} is neither a folder nor a {suffixes}" if out.exists() and not out.is_dir() else None
         if out.exists() and not self.overwrite:
             return f"{out} already exists; give --overwrite to replace it"
+        try:
+            check_replaceable(out)
+        except OutputRefused as error:
+            return str(error)
         return None if out.parent.is_dir() else f"the folder {out.parent} does not exist"
 
 

@@ -18,6 +18,7 @@ from clipsieve.exceptions import InputRefused, ShardError
 from clipsieve.inputs import Inputs
 from clipsieve.outputs import write_table
 from clipsieve.partial import PartialRun
+from clipsieve.passed_over import PassedOver
 from clipsieve.progress import Reporter, Tally
 from clipsieve.resume import Done
 from clipsieve.scoring import Item, Row
@@ -83,33 +84,40 @@ def finish(run: PartialRun, work: Work) -> int:
     return failed
 
 
-async def run_over_inputs(run: PartialRun, inputs: Iterator[str], work: Work, reporter: Reporter) -> int:
-    """A run whose rows are called by the paths of its inputs; how many of them have an error."""
+async def run_over_inputs(
+    run: PartialRun, items: Iterator[Item], work: Work, reporter: Reporter, passed_over: PassedOver | None = None
+) -> int:
+    """A run whose rows are called by the names of its inputs; how many of them have an error."""
     if run.finished is not None:
         return publish_finished(run, run.finished, reporter)
     done = Done(committed_names(run))
-    items = ((path, path) for path in done.without(inputs))
-    tally = await run_to_file(run, items, work, reporter)
+    tally = await run_to_file(run, done.without(items), work, reporter)
     if done.left_over:
         reporter.say(f"rows kept from before of files that are no longer among the inputs: {done.left_over}")
     failed = finish(run, work)
-    tell_end(work.summary, tally, reporter)
+    tell_end(work.summary, tally, reporter, passed_over)
     return failed
 
 
 async def run_to_stdout(
-    rows: Rows, names: Sequence[str], show: Callable[[Rows], Awaitable[None]], summary: Summary, reporter: Reporter
+    rows: Rows,
+    names: Sequence[str],
+    show: Callable[[Rows], Awaitable[None]],
+    summary: Summary,
+    reporter: Reporter,
+    passed_over: PassedOver | None = None,
 ) -> int:
     """A run that keeps nothing; how many rows have an error.
 
     Args:
         names: of the rows' columns.
         show: prints the rows.
+        passed_over: what the inputs leave out, once they were all given.
     """
     tally = Tally()
     with reporter.watching(tally) as advance:
         await show(_counted(rows, tally, advance, names.index("error")))
-    tell_end(summary, tally, reporter)
+    tell_end(summary, tally, reporter, passed_over)
     return tally.failed
 
 
@@ -120,9 +128,14 @@ def publish_finished(run: PartialRun, finished: Mapping[str, Any], reporter: Rep
     return int(finished.get("failed") or 0)
 
 
-def tell_end(summary: Summary, tally: Tally, reporter: Reporter) -> None:
+def tell_end(summary: Summary, tally: Tally, reporter: Reporter, passed_over: PassedOver | None = None) -> None:
+    """Say what was done, and what the inputs held besides."""
     message, figures = summary(tally)
+    if passed_over:
+        figures |= {"passed_over": dict(passed_over)}
     reporter.tell(message, "end", **figures)
+    if passed_over:
+        reporter.tell(passed_over.summary(), "passed_over", counts=dict(passed_over))
 
 
 async def _counted(rows: Rows, tally: Tally, advance: Callable[[], None], error_place: int) -> Rows:
@@ -141,14 +154,15 @@ def identity_of(inputs: Inputs, **options: object) -> dict[str, object]:
     return {"inputs": named, "pattern": inputs.pattern, "column": inputs.column, **options}
 
 
-def started(inputs: Inputs) -> Iterator[str]:
-    """The paths, once the first of them exists.
+def started(inputs: Inputs) -> Iterator[Item]:
+    """The inputs' names and images, once the first of them exists.
 
     Raises:
         InputRefused: there is none, or the list cannot be read: known before anything else is done.
     """
-    paths = iter(inputs)
-    for path in paths:
-        return chain([path], paths)
+    items = inputs.items()
+    for item in items:
+        return chain([item], items)
     problem = f"no file matches {inputs.pattern!r}" if inputs.pattern else "no image files; see --pattern"
-    raise InputRefused(f"nothing to do: {problem}")
+    passed_over = f" ({inputs.passed_over.summary()})" if inputs.passed_over else ""
+    raise InputRefused(f"nothing to do: {problem}{passed_over}")

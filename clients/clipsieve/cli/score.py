@@ -107,6 +107,15 @@ class OutputOptions:
         int | None,
         option("--top", "Only so many rows; the highest scores unless --sort says else.", group=_OUTPUT, min=1),
     ] = None
+    in_place: Annotated[
+        bool,
+        option(
+            "--in-place",
+            "For shards with a table beside them (key, url, caption, …): add the scores to it. The old one is kept as "
+            "….parquet.bak.",
+            group=_OUTPUT,
+        ),
+    ] = False
     allow_version_change: Annotated[
         bool,
         option(
@@ -133,13 +142,14 @@ def score(
 ) -> None:  # fmt: skip
     """Score images: one row for each, in the order given. An image that cannot be scored is a row with an error.
 
-    With one binary head the columns are image_path, probability, prediction, class_name, error, model_version.
+    With one binary head the columns are image_path, probability, prediction, class_name, decision, error,
+    model_version.
     Otherwise each head has columns that begin with its name.
     """
     reporter = run.reporter(output.out is not None)
     job = _Job(inputs.inputs(paths), heads, output, arrange, run, reporter)
     with exits(reporter):
-        job.check_arrange()
+        job.check()
         client = server.client(**run.asking())
         if are_shards(job.inputs):
             failed = asyncio.run(job.score_shards(client))
@@ -162,7 +172,14 @@ class _Job:
     run: RunOptions
     reporter: Reporter
 
-    def check_arrange(self) -> None:
+    def check(self) -> None:
+        """Raises BadParameter for options that do not go together."""
+        if self.output.in_place and (not are_shards(self.inputs) or self.output.out is not None):
+            problem = "is for shards, whose tables lie beside them" if self.output.out is None else "goes without --out"
+            raise typer.BadParameter(problem, param_hint="--in-place")
+        self._check_arrange()
+
+    def _check_arrange(self) -> None:
         """Raises BadParameter for files that cannot be arranged, whatever their scores."""
         if not self.arrange.chosen:
             return
@@ -176,14 +193,14 @@ class _Job:
     async def score_to_file(self, client: AsyncClient, out: Path) -> int:
         check_place(out, TABLE_SUFFIXES)
         self._check_free(out)
-        paths = started(self.inputs)
+        items = started(self.inputs)
         async with client:
             columns = await self._columns(client)
             work = self._work(client, columns, self._versions())
             source = source_of(columns.names)
             self.arrange.check(source)
             with PartialRun(out, self._identity(), columns.schema(), self.run.overwrite) as run:
-                failed = await run_over_inputs(run, paths, work, self.reporter)
+                failed = await run_over_inputs(run, items, work, self.reporter, self.inputs.passed_over)
         return failed + arrange_files(out, source, self.arrange, self.reporter)
 
     def _check_free(self, out: Path) -> None:
@@ -195,15 +212,16 @@ class _Job:
             raise OutputRefused(f"{error}; to arrange the files of this table: clipsieve arrange {out}") from None
 
     async def score_to_stdout(self, client: AsyncClient) -> int:
-        paths = started(self.inputs)
+        items = started(self.inputs)
         async with client:
             columns = await self._columns(client)
-            rows = stream_rows(client, ((path, path) for path in paths), columns, self._versions())
+            rows = stream_rows(client, items, columns, self._versions())
 
             async def show(rows: Rows) -> None:
                 await self._print(rows, columns)
 
-            return await run_to_stdout(rows, columns.names, show, image_summary("scored"), self.reporter)
+            summary, passed_over = image_summary("scored"), self.inputs.passed_over
+            return await run_to_stdout(rows, columns.names, show, summary, self.reporter, passed_over)
 
     async def score_shards(self, client: AsyncClient) -> int:
         shards = shards_in(self.inputs)
@@ -212,7 +230,7 @@ class _Job:
             versions = self._versions()
             job = ShardJob(
                 columns, asdict(self.heads), versions, self._work(client, columns, versions), self.run.overwrite,
-                self.reporter,
+                self.reporter, self.output.in_place,
             )  # fmt: skip
             return await score_shards(shards, self.output.out, job)
 

@@ -1,7 +1,11 @@
-"""Scoring WebDataset shards: a Parquet for each, with the keys of its samples. The tars are only read."""
+"""Scoring WebDataset shards: a Parquet for each, with the keys of its samples. The tars are only read.
+
+A table that lies beside a shard already, with columns of its own, is its owner's: the scores are joined with it.
+"""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +14,20 @@ from clipsieve.cli.run import Work, finish, run_to_file
 from clipsieve.commits import failed_rows
 from clipsieve.exceptions import InputRefused, OutputRefused, ShardError
 from clipsieve.inputs import Inputs
+from clipsieve.joined import (
+    KEY_COLUMNS,
+    Unmatched,
+    check_replaceable,
+    is_metadata,
+    joined_table,
+    key_column,
+    own_columns,
+)
 from clipsieve.partial import PartialRun, folder_of
 from clipsieve.progress import Reporter
 from clipsieve.scoring import Columns, Item, Versions
-from clipsieve.shards import is_shard, iter_samples, scores_paths
+from clipsieve.shards import is_shard, iter_samples, scores_path, scores_paths
+from clipsieve.table_batches import column_names
 
 
 def are_shards(inputs: Inputs) -> bool:
@@ -51,32 +65,83 @@ class ShardJob:
     work: Work
     overwrite: bool
     reporter: Reporter
+    in_place: bool = False
+    """Add the scores to the tables that lie beside the shards."""
 
 
 async def score_shards(shards: list[Path], folder: Path | None, job: ShardJob) -> int:
     """Write `<shard>.parquet` for each, beside it or into a folder; shards that have one are passed over.
 
     A shard that is cut off or damaged has no table, and the others go on. Returns how many samples, or shards, failed.
+
+    Raises:
+        OutputRefused: a table that is there is not ours to replace, or is of another run.
     """
     if folder is not None:
         if folder.exists() and not folder.is_dir():
             raise OutputRefused(f"{folder} is a file; for shards --out is the folder for their tables")
         folder.mkdir(exist_ok=True)
+    targets = [_target(*pair, job) for pair in zip(shards, scores_paths(shards, folder), strict=True)]
     failed = there = 0
-    for shard, out in zip(shards, scores_paths(shards, folder), strict=True):
-        if out.exists() and not job.overwrite and not folder_of(out).exists():
-            _check_finished(out, job)
+    for target in targets:
+        if target.is_finished(job):
             there += 1
             continue
-        with PartialRun(out, {"shard": shard.name, **job.identity}, job.columns.schema(), job.overwrite) as run:
-            failed += await _score_shard(shard, run, job.work, job.reporter)
+        identity = {"shard": target.shard.name, "joined": target.metadata is not None, **job.identity}
+        schema = job.columns.schema()
+        with PartialRun(target.out, identity, schema, job.overwrite, replaces=target.is_in_place) as run:
+            failed += await _score_shard(target, run, job)
     if there:
         job.reporter.tell(f"{there} of {len(shards)} shards had their table already", "kept", shards=there)
     return failed
 
 
-async def _score_shard(shard: Path, run: PartialRun, work: Work, reporter: Reporter) -> int:
+@dataclass(frozen=True)
+class _Target:
+    """The table that a shard's scores go into."""
+
+    shard: Path
+    out: Path
+    metadata: Path | None
+    """A table with a row for each sample, to join with."""
+
+    @property
+    def is_in_place(self) -> bool:
+        return self.metadata == self.out
+
+    def is_finished(self, job: ShardJob) -> bool:
+        """True when the table has the scores that this run would write."""
+        if not self.out.exists() or job.overwrite or folder_of(self.out).exists():
+            return False
+        if self.is_in_place and own_columns(self.out) is None:
+            return False
+        _check_finished(self.out, job)
+        return True
+
+
+def _target(shard: Path, out: Path, job: ShardJob) -> _Target:
+    beside = scores_path(shard)
+    metadata = beside if beside.is_file() and is_metadata(beside) else None
+    if out == metadata and not job.in_place:
+        raise OutputRefused(
+            f"{out} has columns of its own ({', '.join(column_names(out)[:6])}) and is not replaced: give --out FOLDER "
+            "for tables with its columns and the scores, or --in-place to add the scores to it"
+        )
+    if job.in_place and not (out.exists() or folder_of(out).exists()):
+        raise OutputRefused(f"--in-place: {shard} has no table beside it; leave --in-place out to make one")
+    if metadata is not None and key_column(metadata) is None:
+        if job.in_place:
+            raise OutputRefused(f"{metadata} has no column {' or '.join(KEY_COLUMNS)} to match samples by")
+        job.reporter.tell(f"{metadata} has no column of keys and is not joined with the scores", "not_joined")
+        metadata = None
+    if out.exists() and out != metadata and job.overwrite and own_columns(out) is None:
+        check_replaceable(out)
+    return _Target(shard, out, metadata)
+
+
+async def _score_shard(target: _Target, run: PartialRun, job: ShardJob) -> int:
     """Score one shard; returns how many samples failed, 1 for a shard that cannot be read to its end."""
+    shard, work, reporter = target.shard, job.work, job.reporter
     if run.finished is not None:
         failed = int(run.finished["failed"])
         run.publish()
@@ -88,10 +153,30 @@ async def _score_shard(shard: Path, run: PartialRun, work: Work, reporter: Repor
         reporter.say(f"clipsieve: {error}", "error", shard=str(shard))
         return 1
     failed = failed_rows(run)
-    finish(run, work)
+    unmatched = Unmatched(0, 0)
+    if target.metadata is None:
+        finish(run, work)
+    else:
+        unmatched = _finish_joined(target.metadata, target.is_in_place, run)
     message, figures = work.summary(tally)
-    reporter.tell(f"{shard}: {message}", "shard", shard=str(shard), **figures)
+    figures |= {"rows_without_sample": unmatched.rows, "samples_without_row": unmatched.samples}
+    reporter.tell(
+        "; ".join(filter(None, [f"{shard}: {message}", unmatched.summary()])), "shard", shard=str(shard), **figures
+    )
     return failed
+
+
+def _finish_joined(metadata: Path, in_place: bool, run: PartialRun) -> Unmatched:
+    """Write the metadata with the scores; a table that this replaces is kept beside it as `….parquet.bak`."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table, unmatched = joined_table(metadata, pa.concat_tables([run.schema.empty_table(), *run.tables()]))
+    backup = metadata.with_name(f"{metadata.name}.bak")
+    if in_place and not backup.exists():
+        shutil.copy2(metadata, backup)
+    run.finish(lambda file: pq.write_table(table, file), {"rows": run.rows, "failed": failed_rows(run)})
+    return unmatched
 
 
 def _items(shard: Path, start: int) -> Iterator[Item]:
@@ -106,7 +191,8 @@ def _check_finished(out: Path, job: ShardJob) -> None:
 
     try:
         with pq.ParquetFile(out) as table:
-            names = table.schema_arrow.names
+            own = own_columns(out)
+            names = table.schema_arrow.names if own is None else ["key", *own]
             if names == job.columns.names and table.num_row_groups:
                 versions = table.read_row_group(0, ["model_version"])[0].drop_null()
                 job.versions.check(versions[0].as_py() if len(versions) else "")

@@ -7,7 +7,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from itertools import chain
 from pathlib import Path
@@ -25,6 +25,7 @@ from clipsieve.inputs import Inputs
 from clipsieve.lists import is_list
 from clipsieve.outputs import TABLE_SUFFIXES, check_place
 from clipsieve.partial import PartialRun, check_free
+from clipsieve.passed_over import PassedOver
 from clipsieve.printing import printer
 from clipsieve.progress import Reporter, Tally
 from clipsieve.scoring import Columns, Item, Row, Versions
@@ -163,8 +164,11 @@ def video(
         raise typer.Exit(SOME_FAILED)
 
 
-def videos_in(paths: list[str]) -> Iterator[str]:
+def videos_in(paths: list[str], passed_over: PassedOver) -> Iterator[str]:
     """The paths of videos, in the order given. Files that are named are taken whatever their suffix.
+
+    Args:
+        passed_over: counts what folders hold besides.
 
     A path that a spreadsheet would take for a formula gets `./` before it, which names the same file.
 
@@ -176,11 +180,13 @@ def videos_in(paths: list[str]) -> Iterator[str]:
         for file in Inputs((path,), "*"):
             if named or is_video(file) or os.path.isdir(file):  # a folder here is one that cannot be listed
                 yield f"./{file}" if file.startswith(_FORMULA_STARTS) else file
+            else:
+                passed_over.add(passed_over.kind_of(os.path.basename(file), None))
 
 
-def _started(paths: list[str]) -> Iterator[str]:
+def _started(paths: list[str], passed_over: PassedOver) -> Iterator[Item]:
     """The videos, once the first of them is found. Raises InputRefused, also when there is none."""
-    videos = videos_in(paths)
+    videos = ((path, path) for path in videos_in(paths, passed_over))
     for first in videos:
         return chain([first], videos)
     raise InputRefused(f"nothing to do: no file with the suffix of a video in {', '.join(paths)}")
@@ -197,26 +203,28 @@ class _Job:
     reporter: Reporter
     frames: int = 0
     """Frames scored so far."""
+    passed_over: PassedOver = field(default_factory=PassedOver)
+    """What the folders hold besides."""
 
     async def to_file(self, client: AsyncClient, out: Path) -> int:
         check_place(out, TABLE_SUFFIXES)
         check_free(out, self.run.overwrite)
-        videos = _started(self.paths)
+        videos = _started(self.paths, self.passed_over)
         async with client:
             columns = await self._columns(client)
             with PartialRun(out, self._identity(), columns.schema(), self.run.overwrite) as run:
-                return await run_over_inputs(run, videos, self._work(client, columns), self.reporter)
+                return await run_over_inputs(run, videos, self._work(client, columns), self.reporter, self.passed_over)
 
     async def to_stdout(self, client: AsyncClient, form: Format) -> int:
-        videos = _started(self.paths)
+        videos = _started(self.paths, self.passed_over)
         async with client:
             columns = await self._columns(client)
-            rows = self._rows(client, videos, columns, Versions(None, False))
+            rows = self._rows(client, (path for path, _ in videos), columns, Versions(None, False))
 
             async def show(rows: Rows) -> None:
                 await _print(rows, columns.names, form)
 
-            return await run_to_stdout(rows, columns.names, show, self._summary, self.reporter)
+            return await run_to_stdout(rows, columns.names, show, self._summary, self.reporter, self.passed_over)
 
     async def _columns(self, client: AsyncClient) -> VideoColumns:
         heads = await client.chosen_heads(self.heads.head or None)

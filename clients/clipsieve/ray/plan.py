@@ -118,7 +118,9 @@ def names_in(inputs: Inputs) -> Iterator[str]:
         InputRefused: nothing matches, a list cannot be read, or a storage cannot be reached.
     """
     for path in inputs.paths:
-        if not is_remote(path):
+        if not is_remote(path) and is_list(path):
+            yield from paths_from_table(local_path(path), inputs.column)
+        elif not is_remote(path):
             yield from Inputs((local_path(path),), inputs.pattern, inputs.column)
         elif is_list(path):
             with fetched(path) as copy:

@@ -1,6 +1,6 @@
 """Reads a table of scores for a report: all its scores, and the names of the few rows that are shown.
 
-    image_path,probability,prediction,class_name,error,model_version
+    image_path,probability,prediction,class_name,decision,error,model_version
     image_path,nsfw_score,nsfw_decision,nsfw_class_name,…,error,model_version
 
 A column of scores is named `probability` or ends in `_score`. The table is streamed twice: once for the
@@ -37,7 +37,7 @@ class ScoreColumn:
 
     name: str
     decision: str | None
-    """The column of its bands: `<head>_decision`, `prediction`, or a multiclass head's `<head>_class_name`."""
+    """The column of its bands: `<head>_decision`, `decision`, `prediction`, or a multiclass `<head>_class_name`."""
     class_name: str | None
 
     @property
@@ -321,7 +321,8 @@ def _score_columns(file: Path, names: list[str]) -> list[ScoreColumn]:
 
 def _score_column(name: str, names: list[str]) -> ScoreColumn:
     if name == "probability":
-        return ScoreColumn(name, *(each if each in names else None for each in ("prediction", "class_name")))
+        decision = next((each for each in ("decision", "prediction") if each in names), None)
+        return ScoreColumn(name, decision, "class_name" if "class_name" in names else None)
     head = name.removesuffix("_score")
     classes = f"{head}_class_name"
     return ScoreColumn(name, decision_column(name, names), classes if classes in names else None)
