@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 import socket
 import time
 
@@ -19,6 +20,7 @@ PICTURE = jpeg(seed=1)
 TEXT = base64.b64encode(PICTURE).decode()
 MIB = 2**20
 LIMITS = ("--max-mib", "4", "--max-files", "16", "--header-timeout", "2", "--body-timeout", "3", "--concurrency", "8")
+CHUNKED = "Transfer-Encoding: chunked"
 MULTIPART = f"multipart/form-data; boundary={BOUNDARY}"
 
 
@@ -63,7 +65,7 @@ FORMS = {
     ),
     "no name": (form([part("", PICTURE, disposition=b"attachment")]), MULTIPART, "BAD_MULTIPART"),
     "two dispositions": (
-        form([b'Content-Disposition: form-data; name="a"\r\n' + part("image", PICTURE, "a")]), MULTIPART, "BAD_MULTIPART"
+        form([b'Content-Disposition: form-data; name="a"\r\n' + part("image", b"x", "a")]), MULTIPART, "BAD_MULTIPART"
     ),
     "base64 in a part": (
         form([b"Content-Transfer-Encoding: base64\r\n" + part("image", TEXT.encode(), "a")]), MULTIPART, "BAD_MULTIPART"
@@ -273,7 +275,6 @@ def test_a_client_that_goes_away_leaves_nothing(gateway):
 
 # ---- HTTP ----
 
-CHUNKED = "Transfer-Encoding: chunked"
 SMUGGLED = b"0\r\n\r\nGET /heads HTTP/1.1\r\nHost: localhost\r\n\r\n"
 REQUESTS = {
     "garbage": b"\x00\x01\x02\xff" * 100 + b"\r\n\r\n",
@@ -318,7 +319,7 @@ def test_http_that_is_none_is_refused(gateway, kind):
     answer = gateway.send_raw(REQUESTS[kind], half_close=True)
     assert answer.startswith((b"HTTP/1.1 4", b"HTTP/1.1 501"))
     assert b"nsfw" not in answer
-    assert answer.count(b"HTTP/1.1 ") == 1, answer  # what was smuggled in is not answered
+    assert len(re.findall(rb"HTTP/1.1 \d", answer)) == 1, answer  # what was smuggled in is not answered
     head, _, body = answer.partition(b"\r\n\r\n")
     assert b"application/problem+json" in head
     assert json.loads(body)["code"] in KINDS

@@ -29,6 +29,8 @@ from serving.gateway.tokens import Doorkeeper
 
 Read = Callable[[Request, BodyLimits, Share], Awaitable[Pictures]]
 
+_MOST_HEADERS = 100
+_LONGEST_ADDRESS = 8192
 _NO_STORE = {"Cache-Control": "no-store", "X-Content-Type-Options": "nosniff"}
 
 
@@ -155,9 +157,9 @@ class Front:
             await send(message)
 
         try:
-            if ambiguity := ambiguity_of(scope):
+            if fault := fault_of(scope):
                 close = {"Connection": "close"}
-                await problem_response(problem_json("BAD_HTTP", ambiguity), close)(scope, receive, counted)
+                await problem_response(problem_json("BAD_HTTP", fault), close)(scope, receive, counted)
             else:
                 await self.app(scope, receive, counted)
         finally:
@@ -165,9 +167,14 @@ class Front:
             self.metrics.finished(route, status, time.perf_counter() - started)
 
 
-def ambiguity_of(scope: Scope) -> str | None:
-    """What two programs may read differently: how long a body is, who is asked, and by whom; None when all is plain."""
+def fault_of(scope: Scope) -> str | None:
+    """What is wrong with a request's headers: too many, or such as two programs may read differently (how long a body
+    is, who is asked, and by whom); None when all is plain."""
     names = [name for name, _ in scope["headers"]]
+    if scope["http_version"] not in ("1.0", "1.1"):
+        return f"HTTP/{scope['http_version'][:10]} is not spoken here"
+    if len(names) > _MOST_HEADERS or len(scope["raw_path"]) + len(scope["query_string"]) > _LONGEST_ADDRESS:
+        return f"more than {_MOST_HEADERS} headers, or an address of more than {_LONGEST_ADDRESS} bytes"
     if b"transfer-encoding" in names:
         if b"content-length" in names:
             return "Content-Length and Transfer-Encoding contradict each other"

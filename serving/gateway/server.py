@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -15,6 +16,7 @@ from serving.gateway.settings import Settings
 
 _MOST_HEADER_BYTES = 32 * 1024
 _STOP_S = 30
+_LINGER_S = 2.0
 
 
 def serve(settings: Settings) -> int:
@@ -52,6 +54,34 @@ def protocol_class(settings: Settings) -> type[H11Protocol]:
     return Connection
 
 
+class LingeringTransport:
+    """A transport whose `close` ends its own side, and then throws away for a moment what still comes.
+
+    A connection that is closed while bytes arrive is reset, and the client may never see why it was refused.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._closing = False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def is_closing(self) -> bool:
+        return self._closing or self._transport.is_closing()
+
+    def close(self) -> None:
+        if self.is_closing():
+            return
+        self._closing = True
+        self._loop.call_later(_LINGER_S, self._transport.abort)
+        try:
+            self._transport.write_eof()
+            self._transport.resume_reading()
+        except (OSError, RuntimeError):  # the other side has gone
+            self._transport.close()
+
+
 class LimitedConnection(H11Protocol):
     """A connection that is closed when headers do not come in time, and refused when there are too many.
 
@@ -63,7 +93,7 @@ class LimitedConnection(H11Protocol):
     _header_timer: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
-        super().connection_made(transport)
+        super().connection_made(LingeringTransport(transport, self.loop))  # type: ignore[arg-type]
         if len(self.connections) > self.most_connections:
             self._refuse("TOO_BUSY", f"all {self.most_connections} connections are in use; try again")
         else:
@@ -73,6 +103,22 @@ class LimitedConnection(H11Protocol):
         if not self.transport.is_closing():
             super().data_received(data)
             self._watch_headers()
+
+    def eof_received(self) -> bool | None:
+        """The client has sent all it will; one that has sent a whole request gets its answer."""
+        if self.transport.is_closing():
+            return None
+        if self.cycle is None or self.cycle.response_complete:
+            if self.conn.trailing_data[0]:
+                self._refuse("BAD_HTTP", "the request ended before it was whole")
+                return True
+            return None
+        if self.cycle.more_body:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            self._refuse("BAD_HTTP", "the body ended before it was whole")
+        self.cycle.keep_alive = False
+        return True
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
@@ -102,12 +148,9 @@ class LimitedConnection(H11Protocol):
         """Answer and close; only close where an answer has begun, or none can be given any more."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             problem = problem_json(code, detail)
-            body = problem_text(problem)
-            headers = [
-                ("content-type", MEDIA_TYPE), ("content-length", str(len(body))), ("connection", "close")
-            ]  # fmt: skip
-            for event in (
-                h11.Response(status_code=problem["status"], headers=headers), h11.Data(data=body), h11.EndOfMessage()
-            ):  # fmt: skip
+            body, status = problem_text(problem), problem["status"]
+            headers = [("content-type", MEDIA_TYPE), ("content-length", str(len(body))), ("connection", "close")]
+            start = h11.Response(status_code=status, headers=headers, reason=HTTPStatus(status).phrase)
+            for event in (start, h11.Data(data=body), h11.EndOfMessage()):
                 self.transport.write(self.conn.send(event) or b"")
         self.transport.close()
