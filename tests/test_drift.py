@@ -10,6 +10,7 @@ import threading
 import numpy as np
 import pytest
 
+from recipes.errors import run_step
 from common.score_edges import PROBABILITY_EDGES
 from recipes.errors import run_step
 from serving.drift import (

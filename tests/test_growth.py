@@ -11,6 +11,7 @@ import pytest
 import yaml
 from pictures import jpeg
 
+from recipes.errors import run_step
 from benchmarks.comparison import rounded
 from benchmarks.growth import __main__ as growth
 from benchmarks.growth import batches, heads, rates, sizes

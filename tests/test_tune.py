@@ -11,6 +11,7 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
+from recipes.errors import run_step
 from build.errors import BuildError
 from common.manifest import ManifestError
 from common.paths import ROOT

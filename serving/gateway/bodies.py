@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 
@@ -22,7 +22,7 @@ class BodyLimits:
     timeout_s: float
 
 
-async def pieces(request: Request, limits: BodyLimits, memory: Share) -> AsyncIterator[bytes]:
+async def pieces(request: Request, limits: BodyLimits, memory: Share) -> AsyncGenerator[bytes, None]:
     """Yield the body as it comes.
 
     Raises:
@@ -31,24 +31,24 @@ async def pieces(request: Request, limits: BodyLimits, memory: Share) -> AsyncIt
     _check_encoding(request)
     _check_promised(request.headers.get("content-length", ""), limits.max_bytes)
     received, deadline = 0, anyio.current_time() + limits.timeout_s
-    async with aclosing(request.stream()) as stream:
-        while True:
-            piece = None
-            with anyio.CancelScope(deadline=deadline) as scope:
-                try:
-                    piece = await anext(stream, None)
-                except ClientDisconnect:
-                    raise Problem("BAD_HTTP", "the body ended before it was whole") from None
-            if scope.cancelled_caught:
-                raise Problem("TOO_SLOW", f"{received} bytes of the body came within {limits.timeout_s:g} s")
-            if piece is None:
-                return
-            received += len(piece)
-            if received > limits.max_bytes:
-                raise Problem("TOO_MANY_BYTES", f"more than the {limits.max_bytes} bytes that a request may have")
-            memory.take(len(piece))
-            if piece:
-                yield piece
+    stream = request.stream()
+    while True:
+        piece = None
+        with anyio.CancelScope(deadline=deadline) as scope:
+            try:
+                piece = await anext(stream, None)
+            except ClientDisconnect:
+                raise Problem("BAD_HTTP", "the body ended before it was whole") from None
+        if scope.cancelled_caught:
+            raise Problem("TOO_SLOW", f"{received} bytes of the body came within {limits.timeout_s:g} s")
+        if piece is None:
+            return
+        received += len(piece)
+        if received > limits.max_bytes:
+            raise Problem("TOO_MANY_BYTES", f"more than the {limits.max_bytes} bytes that a request may have")
+        memory.take(len(piece))
+        if piece:
+            yield piece
 
 
 async def whole(request: Request, limits: BodyLimits, memory: Share) -> bytes:

@@ -104,7 +104,7 @@ class LimitedConnection(H11Protocol):
             super().data_received(data)
             self._watch_headers()
 
-    def eof_received(self) -> bool | None:
+    def eof_received(self) -> bool | None:  # type: ignore[override]
         """The client has sent all it will; one that has sent a whole request gets its answer."""
         if self.transport.is_closing():
             return None

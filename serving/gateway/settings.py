@@ -100,8 +100,9 @@ def _add_option(
 ) -> None:
     variable = PREFIX + name.upper()
     kind = Path if default is None else type(default)
+    given = environment.get(variable)
     try:
-        if given := environment.get(variable):
+        if given:
             default = _TRUE[given.lower()] if kind is bool else kind(given)
     except (KeyError, ValueError):
         raise GatewayError(f"{variable} is {given!r}, which is no {kind.__name__}") from None
