@@ -6,6 +6,7 @@ import base64
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import quote
 
@@ -16,11 +17,14 @@ from pictures import jpeg
 
 from clipsieve import Client, Head, HeadScore, Threshold
 from common.paths import ROOT
+from recipes.errors import run_step
+from serving.embedded import free_ports
 from serving.gateway import token
 from serving.gateway.answers import head_json, head_score_json
 from serving.gateway.limits import Rates, Room
 from serving.gateway.metrics import Metrics
 from serving.gateway.problems import KINDS, Problem
+from serving.gateway.server import serve
 from serving.gateway.settings import GatewayError, Settings, parse_settings
 from serving.gateway.tokens import Doorkeeper, new_token, token_line
 
@@ -294,6 +298,22 @@ def test_a_rate_is_refused_with_the_time_to_wait(server, tmp_path):
         answer = gateway.send("/score", PICTURE, "image/jpeg")
         assert (answer.status, answer.code) == (429, "RATE_LIMITED")
         assert 900 < int(answer.headers["retry-after"]) <= 1001
+
+
+def test_metrics_may_have_a_port_of_their_own(server, tmp_path):
+    (port,) = free_ports(0)
+    token.main(["alice", "--file", str(tmp_path / "tokens.txt")])
+    options = ("--metrics-port", str(port), "--tokens", str(tmp_path / "tokens.txt"))
+    with running_gateway(server.grpc_url, tmp_path, *options) as gateway:
+        inside = replace(gateway, port=port)
+        assert "clipsieve_gateway_body_bytes 0" in inside.send("/metrics").body.decode()
+        assert (inside.send("/score", PICTURE, "image/jpeg").status, inside.send("/").status) == (404, 404)
+        assert gateway.send("/metrics").status == 401
+
+
+def test_a_port_that_is_taken_is_named(gateway, capfd):
+    assert run_step("serving.gateway", lambda: serve(Settings(port=gateway.port))) == 1
+    assert f"cannot listen at 127.0.0.1:{gateway.port}: " in capfd.readouterr().err
 
 
 def test_settings_come_from_the_environment_too():

@@ -98,6 +98,11 @@ class Gateway:
         self.caller(request)
         return json_response([head_json(head) for head in await self.triton.heads()])
 
+    def is_inside(self, scope: Scope) -> bool:
+        """True for a request to the port of the metrics, which is not shown to the world."""
+        port = self.settings.metrics_port
+        return port != 0 and scope["server"][1] == port
+
     async def health(self, request: Request) -> Response:
         health = await self.triton.health.check()
         answer = {"status": health.status}
@@ -112,7 +117,8 @@ class Gateway:
         return PlainTextResponse("\n", headers=_NO_STORE)
 
     async def counts(self, request: Request) -> Response:
-        self.caller(request)
+        if not self.is_inside(request.scope):
+            self.caller(request)
         return PlainTextResponse(self.metrics.text(), media_type="text/plain; version=0.0.4", headers=_NO_STORE)
 
 
@@ -135,14 +141,14 @@ def create_app(settings: Settings) -> ASGIApp:
     handlers = {Problem: _refuse, HTTPException: _no_route, Exception: _internal}
     app = Starlette(routes=routes, exception_handlers=handlers, lifespan=gateway.running)
     app.router.redirect_slashes = False
-    return Front(app, gateway.metrics, {route.path for route in routes})
+    return Front(app, gateway, {route.path for route in routes})
 
 
 class Front:
     """Refuses requests that two programs may read in two ways, and counts all."""
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, paths: set[str]) -> None:
-        self.app, self.metrics, self.paths = app, metrics, paths
+    def __init__(self, app: ASGIApp, gateway: Gateway, paths: set[str]) -> None:
+        self.app, self.gateway, self.metrics, self.paths = app, gateway, gateway.metrics, paths
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -160,6 +166,10 @@ class Front:
             if fault := fault_of(scope):
                 close = {"Connection": "close"}
                 await problem_response(problem_json("BAD_HTTP", fault), close)(scope, receive, counted)
+            elif self.gateway.is_inside(scope) and scope["path"] != "/metrics":
+                await problem_response(problem_json("NOT_FOUND", "this port has /metrics alone"))(
+                    scope, receive, counted
+                )
             else:
                 await self.app(scope, receive, counted)
         finally:

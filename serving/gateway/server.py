@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import socket
 from http import HTTPStatus
 from typing import Any
 
@@ -12,7 +14,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serving.gateway.app import create_app
 from serving.gateway.problems import MEDIA_TYPE, problem_json, problem_text
-from serving.gateway.settings import Settings
+from serving.gateway.settings import GatewayError, Settings
 
 _MOST_HEADER_BYTES = 32 * 1024
 _STOP_S = 30
@@ -22,8 +24,22 @@ _LINGER_S = 2.0
 def serve(settings: Settings) -> int:
     """Serve until a signal; requests in flight are finished first."""
     server = uvicorn.Server(configuration(settings))
-    server.run()
+    ports = [settings.port, *([settings.metrics_port] if settings.metrics_port else [])]
+    with contextlib.ExitStack() as stack:
+        server.run([stack.enter_context(contextlib.closing(listening(settings.host, port))) for port in ports])
     return 0 if server.started else 1
+
+
+def listening(host: str, port: int) -> socket.socket:
+    """A socket bound to the address.
+
+    Raises:
+        GatewayError: it is taken, or is none of this machine.
+    """
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise GatewayError(f"cannot listen at {host}:{port}: {error.strerror}; choose another with --port") from error
 
 
 def configuration(settings: Settings) -> uvicorn.Config:

@@ -33,6 +33,7 @@ class Settings:
     url: str = _option("localhost:8001", "Triton: host:port for gRPC, or grpcs://, http://, https://", "URL")
     host: str = _option("127.0.0.1", "address to listen at; 0.0.0.0 is every one of this machine", "ADDRESS")
     port: int = _option(8080, "port to listen at", "PORT")
+    metrics_port: int = _option(0, "port of its own for /metrics, without tokens; 0 is none", "PORT")
     tokens: Path | None = field(
         default=None,
         metadata={"help": "file of the tokens that are let in (serving.gateway.token)", "metavar": "FILE"},
@@ -53,7 +54,11 @@ class Settings:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            if isinstance(value, (int, float)) and each.name not in ("open", "port", "rate") and not value > 0:
+            if (
+                isinstance(value, (int, float))
+                and each.name not in ("open", "port", "metrics_port", "rate")
+                and not value > 0
+            ):
                 raise GatewayError(f"--{each.name.replace('_', '-')} must be more than 0, found {value}")
         if not 0 <= self.port < 65536 or not self.rate >= 0:
             raise GatewayError(f"--port is 0 to 65535 and --rate 0 or more, found {self.port} and {self.rate}")
