@@ -10,7 +10,6 @@ from stores import DemoStore, Row, demo_store
 from tiny_encoder import write_tiny_encoder
 from two_classes import TwoClasses, bayes_auroc, two_classes
 
-from recipes.errors import run_step
 from common import paths
 from common.manifest import EncoderFingerprint
 from recipes.errors import run_step

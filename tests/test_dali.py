@@ -19,7 +19,6 @@ from PIL import Image
 from tritonclient.utils import InferenceServerException
 from waiting import until
 
-from recipes.errors import run_step
 from build import dali_parity, verify
 from build.dali_parity import jpeg_pictures, measure_dali
 from build.dali_pipeline import CODE, DaliError, batches_module, decoder_module, write_pipelines

@@ -10,7 +10,6 @@ import threading
 import numpy as np
 import pytest
 
-from recipes.errors import run_step
 from common.score_edges import PROBABILITY_EDGES
 from recipes.errors import run_step
 from serving.drift import (

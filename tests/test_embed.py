@@ -17,7 +17,6 @@ from PIL.PngImagePlugin import PngInfo
 from stores import head_data
 from tiny_encoder import EMBED_DIM, write_tiny_encoder
 
-from recipes.errors import run_step
 from common import paths
 from common.manifest import ManifestError, read_encoder
 from common.pixels import served_transform

@@ -17,7 +17,6 @@ from safetensors.torch import save_file
 
 import build.encoder
 import build.parity
-from recipes.errors import run_step
 from build.encoder import build_encoder, main, make_encoder, up_to_date
 from build.engine import plan_spec
 from build.errors import ParityError

@@ -12,7 +12,6 @@ from artefacts import encoder_manifest
 from fake_tensorrt import Script, fake_tensorrt
 from tiny_graph import INPUT, OUTPUT, write_graph
 
-from recipes.errors import run_step
 from build import engine
 from build.engine import EngineError, Toolchain, build_engine, choose_target, main, obstacles, plan_spec
 from build.engine_parity import check_plan, plan_checker

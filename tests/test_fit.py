@@ -10,7 +10,6 @@ from safetensors.numpy import load_file
 from stores import DemoStore, Row, demo_store
 from tiny_encoder import EMBED_DIM, write_tiny_encoder
 
-from recipes.errors import run_step
 from common import paths
 from common.head_figures import LabelMetrics
 from common.head_training import Refit

@@ -11,7 +11,6 @@ import pytest
 import yaml
 from pictures import jpeg
 
-from recipes.errors import run_step
 from benchmarks.comparison import rounded
 from benchmarks.growth import __main__ as growth
 from benchmarks.growth import batches, heads, rates, sizes

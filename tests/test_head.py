@@ -11,7 +11,6 @@ from artefacts import encoder_manifest, write_head
 from onnx import helper, numpy_helper
 from safetensors.numpy import load_file, save_file
 
-from recipes.errors import run_step
 from build.head import (
     build_head,
     calibration_of,

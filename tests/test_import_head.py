@@ -13,7 +13,6 @@ import yaml
 from artefacts import encoder_manifest, write_head
 from published_files import published_file
 
-from recipes.errors import run_step
 from build.head import build_head
 from common.manifest import read_head, sha256_of
 from common.paths import ARTIFACTS

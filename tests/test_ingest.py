@@ -10,7 +10,6 @@ import yaml
 from stores import demo_store
 from tiny_encoder import EMBED_DIM, write_tiny_encoder
 
-from recipes.errors import run_step
 from common import paths
 from common.manifest import EncoderFingerprint, write_manifest
 from recipes.errors import run_step

@@ -24,7 +24,6 @@ from programs import program_or_skip
 from promql_parser import VectorSelector, parse, walk
 from waiting import until
 
-from recipes.errors import run_step
 from build.head import build_head
 from build.repository import install
 from clipsieve import Client

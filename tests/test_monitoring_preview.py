@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from recipes.errors import run_step
-from recipes.errors import run_step
 from serving.monitoring import charts, preview, queries
 from serving.monitoring.preview import layout
 from serving.monitoring.queries import Series, Window

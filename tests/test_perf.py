@@ -9,7 +9,6 @@ import struct
 import pytest
 from pictures import jpeg
 
-from recipes.errors import run_step
 from common.photos import sample_photos
 from recipes.errors import run_step
 from serving.perf import (

@@ -6,7 +6,6 @@ import pytest
 import yaml
 
 from recipes.errors import run_step
-from recipes.errors import run_step
 from recipes.schema import RECIPES, RecipeError, load_recipe, main, parse_recipe, recipe_names
 
 

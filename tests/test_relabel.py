@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from stores import Row, head_data, write_rows
 
-from recipes.errors import run_step
 from common.manifest import EncoderFingerprint
 from recipes.errors import run_step
 from training import relabel

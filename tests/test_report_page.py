@@ -14,7 +14,6 @@ from stores import Row, head_data, write_rows
 from waiting import until
 
 from clipsieve.report.page import ReportOptions, write_report
-from recipes.errors import run_step
 from common.manifest import EncoderFingerprint
 from recipes.errors import run_step
 from tests.chromium import Browser, Page, browser

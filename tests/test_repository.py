@@ -16,7 +16,6 @@ from artefacts import encoder_manifest, write_head
 from PIL import Image
 from tritonclient.utils import deserialize_bytes_tensor
 
-from recipes.errors import run_step
 from build import repository_check
 from build.head import build_head
 from build.repository import install, main, read_artefacts

@@ -7,7 +7,6 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from recipes.errors import run_step
 from benchmarks.results.__main__ import draw, main, problems
 from benchmarks.results.page import NONE_STORED, PAGE, page_text, read_stored
 from benchmarks.results.pictures import svgs

@@ -22,7 +22,6 @@ from pictures import jpeg
 from tritonclient.utils import InferenceServerException
 from waiting import PATIENCE_S, until
 
-from recipes.errors import run_step
 from build.repository import install
 from build.repository_check import check
 from clipsieve import Client

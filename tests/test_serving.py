@@ -22,7 +22,6 @@ from waiting import PATIENCE_S, until
 
 from clipsieve import Client, InferenceFailed
 from clipsieve.cli.main import app
-from recipes.errors import run_step
 from common.paths import ROOT
 from recipes.errors import run_step
 from serving.embedded import EmbeddedServer, ServerSettings, main, refuse_plans

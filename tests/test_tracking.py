@@ -15,7 +15,6 @@ from stores import Row, demo_store
 from tiny_encoder import EMBED_DIM, write_tiny_encoder
 from waiting import until
 
-from recipes.errors import run_step
 from build.head import read_weights
 from common import paths
 from common.manifest import HeadManifest, read_head

@@ -11,7 +11,6 @@ from xml.etree import ElementTree
 import pytest
 import yaml
 
-from recipes.errors import run_step
 from build.errors import BuildError
 from common.manifest import ManifestError
 from common.paths import ROOT

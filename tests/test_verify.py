@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from artefacts import write_head
 
-from recipes.errors import run_step
 from build.encoder import VERIFICATION, make_encoder
 from build.head import build_head
 from build.verify import main, verify

@@ -15,7 +15,9 @@ MARKS = {
 }
 
 _FIXTURES = {
-    "server": ("server", "gateway", "guarded", "client_served", "served", "two_heads", "watching", "dali_server", "scene"),
+    "server": (
+        *("server", "gateway", "guarded", "client_served", "served", "two_heads", "watching", "dali_server", "scene"),
+    ),
     "export": ("encoder", "repository", "tower", "trained", "small_clip", "float16", "int8", "chain", "exported"),
     "process": ("cluster",),
     "browser": ("chromium", "opened", "prometheus"),

@@ -167,9 +167,8 @@ class Front:
                 close = {"Connection": "close"}
                 await problem_response(problem_json("BAD_HTTP", fault), close)(scope, receive, counted)
             elif self.gateway.is_inside(scope) and scope["path"] != "/metrics":
-                await problem_response(problem_json("NOT_FOUND", "this port has /metrics alone"))(
-                    scope, receive, counted
-                )
+                problem = problem_json("NOT_FOUND", "this port has /metrics alone")
+                await problem_response(problem)(scope, receive, counted)
             else:
                 await self.app(scope, receive, counted)
         finally:

@@ -15,6 +15,7 @@ from recipes.errors import ExpectedError
 PREFIX = "CLIPSIEVE_GATEWAY_"
 """Beginning of the variables: CLIPSIEVE_GATEWAY_MAX_FILES is --max-files."""
 
+_MAY_BE_ZERO = ("open", "port", "metrics_port", "rate")
 _TRUE = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -54,14 +55,11 @@ class Settings:
     def __post_init__(self) -> None:
         for each in fields(self):
             value = getattr(self, each.name)
-            if (
-                isinstance(value, (int, float))
-                and each.name not in ("open", "port", "metrics_port", "rate")
-                and not value > 0
-            ):
+            if isinstance(value, (int, float)) and each.name not in _MAY_BE_ZERO and not value > 0:
                 raise GatewayError(f"--{each.name.replace('_', '-')} must be more than 0, found {value}")
-        if not 0 <= self.port < 65536 or not self.rate >= 0:
-            raise GatewayError(f"--port is 0 to 65535 and --rate 0 or more, found {self.port} and {self.rate}")
+        if not (0 <= self.port < 65536 and 0 <= self.metrics_port < 65536 and self.rate >= 0):
+            values = f"{self.port}, {self.metrics_port} and {self.rate}"
+            raise GatewayError(f"--port and --metrics-port are 0 to 65535 and --rate 0 or more, found {values}")
         if not (self.tokens or self.open or is_loopback(self.host)):
             raise GatewayError(
                 f"--host {self.host} can be reached by other machines: name the tokens that are let in "
