@@ -74,7 +74,7 @@ def gateway(server, tmp_path_factory):
     "command", [line for line in OTHERS if line not in STEPS + MEASURE and not line.startswith("pip ")]
 )
 def test_other_commands_run_against_a_server(command, server, gateway, folder):
-    command = command.replace("http://127.0.0.1:8000", f"http://{server.http_url}")
+    command = command.replace("127.0.0.1:8000", server.http_url)
     command = command.replace("http://127.0.0.1:8080", gateway.url)
     url = server.http_url if "--protocol http" in command else server.grpc_url
     path = f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"
