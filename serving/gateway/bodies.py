@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import anyio
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from serving.gateway.limits import Share
 from serving.gateway.problems import Problem
@@ -22,39 +21,36 @@ class BodyLimits:
     timeout_s: float
 
 
-async def pieces(request: Request, limits: BodyLimits, memory: Share) -> AsyncGenerator[bytes, None]:
-    """Yield the body as it comes.
+async def read_body(request: Request, limits: BodyLimits, memory: Share, take: Callable[[bytes], object]) -> None:
+    """Hand each piece of the body to `take` as it comes.
 
     Raises:
         Problem: TOO_MANY_BYTES, TOO_SLOW, TOO_BUSY (no memory left), or BAD_HTTP when the sender goes away.
     """
     _check_encoding(request)
     _check_promised(request.headers.get("content-length", ""), limits.max_bytes)
-    received, deadline = 0, anyio.current_time() + limits.timeout_s
-    stream = request.stream()
-    while True:
-        piece = None
-        with anyio.CancelScope(deadline=deadline) as scope:
-            try:
-                piece = await anext(stream, None)
-            except ClientDisconnect:
-                raise Problem("BAD_HTTP", "the body ended before it was whole") from None
-        if scope.cancelled_caught:
-            raise Problem("TOO_SLOW", f"{received} bytes of the body came within {limits.timeout_s:g} s")
-        if piece is None:
-            return
-        received += len(piece)
-        if received > limits.max_bytes:
-            raise Problem("TOO_MANY_BYTES", f"more than the {limits.max_bytes} bytes that a request may have")
-        memory.take(len(piece))
-        if piece:
-            yield piece
+    received = 0
+    with anyio.move_on_after(limits.timeout_s):
+        while True:
+            message = await request.receive()
+            if message["type"] == "http.disconnect":
+                raise Problem("BAD_HTTP", "the body ended before it was whole")
+            piece = message.get("body", b"")
+            received += len(piece)
+            if received > limits.max_bytes:
+                raise Problem("TOO_MANY_BYTES", f"more than the {limits.max_bytes} bytes that a request may have")
+            memory.take(len(piece))
+            take(piece)
+            if not message.get("more_body", False):
+                return
+    raise Problem("TOO_SLOW", f"{received} bytes of the body came within {limits.timeout_s:g} s")
 
 
 async def whole(request: Request, limits: BodyLimits, memory: Share) -> bytes:
-    """The body. Raises what `pieces` raises."""
-    async with aclosing(pieces(request, limits, memory)) as parts:
-        return b"".join([part async for part in parts])
+    """The body. Raises what `read_body` raises."""
+    parts: list[bytes] = []
+    await read_body(request, limits, memory, parts.append)
+    return b"".join(parts)
 
 
 def _check_promised(length: str, max_bytes: int) -> None:

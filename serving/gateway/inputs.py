@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any
 
 import anyio.to_thread
 from starlette.requests import Request
 
-from serving.gateway.bodies import BodyLimits, pieces, whole
+from serving.gateway.bodies import BodyLimits, read_body, whole
 from serving.gateway.limits import Share
-from serving.gateway.multipart import Part, read_form
+from serving.gateway.multipart import FormReader, Part
 from serving.gateway.problems import Problem
 
 _MOST_JSON_VALUES = 10_000
@@ -55,8 +54,9 @@ async def read_pictures(request: Request, limits: BodyLimits, memory: Share) -> 
     kind = content_type.partition(";")[0].strip().lower()
     heads = _heads_of_query(request)
     if kind == "multipart/form-data":
-        async with aclosing(pieces(request, limits, memory)) as body:
-            return _from_form(await read_form(content_type, body, limits.max_files), heads, limits.max_files)
+        form = FormReader(content_type, limits.max_files)
+        await read_body(request, limits, memory, form.write)
+        return _from_form(form.finish(), heads, limits.max_files)
     if kind == "application/json":
         return _from_json(await _read_json(request, limits, memory), heads, limits.max_files)
     if kind.startswith("image/") or kind == "application/octet-stream":

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 
 from python_multipart.exceptions import FormParserError
@@ -13,6 +12,8 @@ from serving.gateway.problems import Problem
 _MOST_OPTIONS = 4
 """Fields of a form beside its pictures."""
 _MOST_OPTION_BYTES = 4096
+_PLAIN = (b"binary", b"8bit", b"7bit")
+"""Transfer encodings that leave the bytes as they are."""
 
 
 @dataclass
@@ -114,14 +115,3 @@ class FormReader:
 
     def _end(self) -> None:
         self._ended = True
-
-
-_PLAIN = (b"binary", b"8bit", b"7bit")
-
-
-async def read_form(content_type: str, pieces: AsyncIterator[bytes], max_files: int) -> list[Part]:
-    """The parts of a form. Raises what FormReader raises."""
-    reader = FormReader(content_type, max_files)
-    async for piece in pieces:
-        reader.write(piece)
-    return reader.finish()

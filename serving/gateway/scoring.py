@@ -49,7 +49,10 @@ class Scorer:
     async def score(self, images: Sequence[bytes], heads: Sequence[Head]) -> list[Score]:
         """One result for each image; of many, each may fail alone."""
         try:
-            scores = await self._client.score(images, [head.name for head in heads])
+            if len(images) == 1:
+                scores = [await self._client.score_one(images[0], heads)]
+            else:
+                scores = await self._client.score(images, [head.name for head in heads])
         except ClipsieveError as error:
             raise problem_from(error) from None
         self._note_versions(scores)
