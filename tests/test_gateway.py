@@ -192,6 +192,13 @@ def test_a_triton_that_is_gone_is_said_so(refusing_url, tmp_path):
         assert (gateway.send("/health").status, gateway.send("/ping").status) == (503, 503)
 
 
+def test_triton_may_be_asked_over_http(server, tmp_path, direct):
+    with running_gateway(f"http://{server.http_url}", tmp_path) as gateway:
+        _check(gateway.send("/score", PICTURE, "image/jpeg").json, direct, None)
+        assert gateway.send("/score", b"hello", "image/jpeg").code == "NOT_AN_IMAGE"
+        assert [gateway.send("/health").json["status"] for _ in range(2)] == ["ok", "ok"]
+
+
 # ---- tokens ----
 
 
