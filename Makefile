@@ -162,6 +162,7 @@ COMPILE := $(UV) pip compile --quiet --universal --python-version 3.10 --no-anno
 	--custom-compile-command 'make requirements'
 requirements: $(READY)  ## Pin the dependency groups of pyproject.toml again
 	$(COMPILE) clients/pyproject.toml --group pyproject.toml:dev -o requirements/dev.txt
+	$(COMPILE) clients/pyproject.toml --group pyproject.toml:gateway -c requirements/dev.txt -o requirements/gateway.txt
 	$(COMPILE) --group pyproject.toml:triton -o requirements/triton.txt
 	$(COMPILE) --group pyproject.toml:mlflow -o requirements/mlflow.txt
 

@@ -22,6 +22,7 @@ from common.paths import ROOT
 from common.proof_file import proof_path
 from serving.container import health
 from serving.embedded import EmbeddedServer, ServerSettings
+from serving.gateway.settings import parse_settings
 from serving.triton_wheel import TritonWheel
 from serving.tritonserver_options import ADMIN_APIS, ADMIN_HEADER, control_options, tracing_options
 
@@ -55,14 +56,15 @@ def test_the_image_is_a_default_only_and_new_enough():
     assert re.findall(IMAGE, DOCKERFILE) == re.findall(IMAGE, (CONTAINER / "compose.yaml").read_text())
 
 
-def test_both_stages_are_the_same_image():
+def test_both_stages_of_triton_are_the_same_image():
     assert [line for line in instructions() if line.startswith("FROM")] == [
         "FROM ${TRITON_IMAGE} AS serve",
         "FROM serve AS build",
+        "FROM ${PYTHON_IMAGE} AS gateway",
     ]
 
 
-@pytest.mark.parametrize("name", ["serve", "build"])
+@pytest.mark.parametrize("name", ["serve", "build", "gateway"])
 def test_no_stage_ends_as_root(name):
     users = [line for line in stage(name) if line.startswith("USER")]
     assert users[-1] == "USER 1000:1000"
@@ -104,6 +106,19 @@ def test_the_server_is_shut_in(name):
     assert all(port.startswith("127.0.0.1:") for port in service["ports"])
 
 
+def test_the_gateway_is_shut_in_and_wants_tokens():
+    service = COMPOSE["services"]["gateway"]
+    assert (service["read_only"], service["cap_drop"]) == (True, ["ALL"])
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert all(port.startswith("127.0.0.1:") and port.endswith(":8080") for port in service["ports"])
+    assert all(volume["read_only"] for volume in service["volumes"])
+    environment = {name: value for name, value in service["environment"].items() if not value.startswith("$")}
+    settings = parse_settings([], "", environment)
+    assert (settings.url, settings.host, settings.port, settings.metrics_port) == ("triton:8001", "0.0.0.0", 8080, 8081)
+    assert str(settings.tokens) == f"{service['volumes'][0]['target']}/tokens.txt"
+    assert not settings.open
+
+
 @pytest.mark.parametrize("name", ["prometheus", "blackbox", "grafana"])
 def test_what_watches_is_shut_in_too(name):
     service = COMPOSE["services"][name]
@@ -134,7 +149,7 @@ def test_prometheus_finds_what_it_scrapes_in_compose():
     text = (ROOT / "serving" / "monitoring" / "prometheus.yml").read_text()
     config = yaml.safe_load(text)
     places = {place.split("//")[-1].split("/")[0] for place in re.findall(r"http://[^\s]+|\w+:\d{4}", text)}
-    assert places >= {"triton:8002", "triton:8000", "blackbox:9115"}
+    assert places >= {"triton:8002", "triton:8000", "blackbox:9115", "gateway:8081"}
     assert {place.split(":")[0] for place in places if "[" not in place} <= set(COMPOSE["services"])
     assert COMPOSE["services"]["triton-cpu"]["networks"]["default"]["aliases"] == ["triton"]
     mounted = {Path(volume["target"]).name for volume in COMPOSE["services"]["prometheus"]["volumes"]}

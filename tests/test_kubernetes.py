@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from common.paths import ROOT
+from serving.gateway.settings import parse_settings
 from serving.monitoring.prometheus_rule import prometheus_rule
 
 KUBERNETES = ROOT / "serving" / "kubernetes"
@@ -66,7 +67,7 @@ def test_the_container_of_kserve_is_a_pods_container():
     kubernetes_validate.validate(manifest, "1.37", strict=True)
 
 
-@pytest.mark.parametrize("folder", ["base", "gpu", "monitoring", "kserve"])
+@pytest.mark.parametrize("folder", ["base", "gpu", "gateway", "monitoring", "kserve"])
 def test_every_file_is_in_its_kustomization(folder):
     kustomization = read(f"{folder}/kustomization.yaml")
     listed = set(kustomization["resources"]) - {"../base"}
@@ -74,7 +75,7 @@ def test_every_file_is_in_its_kustomization(folder):
     assert listed == there - {"kustomization.yaml", "adapter_rules.yaml"}
 
 
-@pytest.mark.parametrize("folder", ["base", "gpu", "monitoring", "kserve"])
+@pytest.mark.parametrize("folder", ["base", "gpu", "gateway", "monitoring", "kserve"])
 def test_kustomize_builds_what_fits_the_schemas(folder):
     kubectl = shutil.which("kubectl")
     if kubectl is None:
@@ -142,6 +143,21 @@ def test_probes_are_real_inferences_with_time_for_all(container):
     for probe in probes:
         assert probe["exec"]["command"] == ["python3", "/opt/clipsieve/serving/container/health.py"]
         assert probe["timeoutSeconds"] > limit + max(2 * limit, proof_limit)  # to get the proof, and then either
+
+
+def test_the_gateway_is_shut_in_reaches_the_server_and_wants_tokens():
+    template = read("gateway/deployment.yaml")["spec"]["template"]
+    pod, (container,) = template["spec"], template["spec"]["containers"]
+    assert container["securityContext"] == TRITON["securityContext"]
+    assert (pod["securityContext"]["runAsNonRoot"], pod["automountServiceAccountToken"]) == (True, False)
+    (entrance, *_) = read("base/network.yaml")["spec"]["ingress"]
+    assert entrance["from"][0]["podSelector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+    settings = parse_settings([], "", {each["name"]: each["value"] for each in container["env"]})
+    assert settings.url == f"http://{read('base/service.yaml')['metadata']['name']}:8000"
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert (ports["rest"], ports["metrics"]) == (settings.port, settings.metrics_port)
+    assert settings.tokens
+    assert str(settings.tokens.parent) == container["volumeMounts"][0]["mountPath"]
 
 
 def test_large_models_have_ten_minutes_to_load():

@@ -18,7 +18,7 @@ MAY_IMPORT = {
     "common": {"common", "recipes"},
     "training": {"clipsieve", "common", "recipes", "training"},
     "build": {"common", "recipes", "build"},
-    "serving": {"common", "recipes", "serving"},
+    "serving": {"clipsieve", "common", "recipes", "serving"},
     "tuning": {"build", "common", "recipes", "serving", "tuning"},
     "clients": {"clipsieve"},
     "benchmarks": {"benchmarks", "build", "clipsieve", "common", "recipes", "serving", "training"},

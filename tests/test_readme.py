@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from gateways import running_gateway
 from pictures import jpeg
 
 from common.paths import ROOT
@@ -63,14 +64,22 @@ def test_benchmarks_and_trials_that_are_named_exist(command):
     assert finished.returncode == 0, finished.stderr
 
 
+@pytest.fixture(scope="module")
+def gateway(server, tmp_path_factory):
+    with running_gateway(server.grpc_url, tmp_path_factory.mktemp("gateway")) as running:
+        yield running
+
+
 @pytest.mark.parametrize(
     "command", [line for line in OTHERS if line not in STEPS + MEASURE and not line.startswith("pip ")]
 )
-def test_other_commands_run_against_a_server(command, server, folder):
+def test_other_commands_run_against_a_server(command, server, gateway, folder):
+    command = command.replace("127.0.0.1:8000", server.http_url)
+    command = command.replace("http://127.0.0.1:8080", gateway.url)
     url = server.http_url if "--protocol http" in command else server.grpc_url
     path = f"{ROOT / '.venv' / 'bin'}:{os.environ['PATH']}"
     finished = subprocess.run(
-        ["bash", "-o", "pipefail", "-c", command.replace("127.0.0.1:8000", server.http_url)],
+        ["bash", "-o", "pipefail", "-c", command],
         cwd=folder,
         env=os.environ | {"CLIPSIEVE_URL": url, "PATH": path},
         capture_output=True,

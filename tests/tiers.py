@@ -15,7 +15,9 @@ MARKS = {
 }
 
 _FIXTURES = {
-    "server": ("server", "client_served", "served", "two_heads", "watching", "dali_server", "scene"),
+    "server": (
+        *("server", "gateway", "guarded", "client_served", "served", "two_heads", "watching", "dali_server", "scene"),
+    ),
     "export": ("encoder", "repository", "tower", "trained", "small_clip", "float16", "int8", "chain", "exported"),
     "process": ("cluster",),
     "browser": ("chromium", "opened", "prometheus"),
@@ -24,7 +26,7 @@ _FILES = {
     "server": (
         *("test_client_loading", "test_client_served", "test_faults", "test_malformed", "test_overload"),
         *("test_rollout", "test_served", "test_served_encoders", "test_serving", "test_supervisor", "test_two_heads"),
-        *("test_watch_served",),
+        *("test_watch_served", "test_gateway_malformed", "test_gateway_page"),
     ),
     "export": (
         *("test_encoder", "test_export", "test_head", "test_import_head", "test_int8_everywhere", "test_precision"),
@@ -35,7 +37,7 @@ _FILES = {
         *("test_client_ray", "test_client_resume", "test_readme", "test_benchmarks", "test_peers", "test_bad_files"),
         *("test_fuzz_images", "test_perf", "test_demo", "test_container", "test_tune"),
     ),
-    "browser": ("test_report_page",),
+    "browser": ("test_report_page", "test_gateway_page"),
 }
 
 

@@ -11,7 +11,8 @@ The registered model `<head>` answers embedding rows with score and decision. `m
 full mlflow, which does not install beside this project (it wants pyarrow below 26), and to an environment of its own:
 
     make mlflow
-    MLFLOW_TRACKING_URI=http://127.0.0.1:5000 .mlflow/bin/mlflow models serve -m models:/demo/1 --env-manager local
+    export MLFLOW_TRACKING_URI=http://127.0.0.1:5000
+    PATH=$PWD/.mlflow/bin:$PATH mlflow models serve -m models:/demo/1 --env-manager local    # starts uvicorn from PATH
     curl 127.0.0.1:5000/invocations -H 'Content-Type: application/json' -d '{"inputs": [[0.1, …]]}'
 
 What is needed here is the extra `tracking`: mlflow-skinny, with sqlalchemy and alembic for a run kept locally.

@@ -30,7 +30,7 @@ from recipes.schema import load_recipe
 
 RECIPE = "benchmarks/peers/vit-b-32.yaml"
 WITHOUT_SERVER = ("limit", "clip-retrieval")
-SERVICES = ("clipsieve fp32", "clipsieve int8", "FastAPI", "MLflow", "infinity")
+SERVICES = ("clipsieve fp32", "clipsieve int8", "clipsieve gateway", "FastAPI", "MLflow", "infinity")
 ENVIRONMENT_OF = {"FastAPI": "fastapi", "MLflow": "mlflow", "infinity": "infinity", "clip-retrieval": "clip-retrieval"}
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
@@ -26,7 +27,8 @@ from build.repository import install
 from build.repository_check import RepositoryError
 from clipsieve import AsyncClient
 from common.manifest import ManifestError
-from recipes.schema import Precision, RecipeError
+from recipes.schema import Precision, Recipe, RecipeError
+from serving import no_proxy
 from serving.embedded import EmbeddedServer, ServerSettings, free_ports
 from serving.triton_wheel import ServingError
 
@@ -149,6 +151,7 @@ def services(material: Material) -> list[Service]:
     return [
         Service("clipsieve fp32", lambda _, folder: start_ours(material, folder, "fp32")),
         Service("clipsieve int8", lambda _, folder: start_ours(material, folder, "int8"), minimum_cosine=0.99),
+        Service("clipsieve gateway", lambda _, folder: start_gateway(material, folder)),
         Service("FastAPI", lambda workers, folder: start_fastapi(material, folder, workers), several),
         Service("MLflow", lambda workers, folder: start_mlflow(material, folder, workers), several),
         # It resizes with transformers, whose pixels are not quite open_clip's.
@@ -160,16 +163,42 @@ def services(material: Material) -> list[Service]:
 def start_ours(material: Material, folder: Path, precision: Precision) -> Iterator[Server]:
     build = material.recipe.build.model_copy(update={"precision": precision})
     recipe = material.recipe.model_copy(update={"build": build})
-    models, log = folder / f"models-{precision}", folder / f"tritonserver-{precision}.log"
+    log = folder / f"tritonserver-{precision}.log"
     try:
-        if not models.is_dir():
-            make_encoder(recipe)
-            install(recipe, models, "onnx")
+        models = installed_models(recipe, folder)
         started_s = time.perf_counter()
         with EmbeddedServer(models, ServerSettings.on_free_ports(log)) as server:
             yield OurServer(server, recipe.heads[0].name, started_s)
     except (BuildError, ManifestError, RecipeError, RepositoryError, ServingError) as error:
         raise PeerError(str(error)) from error
+
+
+def installed_models(recipe: Recipe, folder: Path) -> Path:
+    """A model repository of the recipe; made once."""
+    models = folder / f"models-{recipe.build.precision}"
+    if not models.is_dir():
+        make_encoder(recipe)
+        install(recipe, models, "onnx")
+    return models
+
+
+@contextmanager
+def start_gateway(material: Material, folder: Path) -> Iterator[Server]:
+    build = material.recipe.build.model_copy(update={"precision": "fp32"})
+    recipe = material.recipe.model_copy(update={"build": build})
+    try:
+        models = installed_models(recipe, folder)
+    except (BuildError, ManifestError, RecipeError, RepositoryError) as error:
+        raise PeerError(str(error)) from error
+    (port,) = free_ports(0)
+    command = [sys.executable, "-m", "benchmarks.peers.gateway_server", str(models), str(port)]
+    with Process(command, no_proxy.environment(), folder / "gateway.log") as process:
+        yield HttpServer(
+            process,
+            f"http://{HOST}:{port}/score",
+            _uploaded,
+            lambda answer: PictureAnswer(score=answer["heads"][recipe.heads[0].name]["score"]),
+        )
 
 
 @contextmanager

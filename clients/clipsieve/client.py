@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
+from functools import partial
 from typing import TypeVar
 
 import numpy as np
@@ -123,6 +124,15 @@ class AsyncClient(Settings):
         """One result per image, in order. See `score_stream`."""
         return [score async for score in self.score_stream(images, heads)]
 
+    async def score_one(self, image: bytes, heads: Sequence[Head]) -> Score:
+        """The scores of one encoded image by heads that `chosen_heads` gave; raises what `score_stream` raises.
+
+        For a service that has one image at a time, which `score` costs the machinery for many.
+        """
+        request = Request(SCORE_MODEL, image_tensor(image), _outputs_of(heads), self.priority or "interactive")
+        (answer,) = await answers_for([image], lambda _: self._infer(request))
+        return _scored(heads, image, answer)
+
     async def score_stream(self, images: Iterable[ImageSource], heads: HeadNames = None) -> AsyncGenerator[Score, None]:
         """Yield one result per image, in order, as they come; images are drawn as they are needed.
 
@@ -136,16 +146,8 @@ class AsyncClient(Settings):
             UnknownHead: see `chosen_heads`.
         """
         chosen = await self.chosen_heads(heads)
-        outputs = [f"{head.name}{suffix}" for head in chosen for suffix in ("", "_decision", "_revision")]
-
-        def scored(image: ImageSource, answer: Answer) -> Score:
-            try:
-                tensors = rows_of(answer)
-                return Score(path_of(image), {head.name: _head_score(head, tensors) for head in chosen})
-            except (ImageRejected, InferenceFailed) as error:
-                return Score(path_of(image), error=error)
-
-        async with aclosing(self._over_images(SCORE_MODEL, images, outputs, scored)) as scores:
+        scored = partial(_scored, chosen)
+        async with aclosing(self._over_images(SCORE_MODEL, images, _outputs_of(chosen), scored)) as scores:
             async for score in scores:
                 yield score
 
@@ -347,6 +349,18 @@ class AsyncClient(Settings):
 def _head_names(config: ModelConfig) -> list[str]:
     """Heads are the outputs that have a `<name>_revision` beside them."""
     return [name for name in config.output_dims if f"{name}_revision" in config.output_dims]
+
+
+def _outputs_of(heads: Sequence[Head]) -> list[str]:
+    return [f"{head.name}{suffix}" for head in heads for suffix in ("", "_decision", "_revision")]
+
+
+def _scored(heads: Sequence[Head], image: ImageSource, answer: Answer) -> Score:
+    try:
+        tensors = rows_of(answer)
+        return Score(path_of(image), {head.name: _head_score(head, tensors) for head in heads})
+    except (ImageRejected, InferenceFailed) as error:
+        return Score(path_of(image), error=error)
 
 
 def _head_score(head: Head, tensors: dict[str, np.ndarray]) -> HeadScore:
