@@ -32,16 +32,18 @@ def load_timm(encoder: Encoder) -> tuple[torch.nn.Module, Compose, Preprocessing
 
     Raises:
         RecipeError: unknown model or tag (with the nearest names), QuickGELU weights in another
-            model, a missing or unfit weights file, weights that could not be downloaded, or a
-            preprocessing that is not served.
+            model, a missing or unfit weights file, weights that could not be downloaded, an image_size that
+            the model does not take, or a preprocessing that is not served.
     """
     _check_names(encoder)
     _check_quick_gelu(encoder)
+    if encoder.image_size is not None:
+        _check_image_size(encoder, encoder.image_size)
     torch.manual_seed(encoder.seed)
     model = _load_model(encoder)
     if not is_projection(cast(dict[str, Any], model.pretrained_cfg)):
         cast(Any, model).reset_classifier(0)
-    config = resolve_model_data_config(model)
+    config = resolve_model_data_config(model, {"img_size": encoder.image_size})
     steps = cast(Compose, create_transform(**config, is_training=False)).transforms
     return model, Compose([_to_rgb, *steps]), timm_preprocessing(config), _source(encoder)
 
@@ -91,15 +93,43 @@ def _load_model(encoder: Encoder) -> torch.nn.Module:
         overlay = {"hf_hub_id": f"{_hub_repository(encoder)}@{encoder.revision}"}
     source = timm.models.get_pretrained_cfg(name) if pretrained and weights is None else None
     url, on_hub = (str(source.url) if source.url else None, bool(source.hf_hub_id)) if source else (None, False)
+    options = {"pretrained": pretrained, "pretrained_cfg_overlay": overlay, "img_size": _fixed_size(encoder)}
     try:
         with offline_if_unreachable(url, on_hub):
-            return timm.create_model(name, pretrained=pretrained, pretrained_cfg_overlay=overlay, exportable=True)
+            return timm.create_model(name, exportable=True, **cast(Any, options))
     except Exception as error:
         if weights is not None:
             raise RecipeError(f"encoder.weights {weights}: not a checkpoint of {name}: {first_line(error)}") from error
         if pretrained:
             raise RecipeError(_download_advice(encoder, error)) from error
         raise
+
+
+def _fixed_size(encoder: Encoder) -> int | None:
+    """The image_size for a model that is made for one size; the others, such as ResNets, take no img_size."""
+    config = timm.models.get_pretrained_cfg(timm_name(encoder))
+    return encoder.image_size if config is not None and config.fixed_input_size else None
+
+
+def _check_image_size(encoder: Encoder, size: int) -> None:
+    """Refuse, before weights are fetched, what would cut the picture's edge off, or does not run."""
+    try:
+        model = timm.create_model(encoder.model, exportable=True, **cast(Any, {"img_size": _fixed_size(encoder)}))
+        with torch.inference_mode():
+            model.eval()(torch.zeros(1, 3, size, size))
+    except Exception as error:
+        raise RecipeError(
+            f"encoder.image_size {size}: {encoder.model} cannot run at this size: {first_line(error)}; take a multiple "
+            "of its patch (of 32 where it has none), or leave image_size out"
+        ) from error
+    patch = getattr(getattr(model, "patch_embed", None), "patch_size", 1)
+    patch = patch if isinstance(patch, int) else patch[0]
+    if size % patch:
+        below = size // patch * patch
+        raise RecipeError(
+            f"encoder.image_size {size}: {encoder.model} sees patches of {patch} pixels, which do not fill it; "
+            f"take {below} or {below + patch}"
+        )
 
 
 def _source(encoder: Encoder) -> WeightsSource:

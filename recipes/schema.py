@@ -64,6 +64,9 @@ class Encoder(_Section):
     """The sha256 of the checkpoint; required for an address, checked for a file when it is given."""
     open_clip_config: dict[str, Any] | None = None
     """An open_clip model config (embed_dim, vision_cfg, text_cfg) for a tower open_clip does not list."""
+    image_size: int | None = Field(default=None, ge=1)
+    """A timm model's input, in pixels along an edge, instead of its own: 224 for a DINOv2 of 518. Whole patches of a
+    transformer, whose positions timm interpolates; a convolutional network takes pictures of any size as it is."""
     seed: int = 0
     """Seed of the random weights when there is neither `weights` nor `pretrained`."""
     normalize: bool = True
@@ -102,8 +105,9 @@ class Encoder(_Section):
             return "+".join(tower.id for tower in self.concatenate)
         prefix = "" if self.library == "open_clip" else f"{self.library}-"
         layers = "" if self.layers == [0] else "-layers-" + "-".join(map(str, self.layers))
+        size = "" if self.image_size is None else f"-{self.image_size}px"
         suffix = ("" if self.normalize else "-unnormalized") + ("" if self.decode == "exact" else f"-{self.decode}")
-        return slug(f"{prefix}{self.model}-{self.weights_source}{layers}{suffix}")
+        return slug(f"{prefix}{self.model}-{self.weights_source}{size}{layers}{suffix}")
 
     @model_validator(mode="before")
     @classmethod
@@ -143,6 +147,11 @@ class Encoder(_Section):
             raise ValueError("revision is of the hub's file of pretrained; weights and random weights have none")
         if self.library == "timm" and self.open_clip_config is not None:
             raise ValueError("open_clip_config is for library: open_clip, this one is timm")
+        if self.library == "open_clip" and self.image_size is not None:
+            raise ValueError(
+                "image_size is for library: timm; with open_clip name a model of that size "
+                "(python -m build.encoder --list)"
+            )
         if len(set(self.layers)) != len(self.layers):
             raise ValueError(f"layers must differ, found {self.layers}")
         return self

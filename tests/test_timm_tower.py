@@ -183,6 +183,56 @@ def test_hidden_layers_are_what_hooks_see(model):
         torch.testing.assert_close(embedding[:, width : 2 * width], tower.visual.model(inputs))
 
 
+@pytest.mark.parametrize(
+    ("model", "size", "resize"),
+    [("vit_small_patch14_dinov2", 224, None), (TINY, 160, 177), ("resnet10t", 160, 182), ("convnext_atto", 192, 219)],
+)
+def test_an_image_size_is_the_models_and_the_preprocessings(model, size, resize):
+    """A transformer is made for it; a convolutional network takes it as it is."""
+    tower = load_tower(encoder_of(model, image_size=size))
+    assert (tower.preprocessing.image_size, tower.preprocessing.resize_size) == (size, resize)
+    served = served_transform([tower.preprocessing], Serving())(png(picture(300, 200)))
+    assert served.shape == (size, size, 3)
+    pixels = np.asarray(tower.transform.transforms[1:3][1](tower.transform.transforms[1](picture(300, 200))))
+    np.testing.assert_array_equal(served, pixels)
+    with torch.inference_mode():
+        assert tower.visual(torch.zeros(1, 3, size, size)).shape[0] == 1
+
+
+def test_positions_of_a_checkpoint_are_interpolated_by_timm(tmp_path):
+    torch.manual_seed(5)
+    torch.save(timm.create_model(TINY).state_dict(), tmp_path / "tiny.pt")
+    small = load_tower(encoder_of(TINY, weights=tmp_path / "tiny.pt", image_size=160))
+    assert small.visual.state_dict()["pos_embed"].shape == (1, 101, 192)
+    own = load_tower(encoder_of(TINY, weights=tmp_path / "tiny.pt"))
+    same = load_tower(encoder_of(TINY, weights=tmp_path / "tiny.pt", image_size=224))
+    assert same.weights_sha256 == own.weights_sha256 != small.weights_sha256
+
+
+@pytest.mark.parametrize(
+    ("model", "size", "expected"),
+    [
+        ("vit_small_patch14_dinov2", 225, "encoder.image_size 225.*patches of 14 pixels.*take 224 or 238"),
+        ("swin_tiny_patch4_window7_224", 250, "patches of 4 pixels.*take 248 or 252"),
+        (TINY, 8, "cannot run at this size: .*take a multiple of its patch"),
+        ("xcit_nano_12_p16_224", 250, "cannot run at this size: AssertionError: .*divide image dimensions"),
+        ("maxvit_tiny_tf_224", 200, "encoder.image_size 200: maxvit_tiny_tf_224 cannot run at this size: "),
+    ],
+)
+def test_an_image_size_that_the_model_cannot_see_is_refused(model, size, expected):
+    with pytest.raises(RecipeError, match=expected):
+        load_tower(encoder_of(model, image_size=size))
+
+
+def test_an_image_size_is_part_of_the_encoders_name():
+    assert encoder_of("vit_small_patch14_dinov2.lvd142m", image_size=224).id == (
+        "timm-vit-small-patch14-dinov2-lvd142m-224px"
+    )
+    assert encoder_of(TINY).id == f"timm-{TINY.replace('_', '-')}-random-0"
+    with pytest.raises(ValueError, match="image_size is for library: timm"):
+        Encoder(model="ViT-B-32", image_size=256)
+
+
 def test_a_network_without_blocks_has_no_hidden_layers():
     with pytest.raises(RecipeError, match="are those of vision transformers, this model is a ResNet"):
         load_tower(encoder_of("resnet10t", layers=[0, 1]))

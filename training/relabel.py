@@ -152,7 +152,7 @@ def _requested(row: dict[str, Any]) -> Any:
         return None
     if accepted not in _YES:
         raise LabelError(f"accept is {row['accept']!r}; put an x there, or the right class under label")
-    if not row.get("suggested_label"):
+    if row.get("suggested_label") in (None, ""):
         raise LabelError("accepted, but there is no suggested_label; put the right class under label")
     return row["suggested_label"]
 
