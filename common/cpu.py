@@ -54,7 +54,7 @@ def core_count() -> int:
 
 
 def int8_problem(cpu: Cpu) -> str | None:
-    """Why an int8 ONNX encoder cannot be served on a CPU; None when it can, or the CPU does not say."""
+    """Return why an int8 ONNX encoder cannot be served on a CPU; None when it can, or the CPU does not say."""
     if cpu.architecture not in ("x86_64", "AMD64") or not cpu.flags or "avx2" in cpu.flags:
         return None
     return (

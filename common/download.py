@@ -59,7 +59,7 @@ def download(url: str, target: Path, sha256: str | None) -> Path:
 
 
 def unreachable(url: str) -> str | None:
-    """Why the server of an address, or the proxy before it, takes no connection within `REACH_S`; None if it does.
+    """Return why the server of an address, or the proxy before it, is not reached in `REACH_S`; None if it is.
 
     Without a network some lookups and libraries try for minutes.
     """

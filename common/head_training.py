@@ -62,7 +62,7 @@ class Refit(GrowingPart):
 
 
 class HeadTraining(GrowingPart):
-    """How a head came to be. A published head has `published` and nothing else."""
+    """The making of a head. A published head has `published` and nothing else."""
 
     data_sha256: str | None = None
     """Fingerprint of the labelled images: their contents and labels."""

@@ -1,4 +1,4 @@
-"""What the models of a manifest are made of: parts whose keys are fixed, and parts that releases add keys to."""
+"""Parts of which a manifest's models are made: those whose keys are fixed, and those that releases add keys to."""
 
 from __future__ import annotations
 

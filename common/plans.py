@@ -37,7 +37,7 @@ def cc_model_filenames(names: list[str]) -> dict[str, str]:
 
 
 def repository_problems(repository: Path, machine: Machine | None = None) -> list[str]:
-    """Why plans in a model repository cannot be served on this machine; empty when they can, or there are none."""
+    """List why plans in a model repository cannot be served on this machine; empty when they can, or there are none."""
     problems = []
     for version in sorted({plan.parent for plan in repository.glob("*/*/model*.plan")}):
         machine = machine or find_machine()

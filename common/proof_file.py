@@ -60,7 +60,7 @@ def set_head(repository: Path, head: ProofHead | None, name: str, kept: Collecti
 
 
 def proof_problems(repository: Path) -> list[str]:
-    """Why a repository's proof is none of the encoder and the heads that lie there; empty when it is."""
+    """List why a repository's proof is none of the encoder and the heads that lie there; empty when it is."""
     try:
         proof = read_proof(repository)
         encoder = read_encoder(repository / "clip_encoder" / "1")

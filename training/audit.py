@@ -125,7 +125,7 @@ def disputed_rows(pictures: Pictures) -> list[list[str]]:
 
 
 def _near_conflicts(data: Labelled, verdict: Verdict, neighbours: Neighbours, cosine: float) -> list[Finding]:
-    """For each row its nearest near-duplicate with another label."""
+    """Find each row's nearest near-duplicate with another label."""
     nearest: dict[int, tuple[float, int]] = {}
     for rows, others, cosines in neighbours.pairs(cosine):
         differ = verdict.differ(rows, others)

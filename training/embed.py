@@ -82,7 +82,7 @@ class Decoded:
 
 @dataclass
 class Summary:
-    """What a run did, in images."""
+    """Counts of a run, in images."""
 
     embedded: int = 0
     known: int = 0

@@ -52,7 +52,7 @@ _VERIFY = 2000
 
 @dataclass(frozen=True)
 class Options:
-    """How the step was called."""
+    """Options that the step was called with."""
 
     verify: int = _VERIFY
     """Vectors of each kind on which a Keras head must agree with its original graph."""
@@ -63,7 +63,7 @@ class Options:
 
 @dataclass(frozen=True)
 class Imported:
-    """What a published file turned out to hold."""
+    """The contents of a published file."""
 
     layers: list[Layer]
     tensors: dict[str, np.ndarray]
@@ -216,7 +216,7 @@ def _downloaded(published: PublishedHead, expected: str | None) -> Path:
 
 
 def _is_imported(head: Head, folder: Path) -> bool:
-    """Whether `folder` holds this very head already."""
+    """Return True if `folder` holds this very head already."""
     try:
         manifest = read_head(folder)
         return (

@@ -78,7 +78,7 @@ class Classes:
         return self.data.label[rows] != self.data.label[others]
 
     def favours(self, row: int, other: int) -> bool:
-        """Whether the other row's label is the likely one of this row."""
+        """Return True if the other row's label is the likely one of this row."""
         return bool(self.probabilities[row].argmax() == self.data.label[other])
 
 
@@ -106,7 +106,7 @@ class LabelSets:
         return (self.data.label[rows] != self.data.label[others]).any(axis=1)
 
     def favours(self, row: int, other: int) -> bool:
-        """Whether the other row's label set is the likely one of this row."""
+        """Return True if the other row's label set is the likely one of this row."""
         return bool((self._likely()[row] == self.data.label[other]).all())
 
     def _likely(self) -> np.ndarray:
@@ -148,7 +148,7 @@ class Numbers:
         return np.abs(self.data.label[rows] - self.data.label[others]) > beyond
 
     def favours(self, row: int, other: int) -> bool:
-        """Whether the other row's number is nearer to the prediction of this row than its own."""
+        """Return True if the other row's number is nearer to this row's prediction than its own."""
         own, its = (abs(self.prediction[row] - self.data.label[n]) for n in (row, other))
         return bool(its < own)
 
@@ -171,7 +171,7 @@ Verdict = Classes | LabelSets | Numbers
 
 
 def verdict_of(data: Labelled, class_names: list[str], task: Task, groups: np.ndarray, seed: int) -> Verdict:
-    """What cross-validated models say of the labels.
+    """Judge the labels by cross-validated models.
 
     Args:
         data: the labelled rows.

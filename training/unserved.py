@@ -36,7 +36,7 @@ def format_of(data: bytes) -> str | None:
 
 
 def format_of_suffix(suffix: str) -> str | None:
-    """As `format_of`, by a suffix without its dot."""
+    """Name the format as `format_of` does, by a suffix without its dot."""
     return _SUFFIXES.get(suffix.lower())
 
 

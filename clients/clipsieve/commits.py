@@ -48,7 +48,7 @@ async def commit_rows(
 
 
 def failed_rows(run: PartialRun) -> int:
-    """How many of the committed rows have an error."""
+    """Count the committed rows that have an error."""
     return sum(len(table) - table["error"].null_count for table in run.tables(["error"]))
 
 

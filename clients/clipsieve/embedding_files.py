@@ -252,7 +252,7 @@ def matrix_of(file: Path, array: np.ndarray) -> np.ndarray:
 
 
 def not_whole(file: Path, error: Exception) -> TableError:
-    """What to say of a Parquet file that cannot be read."""
+    """Make the error of a Parquet file that cannot be read."""
     return TableError(f"{file}: no whole Parquet file ({error}); copy it again")
 
 

@@ -1,4 +1,4 @@
-"""What the gateway says about a head and about a picture, as JSON.
+"""Writes the gateway's answers about heads and pictures as JSON.
 
 A head of one number has `score`; a head of several has `scores`, by label. `decision` (or `decisions`, by label) is
 there when the head has thresholds, `class` when it chooses one. `revision` names the very head that spoke.
@@ -22,7 +22,7 @@ def result_json(name: str | None, score: Score, heads: Sequence[Head]) -> dict[s
 
 
 def head_score_json(head: Head, result: HeadScore) -> dict[str, Any]:
-    """What one head says of a picture."""
+    """Write one head's answer about a picture."""
     answer: dict[str, Any] = {}
     scores = [shortest(score) for score in result.scores]
     decisions = [word_of(head, label, int(passed)) for label, passed in enumerate(result.decisions)]

@@ -177,8 +177,10 @@ class Front:
 
 
 def fault_of(scope: Scope) -> str | None:
-    """What is wrong with a request's headers: too many, or such as two programs may read differently (how long a body
-    is, who is asked, and by whom); None when all is plain."""
+    """Return what is wrong with a request's headers; None when all is plain.
+
+    They may be too many, or such as two programs read differently: how long a body is, who is asked, and by whom.
+    """
     names = [name for name, _ in scope["headers"]]
     if scope["http_version"] not in ("1.0", "1.1"):
         return f"HTTP/{scope['http_version'][:10]} is not spoken here"

@@ -1,4 +1,4 @@
-"""Whether Triton scores: its own word stays "ready" when the process that decodes pictures is dead.
+"""Checks that Triton scores: its own word stays "ready" when the process that decodes pictures is dead.
 
 The first check holds a server against its proof, as `clipsieve health` does; later ones score one small picture, and a
 server that failed is proved anew. Whoever asks within a few seconds gets the last answer, so that asking costs nothing.

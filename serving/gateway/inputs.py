@@ -35,7 +35,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Pictures:
-    """What a request wants scored."""
+    """The pictures that a request wants scored."""
 
     pictures: Sequence[Picture]
     heads: tuple[str, ...] | None

@@ -34,7 +34,7 @@ class Room:
 
 
 class Share:
-    """What one request has taken of a room."""
+    """The part of a room that one request has taken."""
 
     def __init__(self, room: Room) -> None:
         self._room, self.taken = room, 0

@@ -86,7 +86,7 @@ def problem_from(error: ClipsieveError) -> Problem:
 
 
 def _without_address(message: str) -> str:
-    """Where Triton listens is nobody's business outside."""
+    """Take Triton's address out of a message: it is nobody's business outside."""
     if "loading" in message:
         return "Triton is loading its models"
     return "Triton does not answer" if "no answer" in message else "Triton takes no requests now"
