@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -24,7 +25,7 @@ from serving.gateway.answers import head_json, head_score_json
 from serving.gateway.limits import Rates, Room
 from serving.gateway.metrics import Metrics
 from serving.gateway.problems import KINDS, Problem
-from serving.gateway.server import serve
+from serving.gateway.server import listening, serve
 from serving.gateway.settings import GatewayError, Settings, parse_settings
 from serving.gateway.tokens import Doorkeeper, new_token, token_line
 
@@ -321,6 +322,13 @@ def test_metrics_may_have_a_port_of_their_own(server, tmp_path):
 def test_a_port_that_is_taken_is_named(gateway, capfd):
     assert run_step("serving.gateway", lambda: serve(Settings(port=gateway.port))) == 1
     assert f"cannot listen at 127.0.0.1:{gateway.port}: " in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+def test_answers_are_not_held_back(host):
+    """Whoever accepts from a socket without a protocol's name waits 40 ms for the client's acknowledgement."""
+    with listening(host, 0) as opened:
+        assert opened.proto == socket.IPPROTO_TCP
 
 
 def test_settings_come_from_the_environment_too():
