@@ -448,7 +448,8 @@ def test_commands_that_need_no_extra_start_without_it():
     code = "import sys; sys.modules['av'] = None; from clipsieve.cli.main import app; app()"
     result = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
     listed = [line.split()[0] for line in result.stdout.partition("Commands:")[2].splitlines() if line.startswith("  ")]
-    assert listed[:9] == ["score", "video", "embed", "report", "filter", "arrange", "heads", "health", "bench"]
+    made = ["score", "video", "embed", "score-embeddings"]
+    assert listed[:11] == [*made, "report", "filter", "decide", "arrange", "heads", "health", "bench"]
 
 
 def test_report_and_filter_take_the_table(server, photos, tmp_path):
