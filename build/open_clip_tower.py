@@ -16,6 +16,7 @@ import torch
 from open_clip.pretrained import download_pretrained, download_pretrained_from_hf
 from open_clip.transform import Compose, PreprocessCfg, image_transform_v2, merge_preprocess_dict
 
+from build.checkpoint import misfit
 from build.weights import (
     OPEN_CLIP_CONFIG,
     first_line,
@@ -83,12 +84,18 @@ def _load_model(encoder: Encoder, checkpoint: Path | None) -> torch.nn.Module:
         )
     except Exception as error:
         if checkpoint is not None:
+            name = encoder.model if folder is None else f"local-dir:{folder}"
             raise RecipeError(
-                f"encoder.weights {checkpoint}: not a checkpoint of {encoder.model}: {first_line(error)}"
+                misfit(checkpoint, encoder.model, "open_clip", error, lambda: _model_without_weights(name))
             ) from error
         raise
     finally:
         logging.disable(logging.NOTSET)
+
+
+def _model_without_weights(name: str) -> torch.nn.Module:
+    logging.disable(logging.WARNING)  # that it has none is what is wanted
+    return open_clip.create_model(name, load_weights=False, pretrained_image=False, pretrained_text=False)
 
 
 def preprocessing_of_tag(encoder: Encoder) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms import Compose
 
+from build.checkpoint import misfit
 from build.weights import first_line, hub_revision, offline_if_unreachable, weights_file
 from common.manifest import Preprocessing, WeightsSource
 from recipes.schema import Encoder, RecipeError
@@ -99,10 +100,14 @@ def _load_model(encoder: Encoder) -> torch.nn.Module:
             return timm.create_model(name, exportable=True, **cast(Any, options))
     except Exception as error:
         if weights is not None:
-            raise RecipeError(f"encoder.weights {weights}: not a checkpoint of {name}: {first_line(error)}") from error
+            raise RecipeError(misfit(weights, name, "timm", error, lambda: _model_without_weights(encoder))) from error
         if pretrained:
             raise RecipeError(_download_advice(encoder, error)) from error
         raise
+
+
+def _model_without_weights(encoder: Encoder) -> torch.nn.Module:
+    return timm.create_model(encoder.model, exportable=True, **cast(Any, {"img_size": _fixed_size(encoder)}))
 
 
 def _fixed_size(encoder: Encoder) -> int | None:
@@ -114,7 +119,7 @@ def _fixed_size(encoder: Encoder) -> int | None:
 def _check_image_size(encoder: Encoder, size: int) -> None:
     """Refuse, before weights are fetched, what would cut the picture's edge off, or does not run."""
     try:
-        model = timm.create_model(encoder.model, exportable=True, **cast(Any, {"img_size": _fixed_size(encoder)}))
+        model = _model_without_weights(encoder)
         with torch.inference_mode():
             model.eval()(torch.zeros(1, 3, size, size))
     except Exception as error:
