@@ -174,7 +174,7 @@ def test_usage_errors_come_before_any_request(url, model, photos, tmp_path):
 
 def test_overwrite_replaces(url, photos, tmp_path):
     out = tmp_path / "there.csv"
-    out.write_text("old")
+    out.write_text("image_path,probability,prediction,class_name,error,model_version\n")
     assert run_cli("score", photos, "--url", url, "--out", out, "--overwrite").exit_code == 0
     assert len(_rows(out.read_text())) == 5
 

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -447,7 +448,7 @@ def test_without_pyav_the_extra_is_named(videos):
 def test_commands_that_need_no_extra_start_without_it():
     code = "import sys; sys.modules['av'] = None; from clipsieve.cli.main import app; app()"
     result = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
-    listed = [line.split()[0] for line in result.stdout.partition("Commands:")[2].splitlines() if line.startswith("  ")]
+    listed = re.findall(r"^  (\S+)  ", result.stdout.partition("Commands:")[2], re.MULTILINE)
     made = ["score", "video", "embed", "score-embeddings"]
     assert listed[:11] == [*made, "report", "filter", "decide", "arrange", "heads", "health", "bench"]
 
