@@ -33,7 +33,7 @@ NAMES = st.lists(st.sampled_from(["a", "b", "c", "d", "\udcff"]), max_size=8)
 
 
 def _row(name: str) -> tuple:
-    return name, 0.5, 1, "ring", None, "demo-00"
+    return name, 0.5, 1, "ring", "block", None, "demo-00"
 
 
 @pytest.fixture
@@ -179,14 +179,15 @@ def test_output_is_put_in_its_place_by_the_next_process(tmp_path, monkeypatch, k
 
 
 def test_run_that_replaces_an_output_goes_on_without_saying_so_again(tmp_path):
-    (tmp_path / "out.parquet").write_bytes(b"old")
+    pq.write_table(SCHEMA.empty_table(), tmp_path / "out.parquet")
+    old = (tmp_path / "out.parquet").read_bytes()
     with pytest.raises(OutputRefused, match="already exists"):
         _open(tmp_path)
     with _open(tmp_path, overwrite=True) as run:
         run.commit([_row("a")])
     with _open(tmp_path) as run:
         assert run.rows == 1
-    assert (tmp_path / "out.parquet").read_bytes() == b"old"
+    assert (tmp_path / "out.parquet").read_bytes() == old
 
 
 # --- the command ---

@@ -149,7 +149,7 @@ def test_the_command_serves_until_a_signal(repository, tmp_path, number):
         assert process.stderr is not None
         welcome = [process.stderr.readline() for _ in range(9)]
         assert "serving demo" in welcome[0]
-        assert any("/v2/models/image_score/infer" in line for line in welcome)
+        assert any("/v2/models/image_score/generate" in line for line in welcome)
         (url,) = re.findall(r"gRPC +(\S+)", "".join(welcome))
         with Client(url) as client:
             assert client.score([jpeg()])[0].ok
