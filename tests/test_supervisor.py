@@ -310,7 +310,7 @@ def command(*options: str) -> Iterator[tuple[subprocess.Popen, str]]:
     words += ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
     process = subprocess.Popen(words, cwd=ROOT, stderr=subprocess.PIPE, text=True)
     try:
-        welcome = "".join(lines_until(process, "image_score/infer"))
+        welcome = "".join(lines_until(process, "image_score/generate"))
         (url,) = re.findall(r"gRPC +(\S+)", welcome)
         yield process, url
     finally:
