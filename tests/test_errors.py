@@ -20,6 +20,7 @@ NOT_OF_THE_TOOLCHAINS_TREE = {
     "ProofUnreadable": "its file is also clients/clipsieve/proof_format.py, byte for byte, which knows no toolchain",
     "Unhealthy": "container/health.py is one file of the standard library, and answers a probe with it",
     "Busy": "as Unhealthy",
+    "Problem": "the gateway's answer to a request that it refuses, never the end of a command",
     "_Stop": "a signal that ends serving.embedded as it should end",
     "Skipped": "a fault that this machine does not allow: a row of trials.faults",
 }

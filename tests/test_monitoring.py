@@ -161,7 +161,8 @@ def test_the_blackbox_exporter_asks_and_judges_as_the_health_check_does():
 
 def test_the_blackbox_exporter_asks_each_ensemble():
     scraped = yaml.safe_load((MONITORING / "prometheus.yml").read_text())["scrape_configs"]
-    targets = scraped[1]["static_configs"][0]["targets"]
+    (health,) = (job for job in scraped if job["job_name"] == "clipsieve_health")
+    targets = health["static_configs"][0]["targets"]
     assert [target.split("/")[5] for target in targets] == list(ENSEMBLES)
 
 

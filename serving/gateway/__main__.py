@@ -13,7 +13,7 @@ from __future__ import annotations
 import sys
 
 from recipes.errors import run_step
-from serving.gateway.settings import Settings, parse_settings
+from serving.gateway.settings import GatewayError, Settings, parse_settings
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -21,8 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         from serving.gateway.server import serve
     except ImportError as error:
-        print(f"serving.gateway: {error}; install the group `gateway`: requirements/gateway.txt", file=sys.stderr)
-        return 1
+        raise GatewayError(f"{error}; install the group `gateway`: requirements/gateway.txt") from error
     print(welcome(settings), file=sys.stderr, flush=True)
     return serve(settings)
 

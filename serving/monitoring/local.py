@@ -30,10 +30,12 @@ MONITORING = Path(__file__).parent
 PROGRAMS = ("prometheus", "prometheus-blackbox-exporter")
 READY_TIMEOUT_S = 60.0
 
+_GATEWAY_JOB = re.compile(r"  - job_name: clipsieve_gateway.*?\n\n", re.DOTALL)
+
 
 def local_config(http_port: int, metrics_port: int, blackbox_port: int, interval_s: int | None = None) -> str:
-    """prometheus.yml for a server on this machine; `interval_s` scrapes and evaluates more often."""
-    text = (MONITORING / "prometheus.yml").read_text()
+    """prometheus.yml for a server on this machine, without a gateway; `interval_s` scrapes and evaluates more often."""
+    text = _GATEWAY_JOB.sub("", (MONITORING / "prometheus.yml").read_text())
     places = {"triton:8002": metrics_port, "triton:8000": http_port, "blackbox:9115": blackbox_port}
     for place, port in places.items():
         text = text.replace(place, f"{HOST}:{port}")
