@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import urllib.error
+from functools import partial
 
 import huggingface_hub.constants
 import pytest
@@ -65,6 +66,8 @@ def started(code: str, *arguments: object, **environment: str) -> subprocess.Pop
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # What runs in the background of a shell script is started with Ctrl-C ignored, and so would be its children.
+        preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
     )
 
 
