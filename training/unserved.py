@@ -5,20 +5,13 @@ A head that learnt from them would be asked about none: training decodes what `s
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable
 
+from common.pixels import import_served
 from training.sample import Failure
 
 _ENDING = "_NOT_SERVED"
-_SIGNATURES = {
-    "AVIF": re.compile(rb"....ftypavi[fs]", re.DOTALL),
-    "HEIC": re.compile(rb"....ftyp(?:hei[cxms]|hev[cmsx]|mif1|msf1)", re.DOTALL),
-    "TIFF": re.compile(rb"II[*+]\0|MM\0[*+]"),
-    "JPEG_XL": re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"),
-    "PSD": re.compile(rb"8BPS\x00\x01"),
-}
 _SUFFIXES = {
     "avif": "AVIF",
     "heic": "HEIC",
@@ -32,7 +25,7 @@ _SUFFIXES = {
 
 def format_of(data: bytes) -> str | None:
     """The format of a picture that is none of those which the server knows by default; None for anything else."""
-    return next((name for name, signature in _SIGNATURES.items() if signature.match(data)), None)
+    return import_served("clip_kinds").picture_format(data)
 
 
 def format_of_suffix(suffix: str) -> str | None:

@@ -37,6 +37,7 @@ from clip_files import (
     jpeg_segments,
     without_ballast,
 )
+from clip_kinds import kind_of
 
 # Importing a plugin registers its decoder; only those named by `formats` are ever tried.
 from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
@@ -283,10 +284,7 @@ class Transform:
         """Read the header only."""
         format = next((name for name in self.formats if SIGNATURES[name].match(data)), None)
         if format is None:
-            raise ImageError(
-                "NOT_AN_IMAGE",
-                f"{len(data)} bytes that begin {data[:8].hex(' ')} are none of {', '.join(self.formats)}",
-            )
+            raise ImageError("NOT_AN_IMAGE", f"{kind_of(data)}; {', '.join(self.formats)} are taken")
         image = Image.open(io.BytesIO(without_ballast(data, format, self.limits)), formats=(format,))
         if format == "AVIF":  # the others' frames are counted already
             self.limits.check_frames(getattr(image, "n_frames", 1))
@@ -344,6 +342,8 @@ def _from_base64(text: bytes) -> bytes:
     try:
         decoded = base64.b64decode(text.translate(None, WHITESPACE), validate=True)
     except (binascii.Error, ValueError) as error:
+        if b"-" in text or b"_" in text:
+            raise ImageError("BAD_BASE64", "url-safe base64; write it with + and / instead of - and _") from error
         raise ImageError("BAD_BASE64", f"not base64 text: {error}") from error
     if not decoded:
         raise ImageError("EMPTY", "0 bytes after base64 decoding")
