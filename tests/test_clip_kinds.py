@@ -19,7 +19,12 @@ served_module()
 kind_of = import_served("clip_kinds").kind_of
 CONVERT = "convert it to JPEG or PNG"
 PREPROCESSING = Preprocessing(
-    image_size=32, mean=[0.5] * 3, std=[0.5] * 3, resize_mode="shortest", interpolation="bicubic", fill_color=0
+    image_size=32,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+    resize_mode="shortest",
+    interpolation="bicubic",
+    fill_color=0,
 )
 
 
