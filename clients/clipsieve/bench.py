@@ -30,7 +30,7 @@ class Figures:
     p99_ms: float
 
 
-def images_from(sources: Iterable[ImageSource], count: int) -> list[bytes]:
+def images_from(sources: Iterable[ImageSource | ImageRejected], count: int) -> list[bytes]:
     """The first readable images, at most `count` and 256 MiB: measured is the server, not the disk."""
     images: list[bytes] = []
     size = 0

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 KEY_COLUMNS = ("key", "__key__")
 
 _MARK = b"clipsieve"
+_NO_SAMPLE = "NO_SAMPLE: the shard has no sample of this key"
 _OURS = frozenset({"error", "model_version", "probability", "prediction", "class_name", "decision", "embedding"})
 _OURS_END = ("_score", "_decision", "_class_name")
 _NAMES = frozenset({"image_path", "video_path", "key", "shard"})
@@ -142,9 +143,9 @@ def key_column(metadata: Path) -> str | None:
     return next((name for name in KEY_COLUMNS if name in names), None)
 
 
-def _with_missing(errors: pa.ChunkedArray, places: pa.Array) -> pa.ChunkedArray:
+def _with_missing(errors: pa.ChunkedArray, places: pa.Array) -> pa.Array:
+    """The errors, and one for each row without a sample."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    text = pa.scalar("NO_SAMPLE: the shard has no sample of this key", pa.string())
-    return pc.if_else(pc.is_null(places), text, errors)
+    pairs = zip(errors.to_pylist(), places.to_pylist(), strict=True)
+    return pa.array([_NO_SAMPLE if place is None else error for error, place in pairs], pa.string())

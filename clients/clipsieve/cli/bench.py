@@ -15,7 +15,7 @@ from clipsieve.cli.grouped import grouped, option
 from clipsieve.cli.options import SOME_FAILED, InputOptions, Paths, ServerOptions, exits
 from clipsieve.cli.run import started
 from clipsieve.client import AsyncClient
-from clipsieve.exceptions import InputRefused
+from clipsieve.exceptions import ImageRejected, InputRefused
 from clipsieve.images import ImageSource
 from clipsieve.printing import print_table
 from clipsieve.progress import Reporter
@@ -67,7 +67,7 @@ def bench(paths: Paths, inputs: InputOptions, options: BenchOptions, server: Ser
 
 
 async def _bench(
-    client: AsyncClient, sources: Iterator[ImageSource], options: BenchOptions, concurrencies: list[int]
+    client: AsyncClient, sources: Iterator[ImageSource | ImageRejected], options: BenchOptions, concurrencies: list[int]
 ) -> list[Figures]:
     images = images_from(sources, options.count)
     if not images:
