@@ -4,12 +4,16 @@
 #   OPTIONS=--rounds=3   of the step: columns of a table for make train, a benchmark's or a trial's
 #   HEAD=nsfw            the head to train, of a recipe with several (make train)
 #   TARGET=auto          auto, onnx or tensorrt (make engines)
+#   HTTP_PORT=8000       and GRPC_PORT=8001, METRICS_PORT=8002 (make serve)
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
 
 PYTHON ?= python3
 RECIPE ?= nsfw-vit-l-14
 TARGET ?= auto
+HTTP_PORT ?= 8000
+GRPC_PORT ?= 8001
+METRICS_PORT ?= 8002
 
 # Where artefacts go; the steps read the same variable.
 ARTIFACTS := $(or $(CLIPSIEVE_ARTIFACTS),artifacts)
@@ -83,7 +87,8 @@ engines: encoder  ## Build the recipe's encoder and heads and install them for T
 
 .PHONY: serve
 serve: $(READY) $(TRITON_READY)  ## Serve the recipe on loopback with the embedded tritonserver
-	$(RUN) serving.embedded --recipe $(RECIPE)
+	$(RUN) serving.embedded --recipe $(RECIPE) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) \
+		--metrics-port $(METRICS_PORT) $(OPTIONS)
 
 .PHONY: demo
 demo: $(READY) $(TRITON_READY)  ## Draw images, train, build, serve and score them (no download)

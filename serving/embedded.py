@@ -34,6 +34,8 @@ __all__ = ["EmbeddedServer", "ServerSettings", "free_ports", "main", "refuse_pla
 CURL_SED = 's/.*/{"image":"&"}/'
 
 
+_ENSEMBLE = 'platform: "ensemble"'
+_MODEL_SUFFIXES = (".onnx", ".plan", ".py")
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """Signals that stop the server in order; the last comes when the terminal is closed."""
 
@@ -45,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     try:
         recipe = load_recipe(arguments.recipe)
         repository = arguments.repository or repository_folder(recipe)
+        refuse_unbuilt(repository, recipe.name)
         refuse_plans(repository)
         with embedded_server(arguments, repository) as server:
             print(welcome(server, recipe.name, recipe.notice), file=sys.stderr, flush=True)
@@ -103,6 +106,26 @@ def keep_serving(server: EmbeddedServer, arguments: argparse.Namespace) -> NoRet
         Supervisor(server, Pace(interval_s=arguments.probe_interval, deadline_s=arguments.probe_deadline)).run()
     status = server.wait() or 0
     raise ServingError(f"tritonserver ended {ending(status)}; end of its log:\n{server.log_tail()}")
+
+
+def refuse_unbuilt(repository: Path, recipe_name: str) -> None:
+    """Refuse a repository whose models have no files yet, before Triton says so at length.
+
+    Raises:
+        ServingError: names the models, and the command that builds them.
+    """
+    configs = repository.glob("*/config.pbtxt")
+    unbuilt = sorted(
+        config.parent.name
+        for config in configs
+        if _ENSEMBLE not in config.read_text(encoding="utf-8")
+        and not any(file.suffix in _MODEL_SUFFIXES for file in config.parent.glob("*/*"))
+    )
+    if unbuilt:
+        raise ServingError(
+            f"{repository}: {', '.join(unbuilt)} {'is' if len(unbuilt) == 1 else 'are'} not built; build with: "
+            f"make engines RECIPE={recipe_name}"
+        )
 
 
 def refuse_plans(repository: Path) -> None:

@@ -19,7 +19,9 @@ import pytest
 from waiting import PATIENCE_S, until
 
 from clipsieve import Client
+from common.paths import ROOT
 from serving import tritonserver
+from serving.embedded import refuse_unbuilt
 from serving.tritonserver import folder_without_spaces, free_ports, shared_bytes_of_process
 
 
@@ -100,3 +102,15 @@ def test_shared_memory_of_a_process_fits_what_there_is(monkeypatch, free, expect
 
 def test_where_there_is_no_shared_memory_the_server_says_so(tmp_path):
     assert shared_bytes_of_process(tmp_path / "none") == tritonserver.MOST_SHARED_BYTES
+
+
+def test_a_repository_that_is_not_built_names_the_command(repository, tmp_path):
+    refuse_unbuilt(repository, "demo")
+    checked_in = Path(shutil.copytree(ROOT / "model_repository", tmp_path / "models"))
+    for file in checked_in.glob("*/1/*.onnx"):  # of a checkout that was built
+        file.unlink()
+    with pytest.raises(
+        tritonserver.ServingError, match=r"aesthetic_head, clip_encoder, nsfw_head are not built"
+    ) as refused:
+        refuse_unbuilt(checked_in, "nsfw-vit-l-14")
+    assert str(refused.value).endswith("build with: make engines RECIPE=nsfw-vit-l-14")
