@@ -53,10 +53,10 @@ def samples_in(data: str, head: Head, columns: Columns, form: Format | None = No
             return _samples_in_tables(data, files, head, columns)
     if head.task in ("multilabel", "regression"):
         raise StepError(f"{data}: subfolders cannot say a {head.task} head's labels; give a table of paths and labels")
-    found = samples_in_class_folders(Path(data), head.class_names)
+    data_set = samples_in_class_folders(Path(data), head.class_names)
     if form == "table":
-        found.notes.append(f"labels: from the folders; {_METADATA[0]} has no column {columns.label!r}")
-    return found
+        data_set.notes.append(f"labels: from the folders; {_METADATA[0]} has no column {columns.label!r}")
+    return data_set
 
 
 def detected_format(data: str, class_names: Sequence[str] = ()) -> Format:

@@ -273,9 +273,9 @@ def main(argv: list[str] | None = None) -> None:
         arguments.group_column,
         arguments.image_root,
     )
-    found = samples_in(arguments.data, head, columns, arguments.format)
+    data_set = samples_in(arguments.data, head, columns, arguments.format)
     if arguments.check:
-        say(f"{len(found.samples)} samples, {len(found.failures)} failures in {found.identity}")
+        say(f"{len(data_set.samples)} samples, {len(data_set.failures)} failures in {data_set.identity}")
         return
     encoder = OnnxEncoder(encoder_folder(recipe))
     folder = arguments.store or store_folder(recipe)
@@ -284,11 +284,11 @@ def main(argv: list[str] | None = None) -> None:
         adopt_former_folder(recipe, encoder.manifest.fingerprint())
     store = Store(folder, encoder.manifest.fingerprint(), arguments.dtype)
     transform = served_transform(encoder.manifest.preprocessing, recipe.serving)
-    summary = embed_samples(found.samples, store, encoder, transform, recipe.serving.max_batch_size)
-    failures = [*found.failures, *summary.failures]
+    summary = embed_samples(data_set.samples, store, encoder, transform, recipe.serving.max_batch_size)
+    failures = [*data_set.failures, *summary.failures]
     data = HeadData(folder, recipe.name, head.name)
     errors = folder.with_name(f"{folder.name}.errors.csv")
-    append_errors(errors, failures, found.identity, data)
+    append_errors(errors, failures, data_set.identity, data)
     say(f"{summary.embedded} embedded, {summary.known} known before, {len(failures)} failed")
     for text in unserved_texts(failures):
         say(text)
@@ -297,9 +297,9 @@ def main(argv: list[str] | None = None) -> None:
     if not summary.mentions:
         raise StepError(f"none of the {len(failures)} files could be embedded; see {errors}")
     adopt_former_files(data)
-    found.notes.extend(_notes_of_names(summary.mentions))
-    reasons = found.passed_over | Counter(failure.code for failure in failures)
-    source = Source(found.identity, mentions_table(summary.mentions), dict(reasons), found.notes)
+    data_set.notes.extend(_notes_of_names(summary.mentions))
+    reasons = data_set.passed_over | Counter(failure.code for failure in failures)
+    source = Source(data_set.identity, mentions_table(summary.mentions), dict(reasons), data_set.notes)
     changes = write_source(data, source, arguments.keep_missing)
     print_overview(data, read_pictures(data), changes)
     print(folder)

@@ -83,15 +83,15 @@ def import_head(head: Head, notice: str | None, folder: Path, options: Options, 
     Raises:
         StepError: the file cannot be had, is not the published one, or does not score as the original does.
     """
-    asked, published = _asked(head), published_head(_asked(head).name)
+    choice, published = _chosen(head), published_head(_chosen(head).name)
     _check_head(head, published)
     if _is_imported(head, folder):
         say(f"head {head.name}: {published.name} is imported already")
         return folder / "head.json"
     _check_replaceable(folder, options.replace)
     check_writable(folder)
-    file = published_file(asked, published, options.accept_unknown_sha256)
-    imported = _read(file, published, asked.variant, options.verify)
+    file = published_file(choice, published, options.accept_unknown_sha256)
+    imported = _read(file, published, choice.variant, options.verify)
     weights = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in imported.tensors.items()})
     manifest = head_manifest(head, notice, published, imported, sha256_of(file), weights)
     manifest = manifest.model_copy(update={"made_by": made_by})
@@ -100,20 +100,20 @@ def import_head(head: Head, notice: str | None, folder: Path, options: Options, 
     return folder / "head.json"
 
 
-def published_file(asked: Published, published: PublishedHead, accept_unknown_sha256: bool) -> Path:
+def published_file(choice: Published, published: PublishedHead, accept_unknown_sha256: bool) -> Path:
     """The published file on this machine, its sum checked; downloaded unless the recipe names a local copy.
 
     Raises:
         StepError: it is not there, cannot be downloaded, has another sum, or its sum is not known to anyone.
     """
-    expected = _expected_sha256(asked, published)
-    if asked.file is None:
-        _check_known(published, expected, accept_unknown_sha256, found=None)
+    expected = _expected_sha256(choice, published)
+    if choice.file is None:
+        _check_known(published, expected, accept_unknown_sha256, sha256=None)
         return _downloaded(published, expected)
-    file = paths.ROOT / asked.file
+    file = paths.ROOT / choice.file
     if not file.is_file():
         raise StepError(f"{file}: no such file; fetch {published.url}, or leave published.file out to download it")
-    _check_known(published, expected, accept_unknown_sha256, found=sha256_of(file))
+    _check_known(published, expected, accept_unknown_sha256, sha256=sha256_of(file))
     check_sha256(file, expected, str(file))
     return file
 
@@ -159,7 +159,7 @@ def _read(file: Path, published: PublishedHead, variant: Variant, verify: int) -
     return Imported(head.layers, head.tensors, figures)
 
 
-def _asked(head: Head) -> Published:
+def _chosen(head: Head) -> Published:
     if head.published is None:
         raise StepError(f"head {head.name} names no published head; add `published: {{name: …}}`, or train it")
     return head.published
@@ -175,8 +175,8 @@ def _check_head(head: Head, published: PublishedHead) -> None:
                 f"head {head.name}: {key} {getattr(head, key)} would need held-out data, which {published.name} "
                 "came without; give thresholds, or train a head"
             )
-    if published.format == "torch" and _asked(head).variant != "published":
-        raise StepError(f"head {head.name}: variant {_asked(head).variant!r} is for Keras heads, not {published.name}")
+    if published.format == "torch" and _chosen(head).variant != "published":
+        raise StepError(f"head {head.name}: variant {_chosen(head).variant!r} is for Keras heads, not {published.name}")
 
 
 def _check_encoder(recipe: Recipe, published: PublishedHead) -> None:
@@ -188,17 +188,17 @@ def _check_encoder(recipe: Recipe, published: PublishedHead) -> None:
         )
 
 
-def _expected_sha256(asked: Published, published: PublishedHead) -> str | None:
-    if published.sha256 and asked.sha256 and asked.sha256 != published.sha256:
+def _expected_sha256(choice: Published, published: PublishedHead) -> str | None:
+    if published.sha256 and choice.sha256 and choice.sha256 != published.sha256:
         raise StepError(
-            f"published.sha256 is {asked.sha256}, but {published.file} was published with {published.sha256}"
+            f"published.sha256 is {choice.sha256}, but {published.file} was published with {published.sha256}"
         )
-    return published.sha256 or asked.sha256
+    return published.sha256 or choice.sha256
 
 
-def _check_known(published: PublishedHead, expected: str | None, accept: bool, found: str | None) -> None:
+def _check_known(published: PublishedHead, expected: str | None, accept: bool, sha256: str | None) -> None:
     if expected is None and not accept:
-        its = f", this one's is {found}" if found else ""
+        its = f", this one's is {sha256}" if sha256 else ""
         raise StepError(
             f"{published.file}: the sha256 of {published.url} is not known here{its}. If you trust the file, write its "
             "sum into the recipe as published.sha256, or pass --accept-unknown-sha256"
@@ -243,7 +243,7 @@ def _check_replaceable(folder: Path, replace: bool) -> None:
 def _recipe_heads(recipe: Recipe, name: str | None) -> list[Head]:
     heads = [head for head in recipe.heads if head.published] if name is None else [recipe.head(name)]
     for head in heads:
-        _check_encoder(recipe, published_head(_asked(head).name))
+        _check_encoder(recipe, published_head(_chosen(head).name))
     return heads
 
 

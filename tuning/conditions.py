@@ -28,7 +28,7 @@ def conditions(recipe: Recipe, recipe_reference: str, load: Load) -> Conditions:
         BuildError: perf_analyzer, the server or the pictures are missing.
     """
     artefacts = read_artefacts(recipe)
-    found = check_load(recipe_reference, load)
+    offered = check_load(recipe_reference, load)
     return {
         "recipe": recipe.name,
         "encoder": artefacts.encoder.id,
@@ -40,9 +40,9 @@ def conditions(recipe: Recipe, recipe_reference: str, load: Load) -> Conditions:
         "gpus": [gpu.name for gpu in find_machine().gpus],
         "concurrencies": list(load.concurrencies),
         "seconds": load.seconds,
-        "pictures": found["pictures"],
-        "pictures_sha256": found["pictures_sha256"],
-        "versions": found["versions"] | {"python": platform.python_version()},
+        "pictures": offered["pictures"],
+        "pictures_sha256": offered["pictures_sha256"],
+        "versions": offered["versions"] | {"python": platform.python_version()},
     }
 
 

@@ -61,9 +61,9 @@ class Sweep:
         own = incumbent = Setting.of(self._recipe.serving)
         stage, compared = CONFIRMATION, list[Setting]()
         for each in self._plan.stages:
-            found = candidates(each, incumbent, self._recipe, self._plan.room)
-            if len(found) > 1:
-                stage, compared = each, found
+            settings = candidates(each, incumbent, self._recipe, self._plan.room)
+            if len(settings) > 1:
+                stage, compared = each, settings
                 incumbent = self._best_of(stage, compared, incumbent)
         if own not in compared:  # the stages stand on one another; the result is compared with where they began
             stage, compared = CONFIRMATION, list(dict.fromkeys([incumbent, own]))
@@ -90,12 +90,12 @@ class Sweep:
         if measured.is_measured(stage, round_, setting) or (round_ and not self._ever_started(stage, setting)):
             return
         try:
-            found = self._measure(setting)
+            result = self._measure(setting)
         except CandidateError as error:
             self._tell(f"{where}: {setting}: does not work; {str(error).splitlines()[-1]}")
             measured.add([Row(stage=stage, round=round_, setting=setting, error=str(error))])
             return
-        rows = [_row(stage, round_, setting, concurrency, each) for concurrency, each in found.items()]
+        rows = [_row(stage, round_, setting, concurrency, each) for concurrency, each in result.items()]
         measured.add(rows)
         self._tell(f"{where}: {setting}: {_summary(rows)}")
 
@@ -104,8 +104,8 @@ class Sweep:
         return any(row.setting == setting and row.concurrency is not None for row in rows)
 
     def _curves(self, stage: str, compared: list[Setting]) -> dict[Setting, Curve]:
-        found = curves(self._measurements.of_stage(stage))
-        return {setting: found[setting] for setting in compared if setting in found}
+        by_setting = curves(self._measurements.of_stage(stage))
+        return {setting: by_setting[setting] for setting in compared if setting in by_setting}
 
     def _choice(self, stage: str, setting: Setting, own: Setting) -> Choice:
         measured, budget = self._curves(stage, [setting, own]), self._plan.p99_budget_ms
@@ -119,8 +119,8 @@ class Sweep:
         return next((row.error for row in reversed(self._measurements.rows) if row.error), "none")
 
 
-def _row(stage: str, round_: int, setting: Setting, concurrency: int, found: Figures | str) -> Row:
-    figures, error = (None, found) if isinstance(found, str) else (found, None)
+def _row(stage: str, round_: int, setting: Setting, concurrency: int, result: Figures | str) -> Row:
+    figures, error = (None, result) if isinstance(result, str) else (result, None)
     return Row(stage=stage, round=round_, setting=setting, concurrency=concurrency, figures=figures, error=error)
 
 

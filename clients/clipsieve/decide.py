@@ -178,14 +178,14 @@ def _score(table: Path, cell: Any, column: str) -> float | None:
 
 
 def _score_column(table: Path, names: list[str], head: str | None) -> str:
-    found = score_columns(names)
+    scores = score_columns(names)
     if head is not None:
         if f"{head}_score" in names:
             return f"{head}_score"
-        known = ", ".join(name.removesuffix("_score") for name in found) or "none"
-        raise TableError(f"{table}: no column {head}_score; there are scores of: {known}")
-    if len(found) != 1:
-        known = ", ".join(name.removesuffix("_score") for name in found)
-        problem = f"scores of several, {known}; choose with --head" if found else "no column of scores"
+        heads = ", ".join(name.removesuffix("_score") for name in scores) or "none"
+        raise TableError(f"{table}: no column {head}_score; there are scores of: {heads}")
+    if len(scores) != 1:
+        heads = ", ".join(name.removesuffix("_score") for name in scores)
+        problem = f"scores of several, {heads}; choose with --head" if scores else "no column of scores"
         raise TableError(f"{table}: {problem}")
-    return found[0]
+    return scores[0]
