@@ -26,8 +26,8 @@ import sys, time
 from recipes.errors import run_step
 
 def main():
-    print("begun", flush=True)
     try:
+        print("begun", flush=True)
         time.sleep(1000)
     finally:
         print("cleaning up", flush=True)
