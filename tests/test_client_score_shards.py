@@ -168,6 +168,8 @@ def test_scores_are_joined_into_another_folder(url, described, tmp_path):
     _check_joined(pq.read_table(tmp_path / "out" / "00000.parquet"))
     assert (described / "00000.parquet").read_bytes() == before
     assert "1 of 1 shards had their table already" in run_cli(*arguments).stderr
+    assert run_cli(*arguments, "--overwrite").exit_code == 3
+    _check_joined(pq.read_table(tmp_path / "out" / "00000.parquet"))
 
 
 def test_scores_are_joined_in_place_and_the_old_table_is_kept(url, model, described):
@@ -184,6 +186,10 @@ def test_scores_are_joined_in_place_and_the_old_table_is_kept(url, model, descri
     again = pq.read_table(described / "00000.parquet")
     assert again.drop(["error"]).equals(first.drop(["error"])), "only the scores are written anew"
     assert (described / "00000.parquet.bak").read_bytes() == before
+    (described / "a.jpg").write_bytes(b"image")
+    taken = ["score", described / "a.jpg", "--url", url, "--out", described / "00000.parquet", "--overwrite"]
+    assert run_cli(*taken).exit_code == 2, "with scores in it, the table is still its owner's"
+    (described / "a.jpg").unlink()
     assert sorted(os.listdir(described)) == [
         *("00000.parquet", "00000.parquet.bak", "00000.tar", "00001.parquet", "00001.tar")
     ]
@@ -223,3 +229,24 @@ def test_overwrite_replaces_what_score_wrote(url, tmp_path, suffix):
     (tmp_path / "a.jpg").write_bytes(b"image")
     arguments = ["score", tmp_path / "a.jpg", "--url", url, "--out", tmp_path / f"a.{suffix}", "--overwrite"]
     assert [run_cli(*arguments).exit_code for _ in range(2)] == [0, 0]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["video_path", "nsfw_score", "nsfw_time_s", "frames", "duration_s", "stopped", "error", "model_version"],
+        ["url", "caption", "nsfw_score", "error", "model_version"],  # stored embeddings, beside their metadata
+        ["image_path", "punsafe", "error"],  # a list of `clipsieve filter`, by a column of another name
+        ["key", "shard", "score", "error"],
+        ["image_path", "embedding", "error"],
+    ],
+)
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_every_table_of_ours_may_be_replaced(url, tmp_path, names, suffix):
+    (tmp_path / "a.jpg").write_bytes(b"image")
+    out = tmp_path / f"a.{suffix}"
+    if suffix == "csv":
+        out.write_text(",".join(names) + "\n")
+    else:
+        pq.write_table(pa.table({name: [""] for name in names}), out)
+    assert run_cli("score", tmp_path / "a.jpg", "--url", url, "--out", out, "--overwrite").exit_code == 0

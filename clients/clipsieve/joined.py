@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from clipsieve.exceptions import OutputRefused
+from clipsieve.exceptions import OutputRefused, TableError
 from clipsieve.table_batches import column_names
 
 if TYPE_CHECKING:
@@ -52,6 +52,21 @@ def is_scores_alone(names: Sequence[str]) -> bool:
     return known and "error" in names and len(names) > 1
 
 
+def is_written_by_us(path: Path) -> bool:
+    """True for a table that a command of this package made: of scores, also of videos or beside metadata; a list.
+
+    Not for one that belongs to somebody else and had scores added to it.
+
+    Raises:
+        TableError: it is no table.
+    """
+    names = column_names(path)
+    if path.suffix.lower() == ".parquet" and own_columns(path) is not None:
+        return False
+    is_list = len(names) in (3, 4) and names[0] in _NAMES and names[-1] == "error"
+    return {"error", "model_version"} <= set(names) or is_list
+
+
 def check_replaceable(path: Path) -> None:
     """Refuse to replace a table that this package did not write, whatever --overwrite says.
 
@@ -62,10 +77,10 @@ def check_replaceable(path: Path) -> None:
     if not path.is_file() or path.stat().st_size == 0 or suffix not in (".parquet", ".csv", ".json", ".jsonl"):
         return
     try:
-        names = column_names(path)
-    except ValueError:  # not readable as a table
-        names = []
-    if not is_scores_alone(names):
+        is_ours, names = is_written_by_us(path), column_names(path)
+    except TableError:
+        is_ours, names = False, []
+    if not is_ours:
         columns = f"its columns are {', '.join(names[:8])}" if names else "it is no table"
         raise OutputRefused(
             f"{path} was not written by clipsieve ({columns:.200}), and --overwrite does not replace it; move it away, "

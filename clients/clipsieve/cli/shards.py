@@ -89,7 +89,7 @@ async def score_shards(shards: list[Path], folder: Path | None, job: ShardJob) -
             continue
         identity = {"shard": target.shard.name, "joined": target.metadata is not None, **job.identity}
         schema = job.columns.schema()
-        with PartialRun(target.out, identity, schema, job.overwrite, replaces=target.is_in_place) as run:
+        with PartialRun(target.out, identity, schema, job.overwrite, replaces=target.metadata is not None) as run:
             failed += await _score_shard(target, run, job)
     if there:
         job.reporter.tell(f"{there} of {len(shards)} shards had their table already", "kept", shards=there)
@@ -134,7 +134,8 @@ def _target(shard: Path, out: Path, job: ShardJob) -> _Target:
             raise OutputRefused(f"{metadata} has no column {' or '.join(KEY_COLUMNS)} to match samples by")
         job.reporter.tell(f"{metadata} has no column of keys and is not joined with the scores", "not_joined")
         metadata = None
-    if out.exists() and out != metadata and job.overwrite and own_columns(out) is None:
+    may_replace = job.overwrite or folder_of(out).exists()
+    if out.exists() and out != metadata and may_replace and not (is_metadata(out) and own_columns(out)):
         check_replaceable(out)
     return _Target(shard, out, metadata)
 
