@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint that a library could not load into a model, for the message about it."""
+"""Finds what is wrong with a checkpoint that a library could not load into a model, for the message about it."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def misfit(
 
 
 def _content(path: Path) -> Any:
-    """What the file holds; None if it cannot be read without running code of it."""
+    """Load what the file holds; None if it cannot be read without running code of it."""
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

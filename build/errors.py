@@ -5,7 +5,7 @@ from __future__ import annotations
 from recipes.errors import ExpectedError
 
 INTERRUPTED = "interrupted; nothing half-made was installed, run the same command again"
-"""What a step says on Ctrl-C."""
+"""Message of a step that Ctrl-C ends."""
 
 
 class BuildError(ExpectedError):

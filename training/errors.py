@@ -8,7 +8,7 @@ from __future__ import annotations
 from recipes.errors import ExpectedError
 
 INTERRUPTED = "interrupted; what is finished is kept, run the same command to go on"
-"""What a step says on Ctrl-C."""
+"""Message of a step that Ctrl-C ends."""
 
 
 class StepError(ExpectedError):

@@ -28,7 +28,7 @@ class Decided:
     score: str
     decision: str
     prediction: str | None
-    """Of one binary head's table: 1 where the first threshold is passed."""
+    """The column, in the table of one binary head, that is 1 where the first threshold is passed."""
     class_name: str | None
 
     @classmethod

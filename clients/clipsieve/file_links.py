@@ -22,7 +22,7 @@ class Link:
     """A symbolic link is made."""
 
     path: str
-    """Where the link is."""
+    """The place of the link."""
     target: str
     """The link's text: where the file is."""
 

@@ -42,7 +42,7 @@ class Inputs:
     pattern: str | None = None
     column: str | None = None
     passed_over: PassedOver = field(default_factory=PassedOver, compare=False)
-    """What the folders hold besides; complete once all inputs were given."""
+    """Counts of what the folders hold besides; complete once all inputs were given."""
 
     def __iter__(self) -> Iterator[str]:
         """Names of the inputs, as `items` gives them."""

@@ -24,7 +24,6 @@ from clipsieve.ray.part import Part, read_part
 from clipsieve.ray.plan import Plan, delete_leftovers, planned
 from clipsieve.ray.storage import is_remote, joined, local_path
 from clipsieve.ray.unit import Job, Outcome, Served, Servers
-from clipsieve.scoring import Columns
 
 _JOB = "Job"
 _FOOTERS_AT_ONCE = 16
@@ -181,11 +180,8 @@ class _Bulk:
         served = self._served()
         for problem in served.silent:
             self.reporter.say(f"going on without a server: {problem}", "server")
-        for head in served.heads:
-            if head.notice:  # the table cannot carry it
-                self.reporter.say(f"notice: {head.notice}")
         key = "key" if self.plan.of_shards else "image_path"
-        columns = Columns(tuple(served.heads), self.heads.threshold, self.heads.operating_point, key)
+        columns = self.heads.columns(served.heads, key, self.reporter)
         return Job(self.plan, self.servers, columns, served.version, self.options.allow_version_change)
 
     def _served(self) -> Served:

@@ -127,7 +127,7 @@ class PictureOptions:
 
 @dataclass
 class RunOptions:
-    """What is printed, and whether a page may be replaced."""
+    """Options of printing, and of replacing a page."""
 
     quiet: Annotated[bool, option("--quiet/-q", "No progress bar and no summary.", group=_RUN)] = False
     overwrite: Annotated[bool, option("--overwrite", "Replace the page if it exists.", group=_RUN)] = False

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ from clipsieve.outputs import TABLE_SUFFIXES, check_place, rows_from_table, tabl
 from clipsieve.partial import PartialRun, check_free
 from clipsieve.printing import printer
 from clipsieve.progress import Reporter
+from clipsieve.results import Head
 from clipsieve.scoring import Columns, Item, Versions, stream_rows
 from clipsieve.sorting import sort_column, sorted_tables
 
@@ -73,6 +74,14 @@ class HeadOptions:
             metavar="NAME",
         ),
     ] = None
+
+    def columns(self, heads: Iterable[Head], key: str, reporter: Reporter) -> Columns:
+        """The columns of a table by these heads. Says their notices, which the table cannot carry."""
+        chosen = tuple(heads)
+        for head in chosen:
+            if head.notice:
+                reporter.say(f"notice: {head.notice}")
+        return Columns(chosen, self.threshold, self.operating_point, key)
 
 
 @dataclass
@@ -235,11 +244,7 @@ class _Job:
             return await score_shards(shards, self.output.out, job)
 
     async def _columns(self, client: AsyncClient, key: str = "image_path") -> Columns:
-        heads = await client.chosen_heads(self.heads.head or None)
-        for head in heads:
-            if head.notice:  # the table cannot carry it
-                self.reporter.say(f"notice: {head.notice}")
-        return Columns(tuple(heads), self.heads.threshold, self.heads.operating_point, key)
+        return self.heads.columns(await client.chosen_heads(self.heads.head or None), key, self.reporter)
 
     def _identity(self) -> dict[str, object]:
         return identity_of(self.inputs, **asdict(self.heads))

@@ -18,7 +18,7 @@ from clipsieve.client import AsyncClient
 from clipsieve.outputs import TABLE_SUFFIXES, check_place
 from clipsieve.partial import PartialRun, check_free
 from clipsieve.progress import Reporter, Tally
-from clipsieve.scoring import Columns, Item, Versions
+from clipsieve.scoring import Item, Versions
 
 _OUTPUT = "Output"
 
@@ -83,10 +83,7 @@ async def _score(
     files = embedding_files(data)
     async with client:
         chosen = await client.chosen_heads(heads.head or None)
-        for head in chosen:
-            if head.notice:  # the table cannot carry it
-                reporter.say(f"notice: {head.notice}")
-        table = EmbeddingColumns.of(files, Columns(tuple(chosen), heads.threshold, heads.operating_point, KEY))
+        table = EmbeddingColumns.of(files, heads.columns(chosen, KEY, reporter))
         if table.replaced:
             reporter.tell(f"columns of an earlier run are written anew: {', '.join(table.replaced)}", "replaced")
         versions = Versions(None, output.allow_version_change)

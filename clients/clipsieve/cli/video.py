@@ -28,7 +28,7 @@ from clipsieve.partial import PartialRun, check_free
 from clipsieve.passed_over import PassedOver
 from clipsieve.printing import printer
 from clipsieve.progress import Reporter, Tally
-from clipsieve.scoring import Columns, Item, Row, Versions
+from clipsieve.scoring import Item, Row, Versions
 from clipsieve.video import VIDEO_SUFFIXES, check_installed, is_video
 from clipsieve.video_rows import Sampling, VideoColumns, stream_videos
 
@@ -122,7 +122,7 @@ class FrameOptions:
 
 @dataclass
 class VideoOutput:
-    """Where the rows go."""
+    """The place of the rows."""
 
     out: Annotated[
         Path | None,
@@ -204,7 +204,7 @@ class _Job:
     frames: int = 0
     """Frames scored so far."""
     passed_over: PassedOver = field(default_factory=PassedOver)
-    """What the folders hold besides."""
+    """Counts of what the folders hold besides."""
 
     async def to_file(self, client: AsyncClient, out: Path) -> int:
         check_place(out, TABLE_SUFFIXES)
@@ -228,10 +228,7 @@ class _Job:
 
     async def _columns(self, client: AsyncClient) -> VideoColumns:
         heads = await client.chosen_heads(self.heads.head or None)
-        for head in heads:
-            if head.notice:  # the table cannot carry it
-                self.reporter.say(f"notice: {head.notice}")
-        scores = Columns(tuple(heads), self.heads.threshold, self.heads.operating_point, "video_path")
+        scores = self.heads.columns(heads, "video_path", self.reporter)
         if self.sampling.stop_at is not None and len(scores.score_names) > 1:
             self.reporter.say(f"what stops a video is {scores.score_names[0]}; --head puts another first")
         return VideoColumns(scores, self.sampling.how)
