@@ -20,7 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import tiers  # noqa: E402
 from artefacts import write_head  # noqa: E402 (after the environment)
-from programs import is_left_out, line_of  # noqa: E402
+from programs import is_left_out, line_of, program_or_skip  # noqa: E402
 from waiting import PATIENCE_S  # noqa: E402
 
 from build.encoder import build_encoder  # noqa: E402
@@ -30,6 +30,7 @@ from common.manifest import EncoderManifest  # noqa: E402
 from common.paths import encoder_folder, head_folder, repository_folder  # noqa: E402
 from recipes.schema import Recipe, load_recipe  # noqa: E402
 from serving.embedded import EmbeddedServer, ServerSettings  # noqa: E402
+from tests.chromium import Browser, browser  # noqa: E402
 from tests.fakes import FakeModel, serve_grpc  # noqa: E402
 
 
@@ -95,6 +96,14 @@ def server(repository: Path) -> Iterator[EmbeddedServer]:
     """The real tritonserver on free ports. Tests that harm a server start their own."""
     log = Path(_artifacts.name) / "tritonserver.log"
     with EmbeddedServer(repository, ServerSettings.on_free_ports(log)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """A real browser for the pages of one file."""
+    program_or_skip("chromium")
+    with browser(tmp_path_factory.mktemp("chromium") / "profile") as running:
         yield running
 
 

@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 from gateways import RunningGateway, running_gateway
 from pictures import jpeg
-from programs import program_or_skip
 
 from serving.gateway.page import load_page
-from tests.chromium import Browser, Page, browser
+from tests.chromium import Browser, Page
 
 HOSTILE = "<img src=x onerror=window.hacked=1>.jpg"
 
@@ -19,13 +18,6 @@ HOSTILE = "<img src=x onerror=window.hacked=1>.jpg"
 @pytest.fixture(scope="module")
 def gateway(server, tmp_path_factory):
     with running_gateway(server.grpc_url, tmp_path_factory.mktemp("gateway")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory):
-    program_or_skip("chromium")
-    with browser(tmp_path_factory.mktemp("chromium") / "profile") as running:
         yield running
 
 

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from programs import program_or_skip
 from stores import Row, head_data, write_rows
 from waiting import until
 
 from clipsieve.report.page import ReportOptions, write_report
 from common.manifest import EncoderFingerprint
 from recipes.errors import run_step
-from tests.chromium import Browser, Page, browser
+from tests.chromium import Browser, Page
 from tests.pictures import jpeg
 from training import relabel
 from training.store_view import read_embeddings
@@ -32,13 +31,6 @@ HOSTILE = [
 ]
 ENCODER = EncoderFingerprint(id="tiny", weights_sha256="aa", preprocessing="exact", normalize=True, embed_dim=4)
 SCORES = [0.05, 0.97, 0.31, 0.62, 0.88, 0.45, 0.5, 0.12, 0.71, 0.2]
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory):
-    program_or_skip("chromium")
-    with browser(tmp_path_factory.mktemp("chromium") / "profile") as running:
-        yield running
 
 
 @pytest.fixture
