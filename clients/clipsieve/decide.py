@@ -13,12 +13,13 @@ import numpy as np
 from clipsieve.exceptions import TableError
 from clipsieve.outputs import replacing, table_from_rows, write_table
 from clipsieve.score_columns import score_columns, score_from_cell
+from clipsieve.scoring import band_of
 from clipsieve.table_batches import Batch, batches, column_names
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ALLOW, REVIEW, BLOCK = BANDS = ("allow", "review", "block")
+BANDS = ("allow", "review", "block")
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ def _decided_rows(
             counts[str(before[row] or ""), "without a score"] += 1
         else:
             passed = int((np.float32(score) >= limits).sum())
-            band = ALLOW if not passed else BLOCK if passed == len(limits) else REVIEW
+            band = band_of(passed, len(limits))
             counts[str(before[row] or ""), band] += 1
             cells[columns.decision] = band
             if columns.prediction:
@@ -164,7 +165,7 @@ def _class_names(table: Path, columns: Decided) -> dict[int, str]:
     for batch in batches(table, [by, str(columns.class_name)]):
         for decision, name in zip(batch[by], batch[str(columns.class_name)], strict=True):
             if name and decision not in (None, ""):
-                names.setdefault(int(str(decision) not in ("0", ALLOW)), name)
+                names.setdefault(int(str(decision) not in ("0", "allow")), name)
         if len(names) == 2:
             break
     return names

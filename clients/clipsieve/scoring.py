@@ -136,9 +136,14 @@ class Columns:
             return "block" if decision else "allow"
         if head.thresholds is None:
             return str(decision)
-        if decision == 0:
-            return "allow"
-        return "block" if decision >= len(head.thresholds[label]) else "review"
+        return band_of(decision, len(head.thresholds[label]))
+
+
+def band_of(passed: int, thresholds: int) -> str:
+    """Name the decision about a score by how many of its thresholds it passed: allow, review or block."""
+    if passed == 0:
+        return "allow"
+    return "block" if passed >= thresholds else "review"
 
 
 def rows_schema(heads: Sequence[Head], key: str = "image_path") -> pa.Schema:
