@@ -105,7 +105,7 @@ def sets_of(arguments: argparse.Namespace) -> list[Pictures]:
 
 def clipsieve(pictures: Pictures, split: Split, seed: int) -> np.ndarray:
     fitted = fit_head(pictures.data, pictures.head(seed), "cpu", split)
-    scores = fitted.test_scores
+    scores = fitted.scores.test_scores
     return scores if scores.shape[1] > 1 else np.hstack([1 - scores, scores])
 
 
@@ -191,8 +191,8 @@ def realised_recalls(pictures: Pictures, seeds: int) -> tuple[list[float], int]:
         except StepError:
             refused += 1
             continue
-        positive = fitted.test_targets[:, 0] > 0
-        recalls.append(float((fitted.test_scores[positive, 0] >= fitted.thresholds[0][0].value).mean()))
+        positive = fitted.scores.test_targets[:, 0] > 0
+        recalls.append(float((fitted.scores.test_scores[positive, 0] >= fitted.thresholds[0][0].value).mean()))
     return recalls, refused
 
 

@@ -312,10 +312,11 @@ def _check_vectors(embed_dim: int, steps: list[Step]) -> np.ndarray:
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m build.head", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    parser.add_argument("--head", help="only this one of the recipe's heads")
     arguments = parser.parse_args(argv)
     recipe = load_recipe(arguments.recipe)
     encoder = read_encoder(encoder_folder(recipe))
-    for head in recipe.heads:
+    for head in recipe.heads if arguments.head is None else [recipe.head(arguments.head)]:
         folder = head_folder(recipe, head)
         read_recipe_head(recipe, head, encoder)
         manifest = build_head(folder, recipe.build.opset)

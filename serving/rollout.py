@@ -47,6 +47,8 @@ from serving.triton_wheel import ServingError
 from serving.tritonserver_options import admin_key_from_environment, check_admin_key
 from serving.watched_head import update_watch
 
+_THRESHOLDS = "thresholds of each label"
+
 
 @dataclass(frozen=True)
 class Change:
@@ -58,13 +60,17 @@ class Change:
     """Why the head's watch knows nothing of it; the head serves all the same."""
 
 
-def roll_out(head: str, repository: Path, source: Path, server: ControlledServer) -> Change:
+def roll_out(
+    head: str, repository: Path, source: Path, server: ControlledServer, other_decisions: bool = False
+) -> Change:
     """Serve the head in `source` from now on.
 
     Args:
         head: its name.
         repository: the model repository that `server` loads from.
         source: folder with head.json and model.onnx.
+        server: the running server.
+        other_decisions: whether a label may get another number of thresholds.
 
     Raises:
         ServingError: it was not switched; the message says what is served.
@@ -74,7 +80,7 @@ def roll_out(head: str, repository: Path, source: Path, server: ControlledServer
     with only_rollout(folder):
         before = read_served(repository, head)
         manifest = read_head(source)
-        check_fits(manifest, before, repository)
+        check_fits(manifest, before, repository, other_decisions)
         proof = installed_proof(repository)
         probes = probe_set(source, manifest, proof)
         if manifest.revision == before.manifest.revision:
@@ -110,34 +116,43 @@ def roll_back(head: str, repository: Path, server: ControlledServer) -> Change:
         return _changed(before, server)
 
 
-def check_fits(manifest: HeadManifest, served: Served, repository: Path) -> None:
+def check_fits(manifest: HeadManifest, served: Served, repository: Path, other_decisions: bool = False) -> None:
     """Refuse a head of another encoder, or with other outputs than the served one.
+
+    The number of thresholds says what a decision means: with one, 1 is to block; with two it is to review. Another
+    number needs `other_decisions`.
 
     Raises:
         ManifestError: naming each differing field with both values.
     """
     compare_fingerprints(manifest, read_encoder(repository / "clip_encoder" / "1"))
     old, new = fixed_for_clients(served.manifest), fixed_for_clients(manifest)
+    if not other_decisions:
+        old[_THRESHOLDS], new[_THRESHOLDS] = (
+            [len(row) for row in each.thresholds] for each in (served.manifest, manifest)
+        )
     differing = [f"{key}: served {old[key]!r}, new {new[key]!r}" for key in old if old[key] != new[key]]
     if differing:
+        only_decisions = all(old[key] == new[key] for key in old if key != _THRESHOLDS)
+        remedy = (
+            "Where clients may read decisions of another meaning, say --allow-other-decisions"
+            if only_decisions
+            else "Give it a name of its own in the recipe and install the repository again: make engines"
+        )
         raise ManifestError(
             f"head {manifest.name!r} cannot take the place of {served.model} {served}:\n  "
             + "\n  ".join(differing)
-            + "\nGive it a name of its own in the recipe and install the repository again: make engines"
+            + f"\n{remedy}"
         )
 
 
 def fixed_for_clients(manifest: HeadManifest) -> dict[str, object]:
-    """Facts that clients and the ensemble rely on; another value needs a new repository.
-
-    The number of thresholds says what a decision means: with one, 1 is to block; with two it is to review.
-    """
+    """Facts that clients and the ensemble rely on; another value needs a new repository."""
     return {
         "name": manifest.name,
         "task": manifest.task,
         "labels": manifest.labels,
         "class_names": manifest.class_names,
-        "thresholds of each label": [len(row) for row in manifest.thresholds],
     }
 
 
@@ -273,6 +288,9 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
     parser.add_argument("--url", default="127.0.0.1:8001", help="the server's gRPC address")
     parser.add_argument("--repository", type=Path, help="where the server loads from; by default the recipe's")
+    parser.add_argument(
+        "--allow-other-decisions", action="store_true", help="also where a label has another number of thresholds"
+    )
     parser.add_argument("--rollback", action="store_true", help="serve again what the served version replaced")
     return parser
 
@@ -286,7 +304,8 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.rollback:
             change = roll_back(head.name, repository, server)
         else:
-            change = roll_out(head.name, repository, head_folder(recipe, head), server)
+            source = head_folder(recipe, head)
+            change = roll_out(head.name, repository, source, server, arguments.allow_other_decisions)
     print(f"{change.after.model}: {change.after} serves, before it {change.before}", file=sys.stderr)
     if change.watch_problem:
         print(

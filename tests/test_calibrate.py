@@ -207,7 +207,7 @@ def test_several_classes() -> None:
     head = Head(name="shape", task="multiclass", class_names=["a", "b", "c"], fit=Fit(**FAST))
     found = _fitted(_data(np.arange(300) % 3), head)
     assert (found.plan.loss, found.plan.activation) == ("cross_entropy", "softmax")
-    assert found.test_scores.sum(axis=1) == pytest.approx(np.ones(60))
+    assert found.scores.test_scores.sum(axis=1) == pytest.approx(np.ones(60))
     assert found.calibration is not None
     assert len(found.calibration.scale) == 3
     assert found.metrics["macro"]["auroc"] > 0.8
@@ -298,8 +298,8 @@ def test_the_recall_promised_holds_for_the_final_weights() -> None:
         head = Head(name="nsfw", class_names=["safe", "nsfw"], operating_points=["recall>=0.99"], fit=Fit(seed=seed))
         split = split_rows(data.label, data.sha256, head.class_names, 0.4, 0.15, seed)
         found = fit_head(data, head, "cpu", split, groups=np.arange(700))
-        positive = found.test_targets[:, 0] > 0
-        passed += int((found.test_scores[positive, 0] >= found.thresholds[0][0].value).sum())
+        positive = found.scores.test_targets[:, 0] > 0
+        passed += int((found.scores.test_scores[positive, 0] >= found.thresholds[0][0].value).sum())
         positives += int(positive.sum())
     assert passed / positives >= 0.985
 
@@ -323,7 +323,7 @@ def test_prevalence_is_corrected_from_what_the_logits_take_for_it(calibration, c
     found = _fitted(_data((np.arange(400) % 4 == 0).astype(int)), head)
     assert found.prevalence is not None
     assert found.prevalence.training == pytest.approx(training, abs=0.01)
-    assert found.test_scores.mean() < 0.1
+    assert found.scores.test_scores.mean() < 0.1
 
 
 @pytest.mark.parametrize(

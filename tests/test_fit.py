@@ -25,6 +25,7 @@ CLASSES = ["angular", "round"]
 FILES = {
     "head.json",
     "head.safetensors",
+    "scores.safetensors",
     "report.json",
     "loss_curve.png",
     "score_histogram.png",
@@ -271,7 +272,7 @@ def test_a_failing_plot_overwrites_nothing(store: DemoStore, monkeypatch: pytest
         raise RuntimeError("no plot")
 
     store.append(_rows(60))
-    monkeypatch.setattr(head_files, "fit_pngs", fail)
+    monkeypatch.setattr(head_files, "score_pngs", fail)
     with pytest.raises(RuntimeError):
         _fit()
     assert not _head_folder().exists()

@@ -245,6 +245,17 @@ def test_other_outputs_are_refused_with_both_values(models, second, change, expe
         check_fits(other, read_served(models, "demo"), models)
 
 
+def test_another_number_of_thresholds_is_taken_where_it_is_allowed(models, second):
+    other = second.manifest.model_copy(update={"thresholds": [[]]})
+    with pytest.raises(ManifestError, match="say --allow-other-decisions"):
+        check_fits(other, read_served(models, "demo"), models)
+    check_fits(other, read_served(models, "demo"), models, other_decisions=True)
+    with pytest.raises(ManifestError, match="Give it a name of its own"):
+        check_fits(
+            other.model_copy(update={"task": "regression"}), read_served(models, "demo"), models, other_decisions=True
+        )
+
+
 def test_a_head_of_another_encoder_is_refused(models, second):
     fingerprint = second.manifest.encoder.model_copy(update={"weights_sha256": "f" * 64})
     other = second.manifest.model_copy(update={"encoder": fingerprint})

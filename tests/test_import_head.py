@@ -99,6 +99,16 @@ def test_what_is_imported_already_is_not_read_again(keras_head, monkeypatch):
     assert (keras_head / "head.json").stat().st_mtime_ns == before
 
 
+def test_other_thresholds_are_taken_without_reading_the_file_again(keras_head, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    for thresholds, expected in (([0.3, 0.8], [0.3, 0.8]), ([], [0.5])):
+        head = real_head("laion-nsfw-b32").model_copy(update={"thresholds": thresholds})
+        import_head(head, None, keras_head, QUICK)
+        manifest = read_head(keras_head)
+        assert [[point.value for point in row] for row in manifest.thresholds] == [expected]
+        assert manifest.recipe["thresholds"] == thresholds
+
+
 def test_another_variant_is_another_import(tmp_path, keras_head, monkeypatch):
     """It is not taken for the one that is there; without uv it fails, and what was there stays."""
     monkeypatch.setenv("PATH", "")

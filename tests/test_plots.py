@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from artefacts import encoder_manifest, write_head
 
-from training.losses import Curve
-from training.plots import Column, evaluation_pngs, fit_pngs
+from training.plots import Column, evaluation_pngs, score_pngs
 
 RNG = np.random.default_rng(0)
 TARGETS = (RNG.random(200) < 0.3).astype(float)
@@ -34,9 +33,9 @@ def test_one_class_alone_can_be_drawn(tmp_path, targets: np.ndarray) -> None:
 
 def test_several_labels_share_the_pictures(tmp_path) -> None:
     manifest = _manifest(tmp_path, task="multilabel", labels=["a", "b"], class_names=["a", "b"])
-    assert len(fit_pngs(manifest, [COLUMN, COLUMN], Curve([1.0, 0.5], [1.0, 0.6]))) == 4
+    assert len(score_pngs(manifest, [COLUMN, COLUMN])) == 3
 
 
 def test_a_regression_has_its_own(tmp_path) -> None:
-    files = fit_pngs(_manifest(tmp_path, task="regression"), [COLUMN], Curve([1.0], [1.0]))
-    assert set(files) == {"loss_curve.png", "predicted.png"}
+    files = score_pngs(_manifest(tmp_path, task="regression"), [COLUMN])
+    assert set(files) == {"predicted.png"}

@@ -22,10 +22,11 @@ from pictures import jpeg
 from tritonclient.utils import InferenceServerException
 from waiting import PATIENCE_S, until
 
+from build.head import build_head
 from build.repository import install
 from build.repository_check import check
 from clipsieve import Client
-from common.manifest import HeadManifest
+from common.manifest import HeadManifest, ManifestError, Threshold, read_head, write_manifest
 from common.proof import HeadAnswer, Proof, misses
 from common.proof_file import read_proof, set_head
 from common.served_versions import installed_versions
@@ -201,6 +202,26 @@ def test_clients_learn_the_thresholds_of_the_version_that_serves(controlled):
         with Client(controlled.server.grpc_url) as client:
             (head,) = client.heads()
         assert [[point.value for point in row] for row in head.thresholds or ()] == [[threshold]]
+
+
+def test_connected_clients_follow_another_number_of_thresholds(controlled, tmp_path):
+    """The new head has the second's thresholds and one above; who is connected reads the words of the new row."""
+    controlled.serve("first")
+    shutil.copytree(controlled.heads["second"].folder, tmp_path / "two")
+    manifest = read_head(tmp_path / "two")
+    two = [[Threshold(value=value, operating_point="fixed") for value in (1e-6, 0.999999)]]
+    write_manifest(manifest.model_copy(update={"thresholds": two}), tmp_path / "two" / "head.json")
+    build_head(tmp_path / "two", 18)
+    with Client(controlled.server.grpc_url) as client:
+        assert client.score([jpeg()])[0].heads["demo"].decisions[0] in (0, 1)
+        with pytest.raises(ManifestError, match="--allow-other-decisions"):
+            roll_out("demo", controlled.models, tmp_path / "two", controlled.connection)
+        roll_out("demo", controlled.models, tmp_path / "two", controlled.connection, other_decisions=True)
+        assert client.score([jpeg()])[0].heads["demo"].decisions[0] == 1
+        (head,) = client.heads()
+        assert len((head.thresholds or [[]])[0]) == 2
+    roll_back("demo", controlled.models, controlled.connection)
+    assert controlled.serving == "first"
 
 
 def test_the_watch_compares_with_the_training_of_the_version_that_serves(controlled):

@@ -6,6 +6,7 @@ import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -23,9 +24,10 @@ from common.manifest import (
 )
 from recipes.schema import Head, Recipe
 from training.head_fit import Fitted
+from training.head_thresholds import SCORES, Scores
 from training.labelled import Labelled
 from training.leakage import Groups
-from training.plots import Column, fit_pngs
+from training.plots import Column, loss_curve_png, score_pngs
 from training.progress import say
 from training.split import Split
 from training.tracking import git_commit, started_run
@@ -101,19 +103,30 @@ def write_head(folder: Path, fitted: Fitted, manifest: HeadManifest, weights: by
     """Write all files of the head, everything computed first, and head.json last; returns its path."""
     training, loss = manifest.training.model_dump(mode="json"), asdict(fitted.curve)
     report = {"metrics": fitted.metrics, **fitted.report, "training": training, "loss": loss}
-    columns = [
-        Column(name, fitted.test_targets[:, at], fitted.test_scores[:, at], [t.value for t in fitted.thresholds[at]])
-        for at, name in enumerate(manifest.labels)
-    ]
     files = {
-        "report.json": (json.dumps(report, indent=2, allow_nan=False) + "\n").encode(),
-        **fit_pngs(manifest, columns, fitted.curve),
+        "report.json": report_bytes(report),
+        "loss_curve.png": loss_curve_png(fitted.curve),
+        **score_pngs(manifest, columns_of(manifest, fitted.scores)),
+        SCORES: fitted.scores.to_bytes(manifest.weights_sha256),
         "head.safetensors": weights,
     }
     for name, content in files.items():
         write_atomically(folder / name, content)
     write_manifest(manifest, folder / "head.json")
     return folder / "head.json"
+
+
+def report_bytes(report: dict[str, Any]) -> bytes:
+    """Contents of report.json."""
+    return (json.dumps(report, indent=2, allow_nan=False) + "\n").encode()
+
+
+def columns_of(manifest: HeadManifest, scores: Scores) -> list[Column]:
+    """The test part's scores of each label, to be drawn with its thresholds."""
+    return [
+        Column(name, scores.test_targets[:, at], scores.test_scores[:, at], [t.value for t in manifest.thresholds[at]])
+        for at, name in enumerate(manifest.labels)
+    ]
 
 
 def write_tracked_head(

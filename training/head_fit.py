@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from common.head_figures import Realised
 from common.head_training import Refit
 from common.manifest import (
     Calibration,
@@ -32,11 +31,11 @@ from training.calibrate import (
 )
 from training.errors import StepError
 from training.folds import folds_of
+from training.head_thresholds import Scores, chosen_thresholds, measured_thresholds, metrics_at
 from training.labelled import Labelled, targets_of
 from training.leakage import group_rows
 from training.losses import LOSSES, Curve, Loss, Task
-from training.metrics import task_metrics
-from training.operating_points import Chosen, OperatingPoint, choose_threshold, parse_point, realised
+from training.operating_points import OperatingPoint, parse_point
 from training.score_distribution import score_distribution
 from training.split import Split
 
@@ -78,8 +77,7 @@ class Fitted:
     calibration: Calibration | None
     prevalence: Prevalence | None
     thresholds: list[list[Threshold]]
-    test_targets: np.ndarray  # (n test, L)
-    test_scores: np.ndarray  # (n test, L)
+    scores: Scores
     score_distribution: ScoreDistribution  # of rows held out from the weights that scored them
     metrics: dict[str, Any]
     report: dict[str, Any]  # calibration before and after, operating points as chosen
@@ -136,21 +134,13 @@ def fit_head(
     choice = _choose_calibration(head, plan, held_out)
     calibration = choice.calibration
     prevalence = _prevalence(head, calibration, held_out)
-    scores = [
+    held_out_scores, test_scores = (
         activated(calibrated_logits(part.logits, calibration, prevalence), plan.activation) for part in (held_out, test)
-    ]
-    chosen = _choose(head, plan, held_out.targets, scores[0])
-    thresholds = _thresholds(head, plan, chosen, test.targets, scores[1])
-    metrics = task_metrics(
-        head.task,
-        head.labels,
-        test.targets,
-        scores[1],
-        [row[0].value if row else 0.5 for row in thresholds],
-        seed=head.fit.seed,
-        probabilities=plan.probabilities,
-        prevalence=head.prevalence,
     )
+    scores = Scores(held_out.targets, held_out_scores, test.targets, test_scores)
+    chosen = chosen_thresholds(head, plan.points, scores)
+    thresholds = measured_thresholds(head, chosen, scores)
+    metrics = metrics_at(head, thresholds, scores, plan.probabilities)
     return Fitted(
         plan=plan,
         layers=trained.layers,
@@ -160,9 +150,8 @@ def fit_head(
         calibration=calibration,
         prevalence=prevalence,
         thresholds=thresholds,
-        test_targets=test.targets,
-        test_scores=scores[1],
-        score_distribution=score_distribution(head.task, np.concatenate(scores)),
+        scores=scores,
+        score_distribution=score_distribution(head.task, np.concatenate([held_out_scores, test_scores])),
         metrics=metrics,
         report={
             "calibration": _calibration_report(plan, calibration, held_out, test),
@@ -326,40 +315,6 @@ def _prevalence(head: Head, calibration: Calibration | None, held_out: _Part) ->
     weighed = head.fit.class_weights and head.fit.loss != "mse" and calibration is None
     share = 0.5 if weighed else float(held_out.targets.mean())
     return Prevalence(training=share, target=head.prevalence)
-
-
-def _choose(head: Head, plan: Plan, targets: np.ndarray, scores: np.ndarray) -> dict[str, list[Chosen]]:
-    """Choose each label's thresholds by its operating points, ascending; none when the recipe fixes them."""
-    chosen = {}
-    for at, name in enumerate(head.labels if plan.points else []):
-        if targets[:, at].min() == targets[:, at].max():
-            raise StepError(f"label {name!r} is the same in all rows held out; operating points need both")
-        points = [choose_threshold(point, targets[:, at], scores[:, at], head.prevalence) for point in plan.points]
-        chosen[name] = sorted(points, key=lambda point: point.threshold)
-    return chosen
-
-
-def _thresholds(
-    head: Head, plan: Plan, chosen: dict[str, list[Chosen]], targets: np.ndarray, scores: np.ndarray
-) -> list[list[Threshold]]:
-    """List each label's thresholds, with what they do to the test split."""
-    fixed = [(value, "fixed") for value in head.fixed_thresholds]
-    rows = []
-    for at, name in enumerate(head.labels):
-        points = [(point.threshold, point.operating_point) for point in chosen[name]] if chosen else fixed
-        measured = [
-            Realised(**realised(targets[:, at], scores[:, at], value, head.prevalence))
-            if head.task != "regression"
-            else None
-            for value, _ in points
-        ]
-        rows.append(
-            [
-                Threshold(value=value, operating_point=text, realised=measure)
-                for (value, text), measure in zip(points, measured, strict=True)
-            ]
-        )
-    return rows
 
 
 def _calibration_report(

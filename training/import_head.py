@@ -46,6 +46,7 @@ from training.progress import say
 from training.published import PREPROCESSING, PUBLISHED, PublishedHead, published_head
 from training.published_keras import VARIANTS, Variant, import_keras
 from training.published_torch import import_torch
+from training.thresholds import changed_thresholds, with_recipes_thresholds
 
 _VERIFY = 2000
 
@@ -85,7 +86,9 @@ def import_head(head: Head, notice: str | None, folder: Path, options: Options, 
     """
     choice, published = _chosen(head), published_head(_chosen(head).name)
     _check_head(head, published)
-    if _is_imported(head, folder):
+    if (there := _imported(head, folder)) is not None:
+        if there.recipe != head.model_dump(mode="json"):
+            changed_thresholds(folder, with_recipes_thresholds(there, head), head).write(folder)
         say(f"head {head.name}: {published.name} is imported already")
         return folder / "head.json"
     _check_replaceable(folder, options.replace)
@@ -215,17 +218,16 @@ def _downloaded(published: PublishedHead, expected: str | None) -> Path:
         ) from error
 
 
-def _is_imported(head: Head, folder: Path) -> bool:
-    """Return True if `folder` holds this very head already."""
+def _imported(head: Head, folder: Path) -> HeadManifest | None:
+    """The manifest of this very head if `folder` holds it already, be it with other thresholds."""
     try:
         manifest = read_head(folder)
-        return (
-            manifest.training.published is not None
-            and manifest.recipe == head.model_dump(mode="json")
-            and sha256_of(folder / "head.safetensors") == manifest.weights_sha256
-        )
+        weights_sha256 = sha256_of(folder / "head.safetensors")
     except (ManifestError, OSError):
-        return False
+        return None
+    same = with_recipes_thresholds(manifest, head).recipe == head.model_dump(mode="json")
+    is_it = manifest.training.published is not None and same and weights_sha256 == manifest.weights_sha256
+    return manifest if is_it else None
 
 
 def _check_replaceable(folder: Path, replace: bool) -> None:

@@ -34,12 +34,11 @@ class Column:
         return bool(self.targets.min() != self.targets.max())
 
 
-def fit_pngs(manifest: HeadManifest, columns: list[Column], curve: Curve) -> dict[str, bytes]:
-    """The pictures of a fit by their file names; those of a regression are other ones."""
-    files = {"loss_curve.png": loss_curve_png(curve)}
+def score_pngs(manifest: HeadManifest, columns: list[Column]) -> dict[str, bytes]:
+    """The pictures of a head's scores by their file names; those of a regression are other ones."""
     if manifest.task == "regression":
-        return files | {"predicted.png": predicted_png(columns[0])}
-    files |= {"score_histogram.png": score_histogram_png(manifest, columns), "roc.png": roc_png(columns)}
+        return {"predicted.png": predicted_png(columns[0])}
+    files = {"score_histogram.png": score_histogram_png(manifest, columns), "roc.png": roc_png(columns)}
     return files if manifest.activation == "none" else files | {"reliability.png": reliability_png(columns)}
 
 
