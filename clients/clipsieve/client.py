@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing, suppress
+from dataclasses import fields
 from functools import partial
 from typing import TypeVar
 
@@ -64,7 +65,10 @@ HeadNames = str | Iterable[str] | None
 
 
 class AsyncClient(Settings):
-    """A connection to one server, used from one event loop; an async context manager. Arguments: see `Settings`."""
+    """A connection to a server, or to several as one, used from one event loop; an async context manager.
+
+    Arguments: see `Settings`.
+    """
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -194,7 +198,7 @@ class AsyncClient(Settings):
             return _joined(chosen, [answer async for answer in answers])
 
     async def health(self, deep: bool = True, timeout_s: float = 5.0) -> Health:
-        """Check that the server can score an image.
+        """Check that the server can score an image; of several, that each of them can: the worst one's answer.
 
         Args:
             deep: score a small image with every head, and compare the server's answers with its proof, if it has
@@ -202,6 +206,8 @@ class AsyncClient(Settings):
                 images has died.
             timeout_s: deadline of each step.
         """
+        if len(self.endpoints()) > 1:
+            return await self._health_of_each(deep, timeout_s)
         try:
             await self._check_ready(timeout_s)
         except ServerNotReady as error:
@@ -211,6 +217,21 @@ class AsyncClient(Settings):
         if not deep:
             return Health("ok", "the server says that it is ready; no image was scored")
         return await self._probe(self._connected(), timeout_s)
+
+    async def _health_of_each(self, deep: bool, timeout_s: float) -> Health:
+        settings = {each.name: getattr(self, each.name) for each in fields(Settings)}
+        urls = (self.url or "").split(",")
+
+        async def health_of(url: str) -> Health:
+            async with AsyncClient(**{**settings, "url": url}) as client:
+                return await client.health(deep, timeout_s)
+
+        healths = await asyncio.gather(*map(health_of, urls))
+        worst = max(healths, key=lambda health: not health.ok)
+        described = (
+            f"{url.strip()} {health.status}, {health.message}" for url, health in zip(urls, healths, strict=True)
+        )
+        return Health(worst.status, "; ".join(described))
 
     async def _probe(self, transport: Transport, timeout_s: float) -> Health:
         """Score a picture, then hold all answers against the server's proof, if it has one."""
@@ -320,9 +341,8 @@ class AsyncClient(Settings):
         except InferenceFailed as error:
             if not is_unknown_model(error):
                 raise
-            address = self.endpoint().address
             problem = f"it is ready and has no model {model} ({error.message})"
-            raise NotClipsieve(f"{address} is not a clipsieve server: {problem}") from None
+            raise NotClipsieve(f"{self.addresses} is not a clipsieve server: {problem}") from None
 
     async def _infer_once(self, request: Request) -> dict[str, np.ndarray]:
         try:
@@ -337,12 +357,13 @@ class AsyncClient(Settings):
     async def _check_ready(self, timeout_s: float = _READY_TIMEOUT_S) -> None:
         """Raises ServerUnavailable: nothing answers; ServerNotReady: a server that is not ready."""
         if not await self._connected().is_ready(timeout_s):
-            address = self.endpoint().address
-            raise ServerNotReady(f"{address} answers, but is still loading its models, or a model failed to load")
+            raise ServerNotReady(
+                f"{self.addresses} answers, but is still loading its models, or a model failed to load"
+            )
 
     def _connected(self) -> Transport:
         if self._transport is None:
-            self._transport = open_transport(self.endpoint(), self.retry)
+            self._transport = open_transport(self.endpoints(), self.retry)
         return self._transport
 
 

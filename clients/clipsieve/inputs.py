@@ -91,7 +91,10 @@ def paths_from_stdin() -> Iterator[str]:
         with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as raw:
             yield from paths_from_list(raw)
     except OSError:  # what stands for stdin in a notebook or a test has no descriptor
-        yield from paths_from_list(sys.stdin.buffer)
+        try:
+            yield from paths_from_list(sys.stdin.buffer)
+        except OSError as error:
+            raise InputRefused(f"standard input cannot be read: {error.strerror or error}") from None
 
 
 def paths_from_list(file: BinaryIO) -> Iterator[str]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from pathlib import Path
 
 from clipsieve.transport import PRIORITIES, Endpoint, PriorityName, ProtocolName, Retry, parse_url
+
+_HEADER_NAME = re.compile(r"[A-Za-z0-9._-]+")
 
 
 @dataclass(eq=False)
@@ -15,7 +18,8 @@ class Settings:
 
     url: str | None = None
     """`host:port`; by default localhost:8001 for gRPC, localhost:8000 for HTTP. A scheme, grpc://, grpcs://, http://
-    or https://, decides the protocol and TLS. Proxies of the environment are not used."""
+    or https://, decides the protocol and TLS. Of several with commas between them each image goes to the one with the
+    fewest under way, and past one that does not answer. Proxies of the environment are not used."""
     protocol: ProtocolName | None = None
     """`grpc` or `http`; by default what the url says, or gRPC."""
     timeout_s: float = 30.0
@@ -52,12 +56,45 @@ class Settings:
             raise ValueError(f"priority must be {' or '.join(PRIORITIES)}, found {self.priority!r}")
         if self.ca_file is not None and not Path(self.ca_file).is_file():
             raise ValueError(f"there is no certificate file {self.ca_file}")
-        self.endpoint()
+        self.endpoints()
 
-    def endpoint(self) -> Endpoint:
-        protocol, address, tls = parse_url(self.url, self.protocol)
+    @property
+    def addresses(self) -> str:
+        """The servers' addresses, for messages."""
+        return ", ".join(endpoint.address for endpoint in self.endpoints())
+
+    def endpoints(self) -> list[Endpoint]:
+        """Each server that `url` names, with what is sent to it."""
         headers = dict(self.headers)
+        for name, value in headers.items():
+            _check_header(name, value)
         if self.token:
-            headers["authorization"] = f"Bearer {self.token}"
+            _check_text("the token", token := self.token.strip())
+            headers["authorization"] = f"Bearer {token}"
         ca_file = Path(self.ca_file) if self.ca_file is not None else None
-        return Endpoint(protocol, address, tls or self.tls or ca_file is not None, ca_file, headers)
+        urls = [None] if self.url is None else self.url.split(",")
+        if len(urls) > 1 and not all(url and url.strip() for url in urls):
+            raise ValueError(f"url {self.url!r} names no server between two commas, or at an end")
+        parsed = [parse_url(url, self.protocol) for url in urls]
+        return [
+            Endpoint(protocol, address, tls or self.tls or ca_file is not None, ca_file, headers)
+            for protocol, address, tls in parsed
+        ]
+
+
+def _check_header(name: str, value: str) -> None:
+    if not _HEADER_NAME.fullmatch(name):
+        raise ValueError(f"header {name!r}: a name has letters, digits and - . _ alone")
+    _check_text(f"header {name}", value)
+
+
+def _check_text(what: str, text: str) -> None:
+    """Refuse what neither protocol can send; the text, which may be a secret, is not shown.
+
+    Raises:
+        ValueError: it says where.
+    """
+    for place, letter in enumerate(text, 1):
+        if not " " <= letter <= "~":
+            found = "a line break" if letter in "\r\n" else f"the character U+{ord(letter):04X}"
+            raise ValueError(f"{what} has {found} at place {place}; it must be one line of printable ASCII")

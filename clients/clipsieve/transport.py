@@ -110,8 +110,19 @@ class Transport(Protocol):
     async def close(self) -> None: ...
 
 
-def open_transport(endpoint: Endpoint, retry: Retry) -> Transport:
-    """Connect lazily: nothing is sent before the first call. Needs a running event loop."""
+def open_transport(endpoints: Sequence[Endpoint], retry: Retry) -> Transport:
+    """Connect lazily to one server, or to several as one: nothing is sent before the first call.
+
+    Needs a running event loop.
+    """
+    if len(endpoints) == 1:
+        return _opened(endpoints[0], retry)
+    from clipsieve.several import SeveralServers
+
+    return SeveralServers([_opened(each, retry) for each in endpoints], [each.address for each in endpoints])
+
+
+def _opened(endpoint: Endpoint, retry: Retry) -> Transport:
     if endpoint.protocol == "grpc":
         from clipsieve.grpc_transport import GrpcTransport
 

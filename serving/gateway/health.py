@@ -81,5 +81,5 @@ class HealthCheck:
 
     def _connected(self) -> Transport:
         if self._transport is None:
-            self._transport = open_transport(self._client.endpoint(), self._client.retry)
+            self._transport = open_transport(self._client.endpoints(), self._client.retry)
         return self._transport

@@ -17,6 +17,7 @@ import typer
 from clipsieve.cli.grouped import GroupedCommand, grouped, option
 from clipsieve.cli.options import SOME_FAILED, InputOptions, RunOptions, ServerOptions, exits
 from clipsieve.cli.score import HeadOptions
+from clipsieve.cli.streams import run_command
 from clipsieve.exceptions import ClipsieveError, OutputRefused, ServerUnavailable, VersionChanged
 from clipsieve.progress import Reporter, Tally
 from clipsieve.ray.job import check_installed, connected, outcomes, served_to_workers
@@ -294,7 +295,7 @@ app.command(
 
 
 def main() -> None:
-    app()
+    run_command("clipsieve-bulk", app)
 
 
 if __name__ == "__main__":

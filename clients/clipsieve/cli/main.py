@@ -12,6 +12,7 @@ import typer
 
 from clipsieve.cli import arrange, bench, decide, embed, filter, report, score, score_embeddings, server, video
 from clipsieve.cli.grouped import GroupedCommand
+from clipsieve.cli.streams import run_command
 
 app = typer.Typer(
     name="clipsieve",
@@ -59,7 +60,7 @@ for _name, _command, _line in _COMMANDS:  # in the order of the help
 
 
 def main() -> None:
-    app()
+    run_command("clipsieve", app)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ class ServerOptions:
         option(
             "--url",
             "Address of the server, also with grpc://, grpcs://, http:// or https:// before it; by default "
-            "localhost:8001, or localhost:8000 with http.",
+            "localhost:8001, or localhost:8000 with http. Several, with commas between them, share the work.",
             group=_SERVER,
             metavar="HOST:PORT",
         ),
@@ -135,7 +135,8 @@ class ServerOptions:
                 headers=dict(_header(each) for each in self.header or ()),
             )
         except ValueError as error:
-            raise typer.BadParameter(str(error), param_hint="--url") from None
+            hint = "--url" if str(error).startswith("url ") else None
+            raise typer.BadParameter(str(error), param_hint=hint) from None
 
 
 @dataclass
@@ -258,7 +259,7 @@ def exits(reporter: Reporter) -> Iterator[None]:
     except BrokenPipeError:
         raise
     except OSError as error:
-        fail(reporter, str(error), FAILURE)
+        fail(reporter, str(error) if error.filename else error.strerror or str(error), FAILURE)
 
 
 def fail(reporter: Reporter, message: str, status: int) -> NoReturn:

@@ -61,8 +61,10 @@ def connected(address: str | None, is_quiet: bool = True) -> Iterator[int]:
     )
     try:
         ray.init(address, log_to_driver=not is_quiet, logging_level=level, **own)
-    except (OSError, RuntimeError, ValueError) as error:
-        raise RayFailed(f"no Ray at {address!r}: {error}") from None
+    except Exception as error:  # Ray's own when one of its processes does not start in time
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        remedy = "try again when this machine has less to do" if address == "local" else "is the cluster up?"
+        raise RayFailed(f"no Ray at {address!r}: {reason} ({remedy}; --ray-log shows what Ray says)") from None
     try:
         yield sum(1 for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1) or 1
     finally:
