@@ -12,6 +12,7 @@ with its traceback.
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import errno
 import io
@@ -51,7 +52,7 @@ def run_step(name: str, step: Callable[[], int | None], interrupted: str | None 
         interrupted: what is kept when it is interrupted, which is then a message and status 130, not a traceback. A
             second interruption while it cleans up ends the process.
     """
-    _print_any_name()
+    _print_anything()
     if interrupted is not None:
         _end_at_once_on_the_second_interrupt(name)
     try:
@@ -99,10 +100,17 @@ def _end_at_once_on_the_second_interrupt(name: str) -> None:
     signal.signal(signal.SIGINT, interrupt)
 
 
-def _print_any_name() -> None:
-    """Let stdout carry names that are not UTF-8, as the bytes that they are."""
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
-        sys.stdout.reconfigure(errors="surrogateescape")
+def _print_anything() -> None:
+    """Let stdout carry names that are not UTF-8, as the bytes that they are, and any text where it is ASCII alone.
+
+    Whoever closed a stream does not want to read it.
+    """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 (open to the end)
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        is_utf8 = codecs.lookup(sys.stdout.encoding).name == "utf-8"
+        sys.stdout.reconfigure(errors="surrogateescape" if is_utf8 else "backslashreplace")
 
 
 def writing_remedy(number: int | None) -> str:

@@ -117,7 +117,8 @@ def test_what_belongs_to_no_sample_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "code"),
     [
-        ([("a.json", b"{}"), ("a.orig.jpg", b"not by this name")], "NO_IMAGE"),
+        ([("a.json", b"{}"), ("a.orig.jpg", b"by another key")], "DOTTED_NAME"),
+        ([("a.json", b"{}"), ("a.txt", b"no image")], "NO_IMAGE"),
         ([("a.jpg", b"1"), ("a.png", b"2")], "SEVERAL_IMAGES"),
         ([("a.jpg", b"1"), ("a.jpg", b"2")], "DUPLICATE_MEMBER"),
         ([("a.json", b"1"), ("a.json", b"2"), ("a.jpg", b"3")], "DUPLICATE_MEMBER"),
@@ -128,6 +129,15 @@ def test_a_bad_sample_is_an_error_between_good_ones(tmp_path: Path, files: list,
     shard = _shard(tmp_path / "a.tar", [("0.jpg", b"before"), *files, ("z.jpg", b"after")])
     expected = [("0", b"before", "jpg"), ("a", b"", code), ("z", b"after", "jpg")]
     assert _read(shard, max_image_bytes=10) == (expected, None)
+
+
+def test_every_image_behind_a_second_dot_is_named(tmp_path: Path) -> None:
+    names = [f"IMG_2023.01.{day:02}.jpg" for day in range(1, 9)]
+    (sample,) = iter_samples(_shard(tmp_path / "a.tar", [(name, b"1") for name in names]))
+    assert sample.key == "IMG_2023"
+    assert sample.error is not None
+    assert sample.error.code == "DOTTED_NAME"
+    assert all(name in sample.error.message for name in names)
 
 
 def test_a_key_that_comes_again_has_a_row_with_an_error(tmp_path: Path) -> None:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import ast
 import builtins
 import errno
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -163,3 +166,23 @@ def test_anything_else_keeps_its_traceback(bug):
 
 def test_the_status_is_what_the_step_returns():
     assert [run_step("build.x", lambda status=status: status) for status in (None, 0, 3)] == [0, 0, 3]
+
+
+@pytest.mark.parametrize("variables", [{"PYTHONIOENCODING": "ascii"}, {"LC_ALL": "C", "PYTHONUTF8": "0"}])
+def test_help_on_a_terminal_that_knows_ascii_alone(variables: dict[str, str]) -> None:
+    command = [sys.executable, "-m", "training.relabel", "--help"]
+    result = subprocess.run(
+        command,
+        cwd=ROOT,
+        env=os.environ | variables | {"PYTHONCOERCECLOCALE": "0"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "usage: python -m training.relabel" in result.stdout
+
+
+def test_closed_streams_lose_their_text_alone() -> None:
+    command = f"{sys.executable} -m training.import_head --list >&- 2>&-"
+    assert subprocess.run(["bash", "-c", command], cwd=ROOT, check=False).returncode == 0

@@ -120,7 +120,7 @@ def _scored(shard: Path) -> dict[str, bytes] | None:
         for sample in iter_samples(shard):
             if sample.error is None:
                 samples[text_from_path(sample.key)] = sample.image
-            elif sample.error.code != "NO_IMAGE":
+            elif sample.error.code not in ("NO_IMAGE", "DOTTED_NAME"):
                 return None
     except ShardError:
         return None

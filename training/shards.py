@@ -154,7 +154,7 @@ def _image(shard: Path, key: str, members: Sequence[Member]) -> Member | None:
     try:
         return image_among(members)
     except ImageRejected as error:
-        if error.code == "NO_IMAGE":
+        if error.code in ("NO_IMAGE", "DOTTED_NAME"):
             return None
         raise StepError(f"{shard}: key {key!r}: {error.code}: {error.message}") from error
 

@@ -13,6 +13,7 @@ that mark: here a shard that is cut off or damaged raises `ShardError`, after th
 What is wrong with one sample is that sample's error (codes of `ImageRejected`, no image with it):
 
     NO_IMAGE          no member has an image's extension
+    DOTTED_NAME       only behind further dots, as in `22.05 a.jpg`, so they are files of another key; names them all
     SEVERAL_IMAGES    more than one has
     NOT_A_FILE        the image is a link, or a sparse or special file
     TOO_MANY_BYTES    the image is larger than the limit; it is not read
@@ -186,28 +187,27 @@ def image_among(members: Sequence[Member]) -> Member:
     """The one image of a sample.
 
     Raises:
-        ImageRejected: DUPLICATE_MEMBER, NO_IMAGE, SEVERAL_IMAGES or NOT_A_FILE.
+        ImageRejected: DUPLICATE_MEMBER, NO_IMAGE, DOTTED_NAME, SEVERAL_IMAGES or NOT_A_FILE.
     """
     names = [member.name for member in members]
     images = [member for member in members if member.is_image]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ImageRejected("DUPLICATE_MEMBER", f"{twice!r} comes twice")
+    if not images and (dotted := [m.name for m in members if m.extension.rpartition(".")[2] in IMAGE_EXTENSIONS]):
+        raise ImageRejected(
+            "DOTTED_NAME",
+            f"a key ends at the first dot of a name, so {', '.join(map(repr, dotted))} "
+            f"{'are files' if len(dotted) > 1 else 'is a file'} of the sample {members[0].key!r}, which has no image; "
+            "write the shard with names that have one dot",
+        )
     if not images:
-        problem = f"no {', '.join(IMAGE_EXTENSIONS)} among {', '.join(names[:5])}"
-        raise ImageRejected("NO_IMAGE", problem + _dotted(members))
+        raise ImageRejected("NO_IMAGE", f"no {', '.join(IMAGE_EXTENSIONS)} among {', '.join(names[:5])}")
     if len(images) > 1:
         raise ImageRejected("SEVERAL_IMAGES", ", ".join(image.name for image in images[:5]))
     if images[0].kind:
         raise ImageRejected("NOT_A_FILE", f"{images[0].name!r} is {images[0].kind}; only plain files are read")
     return images[0]
-
-
-def _dotted(members: Sequence[Member]) -> str:
-    """Says of images such as `22.05 a.jpg` why they are none."""
-    count = sum(member.extension.rpartition(".")[2] in IMAGE_EXTENSIONS for member in members)
-    images = "1 image is" if count == 1 else f"{count} images are"
-    return f"; a key ends at the first dot of a name, and {images} named with another" if count else ""
 
 
 @contextmanager

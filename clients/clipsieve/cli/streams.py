@@ -23,7 +23,7 @@ def run_command(name: str, command: Callable[[], object]) -> None:
         command: exits by itself.
     """
     _open_closed_ones()
-    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         try:
