@@ -16,6 +16,7 @@ from uuid import uuid4
 
 import fsspec
 import psutil
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import tritonclient.grpc
@@ -29,6 +30,7 @@ from clipsieve.cli.bulk import app
 from clipsieve.client import AsyncClient
 from clipsieve.exceptions import InputRefused, OutputRefused
 from clipsieve.inputs import Inputs
+from clipsieve.joined import joined_table, read_metadata
 from clipsieve.ray import job
 from clipsieve.ray.part import read_part
 from clipsieve.ray.plan import Plan, names_in, planned
@@ -261,6 +263,35 @@ def test_shard_has_a_file_of_its_name(place, memory, tmp_path, url):
     assert rows["key"] == ["../a", "b", "c"]
     assert [error and error.partition(":")[0] for error in rows["error"]] == [None, "NOT_AN_IMAGE", "NO_IMAGE"]
     assert "demo_score" in rows
+
+
+@pytest.mark.parametrize("place", ["disk", "memory"])
+def test_shard_is_joined_with_the_table_beside_it(place, memory, tmp_path, url):
+    """The rows and columns are its owner's; another run on the result replaces the scores alone."""
+    base = str(tmp_path / "in") if place == "disk" else memory
+    Path(base).mkdir() if place == "disk" else None
+    shard = _put(f"{base}/0.tar", _tar({"a.jpg": b"one", "b.jpg": b"BAD", "z.jpg": b"three"}))
+    table = pa.table({"key": ["b", "gone", "a"], "url": ["http://b", None, "http://a"], "width": [3, 2, 1]})
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    _put(f"{base}/0.parquet", sink.getvalue())
+    plan = _plan(f"{base}/out", shard)
+    (outcome,) = _score(_job(plan, url))
+    assert outcome.status == "done"
+    unmatched = "rows without a sample: 1, samples without a row, added at its end: 1"
+    assert outcome.message == f"{base}/0.parquet: {unmatched}"
+    rows = _rows(f"{base}/out")
+    assert list(rows)[:3] == ["key", "url", "width"]
+    assert rows["key"] == ["b", "gone", "a", "z"]
+    assert rows["url"] == ["http://b", None, "http://a", None]
+    assert [error and error.partition(":")[0] for error in rows["error"]] == ["NOT_AN_IMAGE", "NO_SAMPLE", None, None]
+    assert rows["demo_score"][2:] == [pytest.approx(fake_score(image)) for image in (b"one", b"three")]
+    part = read_part(f"{base}/out/0.parquet", plan.run_id)
+    assert part is not None
+    assert (part.rows, part.failures) == (4, {"NOT_AN_IMAGE": 1})
+    again = read_metadata(locate(f"{base}/out/0.parquet")[0].open_input_file(locate(f"{base}/out/0.parquet")[1]))
+    joined_again, _ = joined_table(again, pa.table({"key": ["a"], "demo_score": [0.5], "error": [""]}), "0.parquet")
+    assert joined_again.column_names == ["key", "url", "width", "demo_score", "error"]
 
 
 def test_what_workers_are_sent_can_be_pickled_after_it_was_used(tmp_path, url):

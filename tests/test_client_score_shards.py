@@ -164,7 +164,7 @@ def test_scores_are_joined_into_another_folder(url, described, tmp_path):
     arguments = ["score", described / "00000.tar", "--url", url, "--out", tmp_path / "out"]
     result = run_cli(*arguments)
     assert result.exit_code == 3
-    assert "1 of its rows have no sample, 3 samples had no row and were added at its end" in result.stderr
+    assert "rows without a sample: 1, samples without a row, added at its end: 3" in result.stderr
     _check_joined(pq.read_table(tmp_path / "out" / "00000.parquet"))
     assert (described / "00000.parquet").read_bytes() == before
     assert "1 of 1 shards had their table already" in run_cli(*arguments).stderr

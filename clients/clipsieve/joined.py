@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from clipsieve.exceptions import OutputRefused, TableError
 from clipsieve.table_batches import column_names
@@ -40,9 +40,9 @@ class Unmatched:
         """Empty when all have a partner."""
         parts = []
         if self.rows:
-            parts.append(f"{self.rows} of its rows have no sample")
+            parts.append(f"rows without a sample: {self.rows}")
         if self.samples:
-            parts.append(f"{self.samples} samples had no row and were added at its end")
+            parts.append(f"samples without a row, added at its end: {self.samples}")
         return ", ".join(parts)
 
 
@@ -92,7 +92,11 @@ def own_columns(path: Path) -> list[str] | None:
     """The columns of scores in a table that was joined; None for any other table."""
     import pyarrow.parquet as pq
 
-    mark = (pq.read_schema(path).metadata or {}).get(_MARK)
+    return _own_columns(pq.read_schema(path))
+
+
+def _own_columns(schema: pa.Schema) -> list[str] | None:
+    mark = (schema.metadata or {}).get(_MARK)
     return json.loads(mark)["columns"] if mark else None
 
 
@@ -111,29 +115,40 @@ def is_metadata(path: Path) -> bool:
         raise OutputRefused(f"{path} is damaged ({error}); move it away, or name another --out") from None
 
 
-def joined_table(metadata: Path, scores: pa.Table) -> tuple[pa.Table, Unmatched]:
+def read_metadata(source: Any) -> pa.Table | None:
+    """The table beside a shard, of a path or an open file; None when it has scores alone, or no keys.
+
+    Raises:
+        pa.ArrowException: it is damaged.
+    """
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(source) as file:
+        names = file.schema_arrow.names
+        return None if is_scores_alone(names) or not any(name in names for name in KEY_COLUMNS) else file.read()
+
+
+def joined_table(table: pa.Table, scores: pa.Table, name: str) -> tuple[pa.Table, Unmatched]:
     """The rows and columns of the metadata, with the scores of the sample of each row's key behind them.
 
     Args:
-        metadata: a Parquet file with one of KEY_COLUMNS.
+        table: the metadata; it has one of KEY_COLUMNS.
         scores: its first column is the key; each sample once.
+        name: of the metadata, for messages.
 
     Raises:
         OutputRefused: the metadata has a key twice.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    with pq.ParquetFile(metadata) as file:
-        table = file.read()
     key = next(name for name in KEY_COLUMNS if name in table.column_names)
     own = [name for name in scores.column_names if name != "key"]
-    earlier = {*own, *(own_columns(metadata) or [])} - {key}
+    earlier = {*own, *(_own_columns(table.schema) or [])} - {key}
     table = table.select([name for name in table.column_names if name not in earlier])
     keys = [str(value) for value in table[key].to_pylist()]
-    row_of = {name: row for row, name in enumerate(keys)}
+    row_of = {each: row for row, each in enumerate(keys)}
     if len(row_of) < len(keys):
-        raise OutputRefused(f"{metadata}: {len(keys) - len(row_of)} keys come more than once; scores have no one row")
+        raise OutputRefused(f"{name}: {len(keys) - len(row_of)} keys come more than once; scores have no one row")
     sample_keys = scores.column(0).to_pylist()
     sample_of = {name: sample for sample, name in enumerate(sample_keys)}
     added = [name for name in sample_keys if name not in row_of]

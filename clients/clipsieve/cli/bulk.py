@@ -242,6 +242,8 @@ class _Bulk:
                     damaged += 1
                     self.reporter.say(f"clipsieve: {outcome.message}", "error")
                     continue
+                if outcome.message:
+                    self.reporter.tell(outcome.message, "shard")
                 if outcome.node not in seen:
                     self._check_visible(outcome)
                     seen.add(outcome.node)

@@ -22,6 +22,7 @@ from clipsieve.joined import (
     joined_table,
     key_column,
     own_columns,
+    read_metadata,
 )
 from clipsieve.partial import PartialRun, folder_of
 from clipsieve.progress import Reporter
@@ -172,7 +173,10 @@ def _finish_joined(metadata: Path, in_place: bool, run: PartialRun) -> Unmatched
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    table, unmatched = joined_table(metadata, pa.concat_tables([run.schema.empty_table(), *run.tables()]))
+    beside = read_metadata(metadata)
+    assert beside is not None  # as it was when the target was chosen
+    scores = pa.concat_tables([run.schema.empty_table(), *run.tables()])
+    table, unmatched = joined_table(beside, scores, str(metadata))
     backup = metadata.with_name(f"{metadata.name}.bak")
     if in_place and not backup.exists():
         shutil.copy2(metadata, backup)

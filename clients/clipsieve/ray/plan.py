@@ -102,6 +102,13 @@ class Plan:
         """Base name of its output."""
         return part_of_shard(self.names(unit)[0]) if self.of_shards else f"part-{unit:05}.parquet"
 
+    def metadata_of(self, shard: str) -> str:
+        """Name of the table that may lie beside a shard."""
+        resolved = self.resolved(shard)
+        path, mark, options = resolved.partition("?") if is_remote(resolved) else (resolved, "", "")
+        folder, slash, _ = path.rpartition("/")
+        return f"{folder}{slash}{part_of_shard(resolved)}{mark}{options}"
+
     def resolved(self, name: str) -> str:
         """Absolute path or address of an input."""
         return name if is_remote(name) else os.path.join(self.folder, local_path(name))

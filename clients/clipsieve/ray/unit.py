@@ -17,7 +17,7 @@ import numpy as np
 
 from clipsieve.client import AsyncClient
 from clipsieve.exceptions import ClipsieveError, ServerUnavailable, ShardError, VersionChanged
-from clipsieve.ray.part import Part, read_part, write_part
+from clipsieve.ray.part import Part, metadata_at, read_part, write_joined_part, write_part
 from clipsieve.ray.plan import Plan
 from clipsieve.ray.storage import RemoteImage, is_remote, joined, opened
 from clipsieve.results import Head
@@ -76,8 +76,8 @@ Status = Literal["done", "unavailable", "unwritten", "damaged", "failed"]
 class Outcome:
     """Outcome of a unit.
 
-    `done`: its file is there. `unavailable`: no server answered. `unwritten`: its file could not be
-    written. `damaged`: its shard cannot be read to the end. `failed`: what would go wrong for the other units too.
+    `done`: its file is there; a message says what of the table beside a shard has no partner. `unavailable`: no server
+    answered. `unwritten`: its file could not be written. `damaged`: its shard cannot be read to the end. `failed`: what would go wrong for the other units too.
     """
 
     unit: int
@@ -115,8 +115,8 @@ class UnitScorer:
         if part is not None:  # of a worker that was lost before it could say so
             return Outcome(unit, "done", part=part)
         try:
-            rows = self._rows(unit)
-            return Outcome(unit, "done", part=self._loop.run_until_complete(self._write(name, rows)))
+            part, message = self._loop.run_until_complete(self._write(name, unit))
+            return Outcome(unit, "done", message, part)
         except ServerUnavailable as error:
             return Outcome(unit, "unavailable", str(error))
         except ShardError as error:
@@ -131,8 +131,15 @@ class UnitScorer:
             self._loop.run_until_complete(client.close())
         self._loop.close()
 
-    async def _write(self, name: str, rows: AsyncGenerator[Row, None]) -> Part:
-        return await write_part(name, self._job.plan.run_id, rows, self._schema)
+    async def _write(self, name: str, unit: int) -> tuple[Part, str]:
+        """Write the unit's file; of a shard with a table beside it, what has no partner there is the message."""
+        plan, rows = self._job.plan, self._rows(unit)
+        beside = plan.metadata_of(plan.names(unit)[0]) if plan.of_shards else None
+        metadata = None if beside is None else metadata_at(beside)
+        if beside is None or metadata is None:
+            return await write_part(name, plan.run_id, rows, self._schema), ""
+        part, unmatched = await write_joined_part(name, plan.run_id, rows, self._schema, metadata, beside)
+        return part, f"{beside}: {summary}" if (summary := unmatched.summary()) else ""
 
     async def _rows(self, unit: int) -> AsyncGenerator[Row, None]:
         """The rows of a unit, from one server after the other when one goes away."""
