@@ -77,7 +77,8 @@ class Outcome:
     """Outcome of a unit.
 
     `done`: its file is there; a message says what of the table beside a shard has no partner. `unavailable`: no server
-    answered. `unwritten`: its file could not be written. `damaged`: its shard cannot be read to the end. `failed`: what would go wrong for the other units too.
+    answered. `unwritten`: its file could not be written. `damaged`: its shard cannot be read to the end. `failed`: what
+    would go wrong for the other units too.
     """
 
     unit: int
