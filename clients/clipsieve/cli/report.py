@@ -115,6 +115,9 @@ class PictureOptions:
     thumbnail_size: Annotated[
         int, option("--thumbnail-size", "Longer side in pixels.", group=_PICTURES, min=16, max=1024, show_default=True)
     ] = 128
+    no_blur: Annotated[
+        bool, option("--no-blur", "Show the pictures at once, not blurred until they are asked for.", group=_PICTURES)
+    ] = False
     link_images: Annotated[
         bool,
         option(
@@ -137,7 +140,7 @@ class RunOptions:
 def report(table: Table, page: PageOptions, pictures: PictureOptions, run: RunOptions) -> None:
     """Make one HTML page of a table of scores: pictures, histogram, threshold, errors, and marks to export.
 
-    Pictures are blurred until they are asked for. Exit status: 0 the page was written, 1 failure, 2 usage.
+    Pictures are blurred until they are asked for, unless --no-blur is given. Exit status: 0 the page was written, 1 failure, 2 usage.
     """
     options = ReportOptions(
         score=page.score,
@@ -147,6 +150,7 @@ def report(table: Table, page: PageOptions, pictures: PictureOptions, run: RunOp
         limit=pictures.limit,
         images=pictures.images,
         thumbnail_size=pictures.thumbnail_size,
+        blur=not pictures.no_blur,
         link_images=pictures.link_images,
         overwrite=run.overwrite,
     )

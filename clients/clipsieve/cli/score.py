@@ -34,6 +34,7 @@ from clipsieve.partial import PartialRun, check_free
 from clipsieve.printing import printer
 from clipsieve.progress import Reporter
 from clipsieve.results import Head
+from clipsieve.run_record import score_facts
 from clipsieve.scoring import Columns, Item, Versions, stream_rows
 from clipsieve.sorting import sort_column, sorted_tables
 
@@ -259,7 +260,8 @@ class _Job:
             versions.check(run.last("model_version") or "")
             return stream_rows(client, items, columns, versions)
 
-        return Work(image_summary("scored"), rows, (lambda tables: sorted_tables(tables, *order)) if order else iter)
+        sort = (lambda tables: sorted_tables(tables, *order)) if order else iter
+        return Work(image_summary("scored"), rows, sort, scores=score_facts(columns))
 
     async def _print(self, rows: Rows, columns: Columns) -> None:
         """Rows as they come; those that have an order, or are a table to look at, when all are there."""
