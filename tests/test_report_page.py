@@ -11,17 +11,21 @@ from typing import Any
 import numpy as np
 import pytest
 from stores import Row, head_data, write_rows
+from tiny_encoder import write_tiny_encoder
 from waiting import until
 
 from clipsieve.passed_over import PassedOver
 from clipsieve.report.page import ReportOptions, write_report
 from clipsieve.results import Threshold
 from clipsieve.run_record import RunRecord, ScoreFacts, write_record
-from common.manifest import EncoderFingerprint
+from recipes.schema import load_recipe
+from common.manifest import EncoderFingerprint, read_encoder
+from common.paths import encoder_folder
 from recipes.errors import run_step
 from tests.chromium import Browser, Page
 from tests.pictures import jpeg
-from training import relabel
+from training import embed, relabel
+from training.store import store_folder
 from training.store_view import read_embeddings
 
 HOSTILE = [
@@ -388,10 +392,15 @@ def _export(page: Page, folder: Path) -> Path:
     return next(folder.glob("*-labels.csv"))
 
 
+def _content(path: str) -> str:
+    """Sum of a file; of one that is not there, of its name."""
+    return hashlib.sha256(Path(path).read_bytes() if Path(path).exists() else path.encode()).hexdigest()
+
+
 def _write_store(folder: Path, paths: list[str], labels: list[str]) -> None:
     rows = [
-        Row(Path(path).name, path, str(number) * 64, 1, 1, label, None, np.zeros(4, np.float32))
-        for number, (path, label) in enumerate(zip(paths, labels, strict=True))
+        Row(Path(path).name, path, _content(path), 1, 1, label, None, np.zeros(4, np.float32))
+        for path, label in zip(paths, labels, strict=True)
     ]
     write_rows(folder, ENCODER, rows)
 
@@ -406,14 +415,39 @@ def test_marks_are_exported_for_relabel(page: Page, report: Path, tmp_path: Path
     assert _texts(page, "#marked") == ["4 marked: 2 as nsfw, 2 as safe"]
     exported = _export(page, tmp_path)
     assert exported.read_text().splitlines()[0] == "path,sha256,label,nsfw_score,decision"
-    content = hashlib.sha256(Path(paths[1]).read_bytes()).hexdigest()
-    assert exported.read_text().splitlines()[1] == f"{paths[1]},{content},nsfw,0.97,block"
+    assert exported.read_text().splitlines()[1] == f"{paths[1]},{_content(paths[1])},nsfw,0.97,block"
 
     assert run_step("training.relabel", lambda: relabel.main([str(exported), "--store", str(tmp_path / "store")])) == 0
     rows = read_embeddings(head_data(tmp_path / "store"), ENCODER)
     expected = dict(zip(paths, labels, strict=True))
     expected |= {paths[1]: "nsfw", paths[4]: "nsfw", paths[3]: "safe", paths[5]: "safe"}
     assert dict(zip(rows.path, rows.label, strict=True)) == expected
+
+
+def test_one_command_takes_marks_of_known_and_new_pictures(opened, tmp_path: Path, monkeypatch) -> None:
+    """The table's paths are relative to its folder, and the file lies where the browser saved it."""
+    monkeypatch.setattr("common.paths.ARTIFACTS", tmp_path / "artifacts")
+    recipe = load_recipe("demo")
+    write_tiny_encoder(encoder_folder(recipe))
+    (tmp_path / "album").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for number in range(4):
+        Path(f"album/{number}.jpg").write_bytes(jpeg(seed=number))
+    Path("known.csv").write_text("path,label\nalbum/0.jpg,round\nalbum/1.jpg,angular\n")
+    embed.main(["--recipe", "demo", "--data", "known.csv"])
+    rows = [{"image_path": f"album/{n}.jpg", "demo_score": (9 - n) / 10, "demo_decision": "block"} for n in range(4)]
+    write_record(_write_table(Path("t.csv"), rows), RunRecord({"demo_score": ScoreFacts(("angular", "round"))}))
+    write_report(Path("t.csv"), tmp_path / "r.html", ReportOptions())
+    page = opened(tmp_path / "r.html")
+    page.press("ArrowDown", "0", "0", "0", "1")
+    (tmp_path / "Downloads").mkdir()
+    exported = _export(page, tmp_path / "Downloads")
+    page.run("localStorage.clear()")
+    monkeypatch.chdir(tmp_path / "Downloads")
+    relabel.main(["--recipe", "demo", str(exported)])
+    read = read_embeddings(head_data(store_folder(recipe)), read_encoder(encoder_folder(recipe)).fingerprint())
+    labels = {Path(path).name: label for path, label in zip(read.path, read.label, strict=True)}
+    assert labels == {"0.jpg": "angular", "1.jpg": "angular", "2.jpg": "angular", "3.jpg": "round"}
 
 
 def test_marks_survive_a_reload_and_can_be_removed(opened, page: Page, report: Path) -> None:

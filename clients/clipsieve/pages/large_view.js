@@ -7,7 +7,10 @@ class LargeView {
     Object.assign(this, {gallery, sources, missing, write});
     this.dialog = byId("large");
     this.row = null;
-    this.dialog.addEventListener("close", () => { this.row = null; gallery.goTo(gallery.place); });
+    this.dialog.addEventListener("close", () => {  // the browser has given the focus back to where it was at first
+      gallery.goTo(gallery.rows.indexOf(this.row));
+      this.row = null;
+    });
     on("large-before", "click", () => this.move(-1));
     on("large-after", "click", () => this.move(1));
     on("large-close", "click", () => this.dialog.close());
