@@ -116,7 +116,10 @@ def _in_reading_order(page: Page) -> list[float]:
 
 def test_the_summary_says_what_there_is(page: Page) -> None:
     summary = " | ".join(_texts(page, "#summary li"))
-    assert "13 rows | 10 scored | 3 errors (EMPTY 2, NOT_AN_IMAGE 1) | passed over: 3 .heic | model nsfw-01 | table w" in summary
+    assert (
+        "13 rows | 10 scored | 3 errors (EMPTY 2, NOT_AN_IMAGE 1) | passed over: 3 .heic | model nsfw-01 | table w"
+        in summary
+    )
 
 
 def test_pictures_stand_highest_first_where_they_seem_to(page: Page) -> None:

@@ -68,7 +68,9 @@ class Requests:
     """Pictures that the store does not know."""
 
 
-def requests_in(table: Table, stored: Stored, label_of: Callable[[Any], str | None], can_embed: bool = True) -> Requests:
+def requests_in(
+    table: Table, stored: Stored, label_of: Callable[[Any], str | None], can_embed: bool = True
+) -> Requests:
     """Read the labels that the table asks for, by content.
 
     Args:
@@ -168,7 +170,9 @@ class Stored:
         if self.knows(content):
             return content, None
         if not can_embed:
-            raise LookupError(f"path {value!r} is not in the store; name the --recipe, whose encoder embeds new pictures")
+            raise LookupError(
+                f"path {value!r} is not in the store; name the --recipe, whose encoder embeds new pictures"
+            )
         return content, file
 
     def change(self, content: str, label: str) -> Change:

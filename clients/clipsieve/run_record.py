@@ -54,7 +54,9 @@ def write_record(table: Path, record: RunRecord) -> None:
     path = record_path(table)
     if path.exists() and not _is_record(_content(path)):
         return
-    scores = {name: {"class_names": each.class_names, "thresholds": _listed(each)} for name, each in record.scores.items()}
+    scores = {
+        name: {"class_names": each.class_names, "thresholds": _listed(each)} for name, each in record.scores.items()
+    }
     content = {"clipsieve": "run", "passed_over": record.passed_over, "scores": scores}
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -81,6 +81,16 @@ Timeout = Annotated[
 ]
 
 
+AllowVersionChange = Annotated[
+    bool,
+    option(
+        "--allow-version-change",
+        "Go on when another version of a head answers than before; each row has its own in model_version.",
+        group=_RUN,
+    ),
+]
+
+
 @dataclass
 class ServerOptions:
     """Options that reach the server."""
