@@ -369,7 +369,7 @@ def test_every_flag_has_a_variable(tmp_path):
     result = _run(
         CLIPSIEVE_TABLE=str(table),
         CLIPSIEVE_OUT=str(tmp_path / "r.html"),
-        CLIPSIEVE_SCORE="aesthetic",
+        CLIPSIEVE_HEAD="aesthetic",
         CLIPSIEVE_ORDER="lowest",
         CLIPSIEVE_LIMIT="2",
         CLIPSIEVE_QUIET="1",
@@ -394,7 +394,7 @@ def test_every_flag_has_a_variable(tmp_path):
         (["t.csv", "--limit", "0"], 2, "--limit"),
         ([], 2, "TABLE"),
         (["no.csv"], 2, "clipsieve: no.csv: cannot be read: No such file or directory"),
-        (["t.csv", "--score", "gore"], 2, "no column of scores 'gore'; there are: probability"),
+        (["t.csv", "--head", "gore"], 2, "no column of scores 'gore'; there are: probability"),
     ],
 )
 def test_errors_are_a_line_and_a_status(tmp_path, monkeypatch, arguments, status, words):

@@ -162,10 +162,10 @@ class InputOptions:
             metavar="GLOB",
         ),
     ] = None
-    column: Annotated[
+    path_column: Annotated[
         str | None,
         option(
-            "--column",
+            "--path-column",
             "Of lists, the column with the paths; by default image_path, path, file or filename.",
             group=_INPUTS,
             metavar="NAME",
@@ -173,7 +173,7 @@ class InputOptions:
     ] = None
 
     def inputs(self, paths: list[str]) -> Inputs:
-        return Inputs(tuple(paths), self.pattern, self.column)
+        return Inputs(tuple(paths), self.pattern, self.path_column)
 
 
 @dataclass

@@ -54,13 +54,13 @@ class PageOptions:
     out: Annotated[
         Path, option("--out/-o", "The page to write: .html.", group=_PAGE, metavar="FILE", show_default=True)
     ] = Path("report.html")
-    score: Annotated[
+    head: Annotated[
         str | None,
         option(
-            "--score",
-            "The scores to begin with, e.g. nsfw or nsfw_score; by default the first. The page switches.",
+            "--head",
+            "Whose scores to begin with: a head, or a label as <head>_<label>; by default the first. The page switches.",
             group=_PAGE,
-            metavar="COLUMN",
+            metavar="NAME",
         ),
     ] = None
     threshold: Annotated[
@@ -143,7 +143,7 @@ def report(table: Table, page: PageOptions, pictures: PictureOptions, run: RunOp
     Pictures are blurred until they are asked for, unless --no-blur is given. Exit status: 0 the page was written, 1 failure, 2 usage.
     """
     options = ReportOptions(
-        score=page.score,
+        head=page.head,
         threshold=page.threshold,
         class_names=_two_names(page.class_names),
         order=pictures.order.value,

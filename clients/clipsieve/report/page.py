@@ -53,7 +53,7 @@ class Picture:
 class ReportOptions:
     """Options of the page: what it shows first, and how much of the table."""
 
-    score: str | None = None
+    head: str | None = None
     """The column of scores to begin with, `nsfw` or `nsfw_score`; by default the table's first."""
     threshold: float | None = None
     """Threshold at the start; by default where the table's own decisions change, else 0.5 or the middle of the axis."""
@@ -104,7 +104,7 @@ def write_report(table: Path, out: Path, options: ReportOptions, show_progress: 
     """
     check_output(out, (".html", ".htm"), options.overwrite)
     scores = read_scores(table, options.limit)
-    column = scores.column(options.score)
+    column = scores.column(options.head)
     threshold = _threshold(column) if options.threshold is None else options.threshold
     rows = choose_rows(column, scores.scored(), options.order, options.limit, threshold)
     names = read_names(scores, rows)
