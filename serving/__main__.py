@@ -11,6 +11,7 @@ print(
   drift              whether the scores that are served still look like those of training
   perf               load by perf_analyzer and real photographs; `make perf RECIPE=<name>`
   monitoring.local   a Prometheus on this machine; monitoring.preview draws its figures as a page
-serving/README.md has the rest: health, overload, priorities; serving/container/ and serving/kubernetes/ for production.""",
+serving/README.md has the rest: health, overload, priorities. serving/container/ and serving/kubernetes/ are for
+production.""",
     file=sys.stderr,
 )

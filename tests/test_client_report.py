@@ -23,8 +23,8 @@ from typer.testing import CliRunner
 from clipsieve import text_from_path
 from clipsieve.cli.report import report
 from clipsieve.exceptions import OutputRefused, TableError
-from clipsieve.report.page import ReportOptions, write_report
 from clipsieve.passed_over import PassedOver
+from clipsieve.report.page import ReportOptions, write_report
 from clipsieve.report.table import choose_rows, read_scores
 from clipsieve.results import Threshold
 from clipsieve.run_record import RunRecord, ScoreFacts, write_record

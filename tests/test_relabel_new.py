@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -51,7 +52,7 @@ def _embed(data: Path) -> None:
     assert run_step("training.embed", lambda: embed.main(command)) == 0
 
 
-def _relabel(folder: Path, rows: list[tuple[object, ...]], *arguments: str) -> int:
+def _relabel(folder: Path, rows: Sequence[tuple[object, ...]], *arguments: str) -> int:
     """Give the labels of a table that lies where a browser saves files."""
     file = folder / "Downloads" / "marks.csv"
     file.parent.mkdir(exist_ok=True)

@@ -18,10 +18,10 @@ from clipsieve.passed_over import PassedOver
 from clipsieve.report.page import ReportOptions, write_report
 from clipsieve.results import Threshold
 from clipsieve.run_record import RunRecord, ScoreFacts, write_record
-from recipes.schema import load_recipe
 from common.manifest import EncoderFingerprint, read_encoder
 from common.paths import encoder_folder
 from recipes.errors import run_step
+from recipes.schema import load_recipe
 from tests.chromium import Browser, Page
 from tests.pictures import jpeg
 from training import embed, relabel

@@ -12,7 +12,7 @@ print(
   audit        labels that are likely wrong, contradictions and outliers, as a table to mark in
   relabel      corrections, and marks exported from `clipsieve report`, of known and of new pictures → embedding store
   import_head  a published head, checked against what its authors published, in place of a trained one
-`make train RECIPE=<name> DATA=<folder or table>` exports the encoder, embeds and fits. Then `make engines` builds what is
-served.""",
+`make train RECIPE=<name> DATA=<folder or table>` exports the encoder, embeds and fits. Then `make engines` builds what
+is served.""",
     file=sys.stderr,
 )

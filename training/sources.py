@@ -127,7 +127,7 @@ def write_source(data: HeadData, source: Source, keep_missing: bool = False) -> 
 
 
 def add_mentions(data: HeadData, identity: str, mentions: Iterable[Mention]) -> None:
-    """Add files to what a data set says, in the place of what it said of the same paths; the others stay as they are."""
+    """Add files to what a data set says, in place of what it said of the same paths; other data sets stay."""
     former = next((other for other in read_sources(data) if other.identity == identity), None)
     added = mentions_table(mentions)
     _replace(data, Source(identity, added), _with_missing_files(added, former.mentions) if former else added, former)

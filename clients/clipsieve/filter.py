@@ -103,8 +103,8 @@ def columns_of(table: Path, wanted: Wanted, head: str | None = None) -> Columns:
     """Finds the columns that `wanted` needs.
 
     Args:
-        head: takes `<head>_score`, `<head>_decision`, `<head>_band` and `<head>_class_name`; or the column of this name for
-            the score. By default the only score.
+        head: takes `<head>_score`, `<head>_decision`, `<head>_band` and `<head>_class_name`; or the column of this name
+            for the score. By default the only score.
 
     Raises:
         TableError, FilterError: a column that is needed is missing or not the only one; lists those there are.

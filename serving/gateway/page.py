@@ -17,7 +17,7 @@ class Page:
 
 def load_page(name: str) -> Page:
     """Read a page; its policy lets only its own script and style run."""
-    text = assembled_page(__package__, name)
+    text = assembled_page("serving.gateway", name)
     policy = "; ".join(
         [
             "default-src 'none'",

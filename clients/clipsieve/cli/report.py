@@ -58,7 +58,7 @@ class PageOptions:
         str | None,
         option(
             "--head",
-            "Whose scores to begin with: a head, or a label as <head>_<label>; by default the first. The page switches.",
+            "Whose scores to begin with: a head, or a label as <head>_<label>; by default the first.",
             group=_PAGE,
             metavar="NAME",
         ),
@@ -140,7 +140,8 @@ class RunOptions:
 def report(table: Table, page: PageOptions, pictures: PictureOptions, run: RunOptions) -> None:
     """Make one HTML page of a table of scores: pictures, histogram, threshold, errors, and marks to export.
 
-    Pictures are blurred until they are asked for, unless --no-blur is given. Exit status: 0 the page was written, 1 failure, 2 usage.
+    Pictures are blurred until they are asked for, unless --no-blur is given. Exit status: 0 the page was written, 1
+    failure, 2 usage.
     """
     options = ReportOptions(
         head=page.head,

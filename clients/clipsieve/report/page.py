@@ -250,7 +250,7 @@ def _write_page(file: BinaryIO, facts: dict[str, Any], pictures: _Counted) -> No
 
 
 def _entry(picture: Picture | Missing) -> dict[str, str]:
-    """Entry for the page's script: `{url}`, with `jpeg` in base64 and the file's `sha256` where it was read; `{missing}`."""
+    """Entry for the page's script: `{missing}`, or `{url}`, with `jpeg` in base64 and `sha256` where it was read."""
     if isinstance(picture, Missing):
         return {"missing": picture.reason}
     if picture.thumbnail is None:

@@ -20,9 +20,9 @@ from typing import Any, Literal
 import numpy as np
 
 from clipsieve.exceptions import TableError
-from clipsieve.score_columns import decision_column, score_columns
 from clipsieve.results import Threshold
 from clipsieve.run_record import RunRecord, ScoreFacts, read_record
+from clipsieve.score_columns import decision_column, score_columns
 from clipsieve.scoring import shortest
 from clipsieve.table_batches import Batch, batches, column_names
 
@@ -68,7 +68,7 @@ class Column:
     band_names: list[str]
     class_names: tuple[str, str] | None
     """Negative and positive, as the run's record says, or the table names exactly these two."""
-    facts: ScoreFacts = ScoreFacts()
+    facts: ScoreFacts
     """What the run's record says of the scores."""
 
     def axis(self) -> tuple[float, float]:
@@ -292,7 +292,7 @@ class _Gathered:
 
 
 def _simplest(low: float, high: float) -> float:
-    """The number above `low`, and not above `high`, that people would choose: 0.5, or the one with the fewest digits."""
+    """The number above `low`, not above `high`, that people would choose: 0.5, or the one with the fewest digits."""
     if low < 0.5 <= high:
         return 0.5
     for places in range(8):
