@@ -46,6 +46,7 @@ TRAINED_READY := $(TRAINED)/.installed
 .PHONY: help
 help:  ## List the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 22
+	@echo; sed -nE '1,/^SHELL/s/^#   ([A-Z].*)/  \1/p' $(firstword $(MAKEFILE_LIST))
 
 .PHONY: venv
 venv: $(READY)  ## Make the environment .venv (about 6 GB: torch comes with CUDA)

@@ -17,6 +17,8 @@ import typer.main
 from waiting import PATIENCE_S, until
 
 from clipsieve.cli.main import app
+from clipsieve.results import Threshold
+from clipsieve.run_record import ScoreFacts, read_record
 from tests.command_line import run_cli
 from tests.fakes import EMBED_DIM, REVISION, SERVE, demo_parameters, fake_embedding, fake_score
 
@@ -80,7 +82,7 @@ def test_file_formats_hold_the_same_rows(url, photos, tmp_path, suffix):
     assert not rows[2]["probability"]
     assert not rows[2]["model_version"]
     assert np.float32(rows[1]["probability"]) == fake_score(b"image 1")
-    assert os.listdir(tmp_path) in (["photos", out.name], [out.name, "photos"])
+    assert sorted(os.listdir(tmp_path)) == [out.name, f"{out.name}.run.json", "photos"]
 
 
 def test_failed_images_are_rows_and_counted(url, photos):
@@ -253,6 +255,41 @@ def test_formats_on_stdout(url, photos):
     table = run_cli("score", photos, "--url", url, "--format", "table", "--top", "1").stdout
     assert "class_name" in table
     assert "error" not in table
+    assert table.splitlines()[-1] == f"model_version: {VERSION}"
+
+
+def test_a_run_keeps_beside_its_table_what_columns_cannot_say(url, model, photos, tmp_path):
+    """The thresholds that decided, the classes' names and what was passed over; decisions by others are others."""
+    model.heads = {"demo": demo_parameters(thresholds=THRESHOLDS)}
+    (photos / "a.heic").write_bytes(b"x")
+    out = tmp_path / "t.csv"
+    thresholds = (Threshold(0.25, "high recall"), Threshold(0.75, "low fpr"))
+    for options, expected in [
+        ((), thresholds),
+        (("--operating-point", "low fpr"), thresholds[1:]),
+        (("--threshold", "0.4"), (Threshold(0.4, ""),)),
+    ]:
+        assert run_cli("score", photos, "--url", url, "--out", out, "--overwrite", *options).exit_code == 0
+        record = read_record(out)
+        assert record.scores == {"probability": ScoreFacts(("disc", "ring"), expected)}
+        assert record.passed_over == {".heic": 1}
+    assert run_cli("decide", out, "--threshold", "0.3", "--out", tmp_path / "u.csv").exit_code == 0
+    decided = read_record(tmp_path / "u.csv")
+    assert decided.scores["probability"] == ScoreFacts(("disc", "ring"), (Threshold(0.3, ""),))
+    assert decided.passed_over == {".heic": 1}
+
+
+def test_reverse_begins_with_the_lowest_score(url, photos, tmp_path):
+    """A row without a score is last in both orders."""
+    (photos / "2.jpg").write_bytes(b"BAD")
+    scores = {row["image_path"]: row["probability"] for row in _rows(run_cli("score", photos, "--url", url).stdout)}
+    scored = sorted((path for path in scores if scores[path]), key=lambda path: float(scores[path]))
+    rows = _rows(run_cli("score", photos, "--url", url, "--sort", "score", "--reverse").stdout)
+    assert [row["image_path"] for row in rows] == [*scored, f"{photos}/2.jpg"]
+    rows = _rows(run_cli("score", photos, "--url", url, "--top", "2", "--reverse").stdout)
+    assert [row["image_path"] for row in rows] == scored[:2]
+    run_cli("score", photos, "--url", url, "--sort", "path", "--reverse", "--out", tmp_path / "a.parquet")
+    assert pq.read_table(tmp_path / "a.parquet")["image_path"].to_pylist() == sorted(scores, reverse=True)
 
 
 def test_json_log(url, model, photos):

@@ -187,6 +187,11 @@ def test_a_table_that_is_there_is_arranged_by_arrange(url, photos, tmp_path):
     assert run_cli("arrange", out, "--touch").exit_code == 0
     newest = max(photos.iterdir(), key=lambda path: path.stat().st_mtime_ns)
     assert newest == max(photos.iterdir(), key=lambda path: fake_score(path.read_bytes()))
+    assert run_cli("arrange", out, "--touch", "--reverse").exit_code == 0
+    newest = max(photos.iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    assert newest == min(photos.iterdir(), key=lambda path: fake_score(path.read_bytes()))
+    refused = run_cli("arrange", out, "--link", tmp_path / "sorted", "--reverse")
+    assert (refused.exit_code, "is for the order of --touch" in refused.stderr) == (2, True)
 
 
 # Arranging a table

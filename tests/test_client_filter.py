@@ -103,8 +103,8 @@ def _keys(shard: Path) -> list[str]:
         (["--band", "1", "--at-least", 0.5], ""),
         (["--below", 0.3, "--keep-errors"], "ac"),
         (["--below", 0.3, "--head", "nsfw"], "a"),
-        (["--below", 0.3, "--column", "nsfw_score"], "a"),
-        (["--column", "nsfw_decision", "--at-least", 1], "bd"),
+        (["--below", 0.3, "--head", "nsfw_score"], "a"),
+        (["--head", "nsfw_decision", "--at-least", 1], "bd"),
     ],
 )
 def test_rows_that_meet_every_condition_stay(data: Path, flags: list, kept: str) -> None:
@@ -189,17 +189,17 @@ def test_a_head_of_several(tmp_path: Path) -> None:
     assert _run(table, "--head", "nsfw", "--band", "nsfw").stdout == "a\n"
     result = _run(table, "--below", 0.5)
     assert result.exit_code == 2
-    assert "several columns of scores, nsfw_score, taste_score; choose with --head or --column" in result.stderr
+    assert "several columns of scores, nsfw_score, taste_score; choose with --head" in result.stderr
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
         (["--head", "gore", "--below", 1], "no column gore_score; there are: key, nsfw_score"),
-        (["--column", "x", "--below", 1], "no column x;"),
+        (["--head", "x", "--below", 1], "no column x_score;"),
         (["--band", "review"], "give --band 1 or --band 2 instead of --band review"),
         (["--band", "alow"], "unknown band 'alow'"),
-        (["--column", "error", "--below", 1], "row 3: error is 'NOT_AN_IMAGE: no', expected a number"),
+        (["--head", "error", "--below", 1], "row 3: error is 'NOT_AN_IMAGE: no', expected a number"),
     ],
 )
 def test_what_the_table_does_not_have_is_told(data: Path, flags: list, words: str) -> None:

@@ -172,7 +172,9 @@ def test_parquet_list_and_its_column(tmp_path):
     table = pa.table({"n": [1, 2], "photo": ["x.jpg", "\\udcff.jpg"]})
     pq.write_table(table, tmp_path / "a.parquet")
     assert find_images([tmp_path / "a.parquet"], column="photo") == ["x.jpg", "\udcff.jpg"]
-    with pytest.raises(InputRefused, match="none of the columns is known to hold paths; name one with --column: n, ph"):
+    with pytest.raises(
+        InputRefused, match="none of the columns is known to hold paths; name one with --path-column: n, ph"
+    ):
         find_images([tmp_path / "a.parquet"])
 
 

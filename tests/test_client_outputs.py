@@ -27,7 +27,7 @@ from clipsieve.outputs import (
     write_table,
 )
 from clipsieve.scoring import embedding_schema
-from clipsieve.sorting import sort_column, sorted_tables
+from clipsieve.sorting import Order, sort_column, sorted_tables
 
 SCHEMA = Columns((Head("demo", ("ring",), ("disc", "ring")),)).schema()
 NAMES = SCHEMA.names
@@ -116,9 +116,10 @@ def test_rows_are_written_as_they_come():
 def test_order_by_a_column(top):
     values = [0.5, None, 0.9, 0.1, 0.7]
     tables = [pa.table({"path": pa.array(["x"]), "score": pa.array([each], pa.float32())}) for each in values]
-    (ordered,) = sorted_tables(iter(tables), "score", top)
-    expected = [pytest.approx(each, abs=1e-6) if each else None for each in [0.9, 0.7, 0.5, 0.1, None]]
-    assert ordered["score"].to_pylist() == expected[: top or 5]
+    for reverse, values in [(False, [0.9, 0.7, 0.5, 0.1, None]), (True, [0.1, 0.5, 0.7, 0.9, None])]:
+        (ordered,) = sorted_tables(iter(tables), Order("score", top, reverse))
+        expected = [pytest.approx(each, abs=1e-6) if each else None for each in values]
+        assert ordered["score"].to_pylist() == expected[: top or 5]
 
 
 def test_column_to_sort_by():

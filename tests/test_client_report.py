@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import csv
+import hashlib
 import json
 import os
 import re
@@ -22,8 +23,11 @@ from typer.testing import CliRunner
 from clipsieve import text_from_path
 from clipsieve.cli.report import report
 from clipsieve.exceptions import OutputRefused, TableError
+from clipsieve.passed_over import PassedOver
 from clipsieve.report.page import ReportOptions, write_report
 from clipsieve.report.table import choose_rows, read_scores
+from clipsieve.results import Threshold
+from clipsieve.run_record import RunRecord, ScoreFacts, write_record
 from tests.pictures import jpeg
 
 HOSTILE = [
@@ -114,15 +118,15 @@ def test_every_kind_of_table_gives_the_same_page(tmp_path, suffix):
     assert column["scores"] == [0.9, 0.6, 0.1]
     assert column["classNames"] == ["disc", "ring"]
     assert (column["bandNames"], column["bands"], column["bandCounts"]) == (["disc", "ring"], [1, 1, 0], [1, 2])
-    assert column["threshold"] == 0.6  # the lowest score that the table calls ring
+    assert column["threshold"] == 0.5  # the simplest number between the scores of disc and ring
 
 
 def test_a_wide_table_has_a_column_for_each_head(tmp_path):
     facts, _ = _report(tmp_path, WIDE)
     nsfw, aesthetic = facts["columns"]
     assert (nsfw["bandNames"], nsfw["bandCounts"]) == (["allow", "review", "block"], [2, 2, 1])
-    assert nsfw["limits"] == [0.45, 0.95]
-    assert nsfw["threshold"] == 0.45
+    assert (nsfw["limits"], nsfw["thresholds"]) == ([0.4, 0.9], [])  # simple numbers between the bands
+    assert nsfw["threshold"] == 0.4
     assert (nsfw["low"], nsfw["high"]) == (0, 1)
     assert (aesthetic["title"], aesthetic["low"], aesthetic["high"]) == ("aesthetic", 1, 9)
     assert aesthetic["classNames"] == ["", ""]
@@ -159,6 +163,46 @@ def test_decisions_that_contradict_the_scores_set_no_threshold(tmp_path):
     rows[1]["nsfw_decision"] = "allow"
     nsfw = _column(_report(tmp_path, rows)[0], "nsfw_score")
     assert (nsfw["limits"], nsfw["threshold"]) == ([], 0.5)
+
+
+RECORD = RunRecord(
+    {"nsfw_score": ScoreFacts(("safe", "nsfw"), (Threshold(0.41, "recall>=0.99"), Threshold(0.8, "f1")))},
+    PassedOver({".heic": 3, ".tif": 1}),
+)
+
+
+def test_the_record_of_a_run_says_the_heads_own_thresholds_and_classes(tmp_path):
+    """The classes have names, and the head its thresholds, also where all of the table has one class."""
+    allowed = [row for row in WIDE if row["nsfw_decision"] == "allow"]
+    for number, rows in enumerate([WIDE, allowed]):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        write_record(folder / "t.parquet", RECORD)
+        facts, _ = _report(folder, rows)
+        nsfw = _column(facts, "nsfw_score")
+        assert nsfw["thresholds"] == [[0.41, "recall>=0.99"], [0.8, "f1"]]
+        assert (nsfw["threshold"], nsfw["limits"], nsfw["classNames"]) == (0.41, [0.41, 0.8], ["safe", "nsfw"])
+        assert facts["passedOver"] == "passed over: 3 .heic, 1 .tif"
+
+
+def test_a_record_that_contradicts_the_table_says_no_threshold(tmp_path):
+    """Another program has decided since."""
+    facts = {"nsfw_score": ScoreFacts((), (Threshold(0.25, ""), Threshold(0.97, "")))}
+    write_record(tmp_path / "t.parquet", RunRecord(facts))
+    nsfw = _column(_report(tmp_path, WIDE)[0], "nsfw_score")
+    assert (nsfw["thresholds"], nsfw["limits"]) == ([], [0.4, 0.9])
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"clipsieve": "run"}', '{"clipsieve": "run", "scores": 1}'])
+def test_a_record_that_cannot_be_read_is_none(tmp_path, content):
+    (tmp_path / "t.parquet.run.json").write_text(content)
+    assert _column(_report(tmp_path, WIDE)[0], "nsfw_score")["limits"] == [0.4, 0.9]
+
+
+def test_a_file_that_is_no_record_is_not_replaced(tmp_path):
+    (tmp_path / "t.csv.run.json").write_text("mine")
+    write_record(tmp_path / "t.csv", RECORD)
+    assert (tmp_path / "t.csv.run.json").read_text() == "mine"
 
 
 @pytest.mark.parametrize("value", [None, float("nan"), float("inf"), 1e300])
@@ -244,7 +288,7 @@ def test_the_pages_own_text_is_all_that_may_run(tmp_path):
     page = (tmp_path / "r.html").read_text()
     policy = re.search(r'Content-Security-Policy" content="([^"]*)"', page)
     assert policy
-    assert policy[1].startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert policy[1].startswith("default-src 'none'; img-src data: file: 'self'; style-src 'sha256-")
     assert "unsafe" not in policy[1]
     assert not re.search(r"""(?:src|href)=["'](?!data:)|@import|url\(|https?://(?!www\.w3\.org/2000/svg)""", page)
 
@@ -253,7 +297,8 @@ def test_any_bytes_in_a_name_find_their_picture(tmp_path):
     name = os.fsdecode(b"\xff<b>\n.jpg")
     (tmp_path / name).write_bytes(jpeg())
     _, pictures = _report(tmp_path, [{"image_path": text_from_path(name), "probability": 0.5}])
-    assert isinstance(pictures[0], str)
+    assert pictures[0]["url"] == "./%FF%3Cb%3E%0A.jpg"
+    assert pictures[0]["sha256"] == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
 
 
 def test_pictures_can_be_linked(tmp_path):
@@ -324,7 +369,7 @@ def test_every_flag_has_a_variable(tmp_path):
     result = _run(
         CLIPSIEVE_TABLE=str(table),
         CLIPSIEVE_OUT=str(tmp_path / "r.html"),
-        CLIPSIEVE_SCORE="aesthetic",
+        CLIPSIEVE_HEAD="aesthetic",
         CLIPSIEVE_ORDER="lowest",
         CLIPSIEVE_LIMIT="2",
         CLIPSIEVE_QUIET="1",
@@ -349,7 +394,7 @@ def test_every_flag_has_a_variable(tmp_path):
         (["t.csv", "--limit", "0"], 2, "--limit"),
         ([], 2, "TABLE"),
         (["no.csv"], 2, "clipsieve: no.csv: cannot be read: No such file or directory"),
-        (["t.csv", "--score", "gore"], 2, "no column of scores 'gore'; there are: probability"),
+        (["t.csv", "--head", "gore"], 2, "no column of scores 'gore'; there are: probability"),
     ],
 )
 def test_errors_are_a_line_and_a_status(tmp_path, monkeypatch, arguments, status, words):

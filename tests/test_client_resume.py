@@ -319,4 +319,4 @@ def test_killed_at_any_moment_it_ends_with_one_row_each(url, model, photos, tmp_
     expected = {(f"{photos}/{number:03}.jpg", fake_score(f"image {number}".encode())) for number in range(300)}
     assert set(rows) == expected
     assert len(rows) == 300
-    assert sorted(os.listdir(tmp_path)) == [out.name, "photos"]
+    assert sorted(os.listdir(tmp_path)) == [out.name, f"{out.name}.run.json", "photos"]

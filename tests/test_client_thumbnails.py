@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,13 +12,13 @@ import pytest
 from PIL import Image
 
 from clipsieve import ImageRejected
-from clipsieve.report.thumbnails import Missing, quiet_decoders, thumbnail_from_file, thumbnails
+from clipsieve.report.thumbnails import Missing, Thumbnail, quiet_decoders, thumbnail_from_file, thumbnails
 from tests.pictures import SVG, encoded, jpeg, noise, png_bomb
 
 
 def _thumbnail(file: Path, data: bytes, edge: int = 64) -> Image.Image:
     file.write_bytes(data)
-    return Image.open(io.BytesIO(thumbnail_from_file(str(file), edge)))
+    return Image.open(io.BytesIO(thumbnail_from_file(str(file), edge).jpeg))
 
 
 @pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"])
@@ -75,4 +76,5 @@ def test_a_pool_makes_them_in_order(tmp_path):
     with ThreadPoolExecutor(2) as pool:
         made = list(thumbnails([str(tmp_path / name) for name in ("no", "a.jpg")], 32, pool))
     assert made[0] == Missing("UNREADABLE: No such file or directory")
-    assert isinstance(made[1], bytes)
+    assert isinstance(made[1], Thumbnail)
+    assert made[1].sha256 == hashlib.sha256((tmp_path / "a.jpg").read_bytes()).hexdigest()

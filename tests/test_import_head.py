@@ -186,7 +186,7 @@ def test_a_head_trained_here_is_not_lost(tmp_path):
     file = made_file(tmp_path)
     head = recipe_head("laion-nsfw-h14", published={"file": file, "sha256": sha256_of(file)})
     write_head(tmp_path / "out", encoder_manifest(), ["safe", "nsfw"])
-    with pytest.raises(StepError, match="holds a head that was trained here; move it away, or pass --replace"):
+    with pytest.raises(StepError, match="holds a head that was trained here; move it away, or pass --overwrite"):
         import_head(head, None, tmp_path / "out", QUICK)
     import_head(head, None, tmp_path / "out", Options(replace=True))
     published = read_head(tmp_path / "out").training.published
@@ -256,9 +256,9 @@ def test_command_leaves_trained_heads_alone(capsys):
 
 def test_command_lists_what_it_knows(capsys):
     main(["--list"])
-    lines = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
-    assert [line[0] for line in lines] == list(PUBLISHED)
-    assert {len(line) for line in lines} == {5}
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[0] for line in lines] == ["name", *PUBLISHED]
+    assert [line[-1] for line in lines] == ["address", *(head.url for head in PUBLISHED.values())]
 
 
 def test_without_a_network_the_file_to_fetch_is_named(tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import runpy
 import subprocess
 from pathlib import Path
 
@@ -25,7 +26,24 @@ MAY_IMPORT = {
     "trials": {"benchmarks", "build", "clipsieve", "common", "recipes", "serving", "training", "trials"},
     "model_repository": set(),
 }
-TEXT = {".c", ".py", ".typed", ".md", ".txt", ".toml", ".yaml", ".yml", ".pbtxt", ".json", ".html", ".svg", ".sh", ""}
+TEXT = {
+    ".c",
+    ".py",
+    ".typed",
+    ".md",
+    ".txt",
+    ".toml",
+    ".yaml",
+    ".yml",
+    ".pbtxt",
+    ".json",
+    ".html",
+    ".css",
+    ".js",
+    ".svg",
+    ".sh",
+    "",
+}
 
 
 def tracked_files() -> list[Path]:
@@ -66,6 +84,16 @@ def test_no_source_is_ignored_by_git():
 def test_triton_models_are_thin():
     for path in (ROOT / "model_repository").rglob("model.py"):
         assert len(path.read_text().splitlines()) <= 60, path
+
+
+@pytest.mark.parametrize("folder", ["build", "serving", "training"])
+def test_a_folder_that_is_run_lists_what_is_in_it(folder, capsys):
+    """`python -m training` names its steps, and each is there."""
+    runpy.run_module(folder, run_name="__main__")
+    names = re.findall(r"^  ([a-z_.]+)  ", capsys.readouterr().err, re.MULTILINE)
+    places = [ROOT / folder / name.replace(".", "/") for name in names]
+    assert len(places) >= 5
+    assert [place for place in places if not place.is_dir() and not place.with_suffix(".py").is_file()] == []
 
 
 def test_tests_are_flat():

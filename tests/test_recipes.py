@@ -138,3 +138,8 @@ def test_command_prints_the_recipe_with_its_defaults(capsys):
 def test_recipes_state_how_to_use_them():
     for name in recipe_names():
         assert "#     make " in (RECIPES / f"{name}.yaml").read_text()
+
+
+def test_the_score_of_the_taste_recipe_is_that_of_what_to_delete():
+    """Sorted by it, what its user looks for comes first."""
+    assert load_recipe("taste-vit-b-32").head(None).labels == ["delete"]

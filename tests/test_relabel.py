@@ -54,7 +54,7 @@ def test_rows_are_named_by_path_key_or_content(store: Path, capsys, who: str) ->
     assert _run(store, f"{column},label\n{value},round\n") == 0
     out, err = capsys.readouterr()
     assert out == "1\n"
-    assert "1 of 1 pictures have another label now" in err
+    assert "1 of 1 known pictures have another label now" in err
     assert _labels(store) == {
         "/x/a.jpg": "round",
         "/x/b.jpg": "round",

@@ -359,25 +359,25 @@ def refusal(*options: object) -> str:
 def test_files_that_are_there_are_not_replaced(tmp_path):
     there = tmp_path / "tuned.yaml"
     (tmp_path / "tuned.jsonl").touch()
-    assert "go on with it (--resume)" in refusal("--recipe", "demo", "--output", there)
+    assert "go on with it (--resume)" in refusal("--recipe", "demo", "--out", there)
     there.touch()
-    assert "replace it with --force" in refusal("--recipe", "demo", "--output", there, "--resume")
+    assert "replace it with --overwrite" in refusal("--recipe", "demo", "--out", there, "--resume")
     assert "is the recipe itself" in refusal(
-        "--recipe", RECIPES / "demo.yaml", "--output", RECIPES / "demo.yaml", "--force"
+        "--recipe", RECIPES / "demo.yaml", "--out", RECIPES / "demo.yaml", "--overwrite"
     )
-    assert "ends in .yaml" in refusal("--recipe", "demo", "--output", tmp_path / "tuned.txt")
+    assert "ends in .yaml" in refusal("--recipe", "demo", "--out", tmp_path / "tuned.txt")
 
 
 def test_a_recipe_that_is_not_built_is_refused(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("signal.signal", lambda *_: None)  # this process keeps its own handlers
-    arguments = ["--recipe", "taste-vit-b-32", "--output", str(tmp_path / "tuned.yaml")]
+    arguments = ["--recipe", "taste-vit-b-32", "--out", str(tmp_path / "tuned.yaml")]
     assert run_step("tuning", lambda: main(arguments)) == 1
     assert "make it with: python -m build.encoder" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
 def test_a_folder_without_images_is_refused(repository, tmp_path):
-    assert "no images in it" in refusal("--recipe", "demo", "--output", tmp_path / "t.yaml", "--images", tmp_path)
+    assert "no images in it" in refusal("--recipe", "demo", "--out", tmp_path / "t.yaml", "--images", tmp_path)
     with pytest.raises(BuildError, match="no such folder"):
         check_load("demo", Load((1,), 1, tmp_path / "none"))
 
@@ -392,7 +392,7 @@ def test_numbers_that_make_no_sweep_are_refused(options, capsys):
 
 def test_a_real_sweep_of_two_candidates(repository, tmp_path):
     """The real server and perf_analyzer, from a folder that is not the project's."""
-    options = ["--output", "tuned.yaml", "--stages", "preprocess", "--cores", "1", "--rounds", "1"]
+    options = ["--out", "tuned.yaml", "--stages", "preprocess", "--cores", "1", "--rounds", "1"]
     options += ["--concurrency", "1", "4", "--seconds", "0.3"]
     finished = subprocess.run(
         [sys.executable, "-m", "tuning", "--recipe", "demo", *options],

@@ -237,7 +237,7 @@ def _check_replaceable(folder: Path, replace: bool) -> None:
         return
     if trained_here and not replace:
         raise StepError(
-            f"{folder} holds a head that was trained here; move it away, or pass --replace to lose it. "
+            f"{folder} holds a head that was trained here; move it away, or pass --overwrite to lose it. "
             "To serve it, remove `published` from the recipe"
         )
 
@@ -260,9 +260,12 @@ def _direct_head(name: str, file: Path | None, variant: Variant) -> Head:
 
 
 def _print_list() -> None:
-    """One line a head: name, encoder, licence, sha256, address; separated by tabs."""
-    for head in PUBLISHED.values():
-        print(head.name, head.encoder.id, head.licence, head.sha256 or "unknown", head.url, sep="\t")
+    """A line for each head: name, encoder, licence and address."""
+    names = ("name", "encoder", "licence", "address")
+    rows = [names, *((head.name, head.encoder.id, head.licence, head.url) for head in PUBLISHED.values())]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -281,7 +284,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--verify", type=int, default=_VERIFY, help="vectors of each kind checked (default %(default)s)"
     )
     parser.add_argument("--accept-unknown-sha256", action="store_true", help="import a file whose sum nobody knows")
-    parser.add_argument("--replace", action="store_true", help="overwrite a head that was trained here")
+    parser.add_argument("--overwrite", action="store_true", help="replace a head that was trained here")
     arguments = parser.parse_args(argv)
     if arguments.verify < 1:
         parser.error(f"--verify is at least 1, found {arguments.verify}")
@@ -292,7 +295,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
-    options = Options(arguments.verify, arguments.accept_unknown_sha256, arguments.replace)
+    options = Options(arguments.verify, arguments.accept_unknown_sha256, arguments.overwrite)
     if arguments.list:
         _print_list()
     elif arguments.name:

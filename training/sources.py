@@ -121,24 +121,16 @@ def write_source(data: HeadData, source: Source, keep_missing: bool = False) -> 
     mentions = source.mentions
     if keep_missing and former is not None:
         mentions = _with_missing_files(mentions, former.mentions)
-    stem = f"source-{_short_sum(source.identity)}"
-    replaced = list(data.folder.glob(f"{stem}-*.parquet"))
-    generation = former.generation + 1 if former else 0
-    facts = {
-        "identity": source.identity,
-        "generation": generation,
-        "left_out": source.left_out,
-        "notes": source.notes,
-    }
-    write_table(
-        data.folder,
-        f"{stem}-{generation:05d}",
-        mentions.replace_schema_metadata({_METADATA_KEY: json.dumps(facts).encode()}),
-    )
-    for file in replaced:
-        file.unlink(missing_ok=True)
+    _replace(data, source, mentions, former)
     missing = _set_missing_aside(data, source.identity, keep_missing)
     return _changes(before, read_sources(data), missing)
+
+
+def add_mentions(data: HeadData, identity: str, mentions: Iterable[Mention]) -> None:
+    """Add files to what a data set says, in place of what it said of the same paths; other data sets stay."""
+    former = next((other for other in read_sources(data) if other.identity == identity), None)
+    added = mentions_table(mentions)
+    _replace(data, Source(identity, added), _with_missing_files(added, former.mentions) if former else added, former)
 
 
 def adopt_former_files(data: HeadData) -> None:
@@ -163,6 +155,26 @@ def is_there(identity: str) -> bool:
     """Return True if a data set still lies where its identity says."""
     path = path_from_text(identity.partition(" ")[2])
     return Path(path).exists() or (glob.has_magic(path) and any(glob.iglob(path, recursive=True)))
+
+
+def _replace(data: HeadData, source: Source, mentions: pa.Table, former: Source | None) -> None:
+    """Write what a data set says now; the file from before goes once that is there."""
+    stem = f"source-{_short_sum(source.identity)}"
+    replaced = list(data.folder.glob(f"{stem}-*.parquet"))
+    generation = former.generation + 1 if former else 0
+    facts = {
+        "identity": source.identity,
+        "generation": generation,
+        "left_out": source.left_out,
+        "notes": source.notes,
+    }
+    write_table(
+        data.folder,
+        f"{stem}-{generation:05d}",
+        mentions.replace_schema_metadata({_METADATA_KEY: json.dumps(facts).encode()}),
+    )
+    for file in replaced:
+        file.unlink(missing_ok=True)
 
 
 def _set_missing_aside(data: HeadData, current: str, keep: bool) -> dict[str, int]:

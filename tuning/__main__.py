@@ -1,7 +1,7 @@
 """Finds the serving numbers that are fastest on this machine, and writes a copy of the recipe with them.
 
     python -m tuning --recipe demo
-    python -m tuning --recipe demo --output tuned.yaml --images photos/ --p99-ms 200 --resume
+    python -m tuning --recipe demo --out tuned.yaml --images photos/ --p99-ms 200 --resume
 
 The recipe must be built (`make engines`) and perf_analyzer installed (`make perf`). Serves the ONNX file with the
 embedded server under one setting after another and loads it: encoder instances and their threads, then preprocessing
@@ -56,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
         prog="python -m tuning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", required=True, help="built; a name in recipes/ or the path of a YAML file")
-    parser.add_argument("--output", type=Path, help="a .yaml file (default: artifacts/<recipe>/tuned.yaml)")
+    parser.add_argument("--out", type=Path, help="a .yaml file (default: artifacts/<recipe>/tuned.yaml)")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="pictures to send (default: nine photographs)")
     parser.add_argument("--seconds", type=_over_0(float), default=3.0, help="at each concurrency (default: 3)")
     parser.add_argument(
@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="default: all, in this order")
     parser.add_argument("--cores", type=_over_0(int), default=core_count(), help="to share out (default: %(default)s)")
     parser.add_argument("--resume", action="store_true", help="go on with the measurements of an interrupted sweep")
-    parser.add_argument("--force", action="store_true", help="replace the output of an earlier sweep")
+    parser.add_argument("--overwrite", action="store_true", help="replace the output of an earlier sweep")
     return parser
 
 
@@ -80,8 +80,8 @@ def tune(arguments: argparse.Namespace) -> Path:
     """
     recipe = load_recipe(arguments.recipe)
     text = recipe_file(arguments.recipe).read_text(encoding="utf-8")
-    output = arguments.output or ARTIFACTS / recipe.name / "tuned.yaml"
-    refuse_outputs(output, recipe_file(arguments.recipe), arguments.resume, arguments.force)
+    output = arguments.out or ARTIFACTS / recipe.name / "tuned.yaml"
+    refuse_outputs(output, recipe_file(arguments.recipe), arguments.resume, arguments.overwrite)
     load = Load(tuple(arguments.concurrency or concurrencies(arguments.cores)), arguments.seconds, arguments.images)
     known = conditions(recipe, arguments.recipe, load)
     plan = plan_from(arguments, load, encoder_bytes(recipe))
@@ -107,14 +107,14 @@ def refuse_outputs(output: Path, source: Path, resume: bool, force: bool) -> Non
         BuildError: a file would be replaced that was not given up.
     """
     if output.suffix not in {".yaml", ".yml"}:
-        raise BuildError(f"--output {output}: a recipe's file ends in .yaml")
+        raise BuildError(f"--out {output}: a recipe's file ends in .yaml")
     if output.resolve() == source.resolve():
-        raise BuildError(f"--output {output} is the recipe itself; name another file")
+        raise BuildError(f"--out {output} is the recipe itself; name another file")
     if output.exists() and not force:
-        raise BuildError(f"{output} is there already; name another --output, or replace it with --force")
+        raise BuildError(f"{output} is there already; name another --out, or replace it with --overwrite")
     measured = output.with_suffix(".jsonl")
     if measured.exists() and not (resume or force):
-        raise BuildError(f"{measured} holds an earlier sweep: go on with it (--resume), or begin again (--force)")
+        raise BuildError(f"{measured} holds an earlier sweep: go on with it (--resume), or begin again (--overwrite)")
 
 
 def plan_from(arguments: argparse.Namespace, load: Load, file_bytes: int) -> Plan:

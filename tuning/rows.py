@@ -87,12 +87,12 @@ def _read(path: Path, conditions: Conditions) -> list[Row]:
         earlier = json.loads(first)["conditions"]
         rows = [Row.model_validate_json(line) for line in lines]
     except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise BuildError(f"{path}: not a sweep's measurements ({error}); name another --output") from error
+        raise BuildError(f"{path}: not a sweep's measurements ({error}); name another --out") from error
     if found := differences(earlier, json.loads(json.dumps(conditions))):
         raise BuildError(
             f"{path}: measured in other conditions, so --resume cannot go on with it:\n  "
             + "\n  ".join(found)
-            + "\nname another --output, or measure all again with --force instead of --resume"
+            + "\nname another --out, or measure all again with --overwrite instead of --resume"
         )
     return rows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,8 @@ import numpy as np
 
 from clipsieve.exceptions import TableError
 from clipsieve.outputs import replacing, table_from_rows, write_table
+from clipsieve.results import Threshold
+from clipsieve.run_record import ScoreFacts, read_record, write_record
 from clipsieve.score_columns import score_columns, score_from_cell
 from clipsieve.scoring import band_of
 from clipsieve.table_batches import Batch, batches, column_names
@@ -102,7 +104,16 @@ def decide(table: Path, out: Path | None, thresholds: list[float], head: str | N
     else:
         with replacing(out, lambda partial: partial.unlink()) as file:
             write_table(file, out.suffix.lower(), tables(), schema, 0)
+        _write_record(table, out, columns, thresholds)
     return Changes(counts)
+
+
+def _write_record(table: Path, out: Path, columns: Decided, thresholds: list[float]) -> None:
+    """Keep what the run of the table knew, with the thresholds that decide now."""
+    record = read_record(table)
+    facts = record.scores.get(columns.score, ScoreFacts())
+    decided = replace(facts, thresholds=tuple(Threshold(value, "") for value in thresholds))
+    write_record(out, replace(record, scores={**record.scores, columns.score: decided}))
 
 
 def _decided_rows(

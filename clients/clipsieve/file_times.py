@@ -36,10 +36,11 @@ class Touch:
         return f"touch {when} {shown(self.path)}"
 
 
-def plan_touches(rows: Iterable[ScoredRow], newest_ns: int) -> tuple[list[Touch], int]:
+def plan_touches(rows: Iterable[ScoredRow], newest_ns: int, reverse: bool = False) -> tuple[list[Touch], int]:
     """Times one second apart, the highest score's the newest; equal scores keep their order, so the first is newer.
 
-    A path that comes twice counts with its highest score. Also returns how many rows have no score.
+    In reverse the lowest score's is the newest. A path that comes twice counts with its highest score. Also returns how
+    many rows have no score.
     """
     scores: dict[str, float] = {}
     unscored = 0
@@ -49,24 +50,30 @@ def plan_touches(rows: Iterable[ScoredRow], newest_ns: int) -> tuple[list[Touch]
             continue
         where = os.path.abspath(path)
         scores[where] = max(score, scores.get(where, -math.inf))
-    order = sorted(scores, key=lambda path: -scores[path])
+    order = sorted(scores, key=lambda path: scores[path] if reverse else -scores[path])
     return [Touch(path, newest_ns - place * _STEP_NS) for place, path in enumerate(order)], unscored
 
 
 def touch(
-    rows: Iterable[ScoredRow], record: Path, *, newest_s: float | None = None, dry_run: bool = False
+    rows: Iterable[ScoredRow],
+    record: Path,
+    *,
+    newest_s: float | None = None,
+    dry_run: bool = False,
+    reverse: bool = False,
 ) -> Arranged[Touch]:
     """Order files by their scores through their times of modification.
 
     Args:
         record: a JSON file for the times before, written before any file is touched. One that is there is
             continued: it keeps the times from before its first run.
-        newest_s: time of the highest score, seconds since 1970; by default now.
+        newest_s: time of the newest file, seconds since 1970; by default now.
+        reverse: the lowest score becomes the newest file.
 
     Raises:
         ArrangeError: `record` cannot be read or written.
     """
-    touches, unscored = plan_touches(rows, time.time_ns() if newest_s is None else round(newest_s * 1e9))
+    touches, unscored = plan_touches(rows, time.time_ns() if newest_s is None else round(newest_s * 1e9), reverse)
     done = Arranged[Touch](unscored=unscored)
     times = _read_record(record) if record.exists() else {}
     planned = _with_times_before(touches, times, done)

@@ -99,19 +99,19 @@ class Tally:
         return text
 
 
-def columns_of(table: Path, wanted: Wanted, head: str | None = None, column: str | None = None) -> Columns:
+def columns_of(table: Path, wanted: Wanted, head: str | None = None) -> Columns:
     """Finds the columns that `wanted` needs.
 
     Args:
-        head: takes `<head>_score`, `<head>_decision`, `<head>_band` and `<head>_class_name`.
-        column: takes this column for the score; by default the head's, or the only one.
+        head: takes `<head>_score`, `<head>_decision`, `<head>_band` and `<head>_class_name`; or the column of this name
+            for the score. By default the only score.
 
     Raises:
         TableError, FilterError: a column that is needed is missing or not the only one; lists those there are.
     """
     names = column_names(table)
-    score = _score_column(table, names, head, column, wanted.needs_score)
-    head = head or (score or "").removesuffix("_score")
+    score = _score_column(table, names, head, wanted.needs_score)
+    head = (score or head or "").removesuffix("_score")
     plain = score == "probability"
     decision = _first(names, f"{head}_decision", "prediction" if plain else "")
     titles = (f"{head}_band", f"{head}_class_name", *(("band", "class_name", "decision") if plain else ()))
@@ -147,9 +147,9 @@ def kept_rows(table: Path, columns: Columns, wanted: Wanted, tally: Tally) -> It
             yield row
 
 
-def columns_of_all(tables: Sequence[Path], wanted: Wanted, head: str | None, column: str | None) -> list[Columns]:
+def columns_of_all(tables: Sequence[Path], wanted: Wanted, head: str | None) -> list[Columns]:
     """`columns_of` each table; their names and scores must have the same columns, to go to one list."""
-    per_table = [columns_of(table, wanted, head, column) for table in tables]
+    per_table = [columns_of(table, wanted, head) for table in tables]
     for table, columns in zip(tables, per_table, strict=True):
         if (columns.name, columns.score) != (per_table[0].name, per_table[0].score):
             theirs = f"{columns.name}, {columns.score} but {tables[0]} {per_table[0].name}, {per_table[0].score}"
@@ -157,18 +157,18 @@ def columns_of_all(tables: Sequence[Path], wanted: Wanted, head: str | None, col
     return per_table
 
 
-def _score_column(table: Path, names: list[str], head: str | None, column: str | None, needed: bool) -> str | None:
-    if column is not None or head is not None:
-        name = column or f"{head}_score"
-        if name in names:
-            return name
-        if needed or column is not None:
-            raise FilterError(f"{table}: no column {name}; there are: {', '.join(names)}")
+def _score_column(table: Path, names: list[str], head: str | None, needed: bool) -> str | None:
+    if head is not None:
+        for name in (f"{head}_score", head):
+            if name in names:
+                return name
+        if needed:
+            raise FilterError(f"{table}: no column {head}_score; there are: {', '.join(names)}")
         return None
     candidates = [name for name in names if name == "probability" or name.endswith("_score")]
     if len(candidates) != 1:
         what = f"several columns of scores, {', '.join(candidates)}" if candidates else "no column of scores"
-        raise FilterError(f"{table}: {what}; choose with --head or --column. There are: {', '.join(names)}")
+        raise FilterError(f"{table}: {what}; choose with --head. There are: {', '.join(names)}")
     return candidates[0]
 
 

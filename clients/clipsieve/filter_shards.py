@@ -44,7 +44,6 @@ def filter_shards(
     out: Path,
     *,
     head: str | None = None,
-    column: str | None = None,
     shards: Path | None = None,
     overwrite: bool = False,
     tell: Callable[[Path, Tally], None] = lambda shard, tally: None,
@@ -63,7 +62,7 @@ def filter_shards(
     """
     pairs = [(table, find_shard(table, shards)) for table in tables]
     _check_targets(pairs, out)
-    columns = columns_of_all(tables, wanted, head, column)
+    columns = columns_of_all(tables, wanted, head)
     _check_condition(out, {"wanted": asdict(wanted), "columns": asdict(columns[0])}, overwrite)
     tally = Tally()
     for (table, shard), table_columns in zip(pairs, columns, strict=True):

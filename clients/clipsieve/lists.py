@@ -148,7 +148,7 @@ def _csv_values(file: Path, column: str | None) -> Iterator[tuple[int, Any]]:
         if column is None and name not in PATH_COLUMNS and any(mark in name for mark in "/\\"):
             raise InputRefused(
                 f"{file}: its first line is {name!r:.80}: a path, or the name of the column? Give the list a line "
-                "`image_path` at its top, or name the column with --column"
+                "`image_path` at its top, or name the column with --path-column"
             )
         yield from ((number, row[name]) for number, row in numbered_rows(file))
     else:
@@ -179,5 +179,5 @@ def _column(file: Path, names: list[str], column: str | None) -> str:
         name = next((name for name in PICTURE_COLUMNS if name in names), None)
     if name is None:
         problem = f"no column {column!r}" if column is not None else "none of the columns is known to hold paths"
-        raise InputRefused(f"{file}: {problem}; name one with --column: {', '.join(names) or '(it is empty)'}")
+        raise InputRefused(f"{file}: {problem}; name one with --path-column: {', '.join(names) or '(it is empty)'}")
     return name

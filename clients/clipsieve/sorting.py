@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -24,25 +25,33 @@ def sort_column(names: Sequence[str], score_names: Sequence[str], by: str) -> st
     raise ValueError(f"cannot sort by {by!r}; use score, path or one of {', '.join(names)}")
 
 
-def sorted_tables(tables: Iterable[pa.Table], column: str, top: int | None) -> Iterator[pa.Table]:
-    """The rows in order of a column, numbers from the highest and texts from the first, rows without one last.
+@dataclass(frozen=True)
+class Order:
+    """The order of rows, and how many of them."""
 
-    Args:
-        top: only so many. Then as many rows and one table are in memory; otherwise all of them.
+    column: str
+    top: int | None = None
+    reverse: bool = False
+
+
+def sorted_tables(tables: Iterable[pa.Table], order: Order) -> Iterator[pa.Table]:
+    """The rows in order of a column, numbers from the highest and texts from the first; or in the reverse order.
+
+    Rows without a value are last in both. Of the first rows alone, as many and one table are in memory; else all rows.
     """
     import pyarrow as pa
 
     best: list[pa.Table] = []
     for table in tables:
         best.append(table)
-        if top is not None:
-            best = [_sorted(pa.concat_tables(best), column).slice(0, top)]
+        if order.top is not None:
+            best = [_sorted(pa.concat_tables(best), order).slice(0, order.top)]
     if best:
-        yield _sorted(pa.concat_tables(best), column)
+        yield _sorted(pa.concat_tables(best), order)
 
 
-def _sorted(table: pa.Table, column: str) -> pa.Table:
+def _sorted(table: pa.Table, order: Order) -> pa.Table:
     import pyarrow as pa
 
-    is_text = table.schema.field(column).type == pa.string()
-    return table.sort_by([(column, "ascending" if is_text else "descending")])
+    is_text = table.schema.field(order.column).type == pa.string()
+    return table.sort_by([(order.column, "ascending" if is_text != order.reverse else "descending")])

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import hashlib
-import re
 from dataclasses import dataclass
-from pathlib import Path
 
-_FOLDER = Path(__file__).parent
+from clipsieve.pages import assembled_page, element_hashes
 
 
 @dataclass(frozen=True)
@@ -21,12 +17,12 @@ class Page:
 
 def load_page(name: str) -> Page:
     """Read a page; its policy lets only its own script and style run."""
-    text = (_FOLDER / name).read_text(encoding="utf-8")
+    text = assembled_page("serving.gateway", name)
     policy = "; ".join(
         [
             "default-src 'none'",
-            f"script-src {_hashes(text, 'script')}",
-            f"style-src {_hashes(text, 'style')}",
+            f"script-src {element_hashes(text, 'script')}",
+            f"style-src {element_hashes(text, 'style')}",
             "img-src blob: data:",
             "connect-src 'self'",
             "base-uri 'none'",
@@ -41,10 +37,3 @@ def load_page(name: str) -> Page:
         "Cache-Control": "no-cache",
     }
     return Page(text.encode(), headers)
-
-
-def _hashes(text: str, element: str) -> str:
-    """The page's own elements, as a policy names them."""
-    contents = re.findall(rf"<{element}>(.*?)</{element}>", text, re.DOTALL)
-    digests = [base64.b64encode(hashlib.sha256(content.encode()).digest()).decode() for content in contents]
-    return " ".join(f"'sha256-{digest}'" for digest in digests) or "'none'"

@@ -100,6 +100,9 @@ class TableOptions(ArrangeOptions):
             metavar="NAME",
         ),
     ] = None
+    reverse: Annotated[
+        bool, option("--reverse", "With --touch, the lowest score becomes the newest.", group=_ARRANGE)
+    ] = False
     dry_run: Annotated[bool, option("--dry-run/-n", "Only print what would be done, on stdout.", group=_RUN)] = False
     quiet: Annotated[bool, option("--quiet/-q", "No summary.", group=_RUN)] = False
     json_log: Annotated[bool, option("--json-log", "Messages on stderr as JSON lines.", group=_RUN)] = False
@@ -116,6 +119,8 @@ def arrange(table: Table, options: TableOptions) -> None:
         raise typer.BadParameter("goes alone: give --touch or --link in another call", param_hint="--undo-touch")
     if not (options.undo_touch or options.chosen):
         raise typer.BadParameter("say what to do with --touch, --link DIR or --undo-touch", param_hint="--touch")
+    if options.reverse and not options.touch:
+        raise typer.BadParameter("is for the order of --touch", param_hint="--reverse")
     reporter = Reporter(options.quiet, options.json_log)
     with exits(reporter):
         if options.undo_touch:
@@ -123,14 +128,15 @@ def arrange(table: Table, options: TableOptions) -> None:
         else:
             source = source_in(table, options.head)
             options.check(source)
-            failed = arrange_files(table, source, options, reporter, options.dry_run)
+            failed = arrange_files(table, source, options, reporter, options.dry_run, options.reverse)
     if failed:
         raise typer.Exit(SOME_FAILED)
 
 
 def arrange_files(
-    table: Path, source: Source, options: ArrangeOptions, reporter: Reporter, dry_run: bool = False
-) -> int:
+    table: Path, source: Source, options: ArrangeOptions, reporter: Reporter, dry_run: bool = False,
+    reverse: bool = False,
+) -> int:  # fmt: skip
     """Do to the files of a table what the options say; returns how many could not be arranged.
 
     Raises:
@@ -140,7 +146,7 @@ def arrange_files(
     if options.touch:
         if source.others:
             reporter.say(f"the files' order is that of {source.score}, not of {', '.join(source.others)}")
-        done = touch(read_scored(table, source), record_of(table), dry_run=dry_run)
+        done = touch(read_scored(table, source), record_of(table), dry_run=dry_run, reverse=reverse)
         failed += _report(done, f"touched by {source.score}", dry_run, reporter)
     if options.link is not None:
         if source.others:

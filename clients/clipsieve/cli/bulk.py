@@ -15,7 +15,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from clipsieve.cli.grouped import GroupedCommand, grouped, option
-from clipsieve.cli.options import SOME_FAILED, InputOptions, RunOptions, ServerOptions, exits
+from clipsieve.cli.options import SOME_FAILED, AllowVersionChange, InputOptions, RunOptions, ServerOptions, exits
 from clipsieve.cli.score import HeadOptions
 from clipsieve.cli.streams import run_command
 from clipsieve.exceptions import ClipsieveError, OutputRefused, ServerUnavailable, VersionChanged
@@ -112,14 +112,7 @@ class JobOptions:
             show_default=True,
         ),
     ] = 5000
-    allow_version_change: Annotated[
-        bool,
-        option(
-            "--allow-version-change",
-            "Go on when another version of a head answers than before; each row has its own in model_version.",
-            group=_JOB,
-        ),
-    ] = False
+    allow_version_change: AllowVersionChange = False
     ray_log: Annotated[bool, option("--ray-log", "Show what Ray and its workers print.", group=_JOB)] = False
 
 

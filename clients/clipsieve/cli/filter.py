@@ -35,10 +35,13 @@ class ScoreOptions:
     """Options that choose the column of scores."""
 
     head: Annotated[
-        str | None, option("--head", "Take <head>_score and <head>_decision.", group=_SCORES, metavar="NAME")
-    ] = None
-    column: Annotated[
-        str | None, option("--column", "Take this column for the score.", group=_SCORES, metavar="NAME")
+        str | None,
+        option(
+            "--head",
+            "Whose score counts: a head, a label as <head>_<label>, or a column of numbers. By default the only score.",
+            group=_SCORES,
+            metavar="NAME",
+        ),
     ] = None
 
 
@@ -135,12 +138,11 @@ def filter_command(scores: Tables, score: ScoreOptions, keep: KeepOptions, outpu
                 wanted,
                 output.out,
                 head=score.head,
-                column=score.column,
                 shards=output.shards,
                 overwrite=output.overwrite,
             )
         else:
-            columns = columns_of_all(scores, wanted, score.head, score.column)
+            columns = columns_of_all(scores, wanted, score.head)
             tally = write_list(scores, columns, wanted, output.out, b"\0" if output.null else b"\n")
     if not output.quiet:
         print(tally, file=sys.stderr)

@@ -81,6 +81,16 @@ Timeout = Annotated[
 ]
 
 
+AllowVersionChange = Annotated[
+    bool,
+    option(
+        "--allow-version-change",
+        "Go on when another version of a head answers than before; each row has its own in model_version.",
+        group=_RUN,
+    ),
+]
+
+
 @dataclass
 class ServerOptions:
     """Options that reach the server."""
@@ -153,10 +163,10 @@ class InputOptions:
             metavar="GLOB",
         ),
     ] = None
-    column: Annotated[
+    path_column: Annotated[
         str | None,
         option(
-            "--column",
+            "--path-column",
             "Of lists, the column with the paths; by default image_path, path, file or filename.",
             group=_INPUTS,
             metavar="NAME",
@@ -164,7 +174,7 @@ class InputOptions:
     ] = None
 
     def inputs(self, paths: list[str]) -> Inputs:
-        return Inputs(tuple(paths), self.pattern, self.column)
+        return Inputs(tuple(paths), self.pattern, self.path_column)
 
 
 @dataclass

@@ -54,13 +54,13 @@ class PageOptions:
     out: Annotated[
         Path, option("--out/-o", "The page to write: .html.", group=_PAGE, metavar="FILE", show_default=True)
     ] = Path("report.html")
-    score: Annotated[
+    head: Annotated[
         str | None,
         option(
-            "--score",
-            "The scores to begin with, e.g. nsfw or nsfw_score; by default the first. The page switches.",
+            "--head",
+            "Whose scores to begin with: a head, or a label as <head>_<label>; by default the first.",
             group=_PAGE,
-            metavar="COLUMN",
+            metavar="NAME",
         ),
     ] = None
     threshold: Annotated[
@@ -115,6 +115,9 @@ class PictureOptions:
     thumbnail_size: Annotated[
         int, option("--thumbnail-size", "Longer side in pixels.", group=_PICTURES, min=16, max=1024, show_default=True)
     ] = 128
+    no_blur: Annotated[
+        bool, option("--no-blur", "Show the pictures at once, not blurred until they are asked for.", group=_PICTURES)
+    ] = False
     link_images: Annotated[
         bool,
         option(
@@ -137,16 +140,18 @@ class RunOptions:
 def report(table: Table, page: PageOptions, pictures: PictureOptions, run: RunOptions) -> None:
     """Make one HTML page of a table of scores: pictures, histogram, threshold, errors, and marks to export.
 
-    Pictures are blurred until they are asked for. Exit status: 0 the page was written, 1 failure, 2 usage.
+    Pictures are blurred until they are asked for, unless --no-blur is given. Exit status: 0 the page was written, 1
+    failure, 2 usage.
     """
     options = ReportOptions(
-        score=page.score,
+        head=page.head,
         threshold=page.threshold,
         class_names=_two_names(page.class_names),
         order=pictures.order.value,
         limit=pictures.limit,
         images=pictures.images,
         thumbnail_size=pictures.thumbnail_size,
+        blur=not pictures.no_blur,
         link_images=pictures.link_images,
         overwrite=run.overwrite,
     )

@@ -21,6 +21,7 @@ from clipsieve.partial import PartialRun
 from clipsieve.passed_over import PassedOver
 from clipsieve.progress import Reporter, Tally
 from clipsieve.resume import Done
+from clipsieve.run_record import RunRecord, ScoreFacts, write_record
 from clipsieve.scoring import Item, Row
 
 _LONGEST_SHOWN = 200
@@ -45,12 +46,14 @@ class Work:
         rows: from items to rows; gets the run, which knows the inputs of the rows before.
         sort: puts the finished tables in order.
         limit: the most rows in memory, where they are large.
+        scores: facts of the columns of scores, which are kept beside a file.
     """
 
     summary: Summary
     rows: Callable[[Iterator[Item], PartialRun], Rows]
     sort: Sort = iter
     limit: int | None = None
+    scores: Mapping[str, ScoreFacts] | None = None
 
 
 async def run_to_file(run: PartialRun, items: Iterator[Item], work: Work, reporter: Reporter) -> Tally:
@@ -94,6 +97,8 @@ async def run_over_inputs(
     tally = await run_to_file(run, done.without(items), work, reporter)
     if done.left_over:
         reporter.say(f"rows kept from before of files that are no longer among the inputs: {done.left_over}")
+    if work.scores is not None:
+        write_record(run.out, RunRecord(work.scores, passed_over or PassedOver()))
     failed = finish(run, work)
     tell_end(work.summary, tally, reporter, passed_over)
     return failed

@@ -16,6 +16,7 @@ from clipsieve.cli.arrange import ArrangeOptions, arrange_files
 from clipsieve.cli.grouped import grouped, option
 from clipsieve.cli.options import (
     SOME_FAILED,
+    AllowVersionChange,
     Format,
     InputOptions,
     Paths,
@@ -34,8 +35,9 @@ from clipsieve.partial import PartialRun, check_free
 from clipsieve.printing import printer
 from clipsieve.progress import Reporter
 from clipsieve.results import Head
+from clipsieve.run_record import score_facts
 from clipsieve.scoring import Columns, Item, Versions, stream_rows
-from clipsieve.sorting import sort_column, sorted_tables
+from clipsieve.sorting import Order, sort_column, sorted_tables
 
 _HEADS, _OUTPUT = "Heads and decisions", "Output"
 _TABLE_ROWS = 8192
@@ -116,6 +118,14 @@ class OutputOptions:
         int | None,
         option("--top", "Only so many rows; the highest scores unless --sort says else.", group=_OUTPUT, min=1),
     ] = None
+    reverse: Annotated[
+        bool,
+        option(
+            "--reverse",
+            "The other way round: the lowest score first (with --touch, newest). Rows without one stay last.",
+            group=_OUTPUT,
+        ),
+    ] = False
     in_place: Annotated[
         bool,
         option(
@@ -125,21 +135,15 @@ class OutputOptions:
             group=_OUTPUT,
         ),
     ] = False
-    allow_version_change: Annotated[
-        bool,
-        option(
-            "--allow-version-change",
-            "Go on when another version of a head answers than before; each row has its own in model_version.",
-            group=_OUTPUT,
-        ),
-    ] = False
+    allow_version_change: AllowVersionChange = False
 
-    def order(self, columns: Columns) -> tuple[str, int | None] | None:
-        """The column to sort by and the number of rows; None to leave them as they are."""
-        if self.sort is None and self.top is None:
+    def order(self, columns: Columns) -> Order | None:
+        """The order of the rows; None to leave them as they are."""
+        if self.sort is None and self.top is None and not self.reverse:
             return None
         try:
-            return sort_column(columns.names, columns.score_names, self.sort or "score"), self.top
+            column = sort_column(columns.names, columns.score_names, self.sort or "score")
+            return Order(column, self.top, self.reverse)
         except ValueError as error:
             raise typer.BadParameter(str(error), param_hint="--sort") from None
 
@@ -210,7 +214,7 @@ class _Job:
             self.arrange.check(source)
             with PartialRun(out, self._identity(), columns.schema(), self.run.overwrite) as run:
                 failed = await run_over_inputs(run, items, work, self.reporter, self.inputs.passed_over)
-        return failed + arrange_files(out, source, self.arrange, self.reporter)
+        return failed + arrange_files(out, source, self.arrange, self.reporter, reverse=self.output.reverse)
 
     def _check_free(self, out: Path) -> None:
         try:
@@ -259,7 +263,8 @@ class _Job:
             versions.check(run.last("model_version") or "")
             return stream_rows(client, items, columns, versions)
 
-        return Work(image_summary("scored"), rows, (lambda tables: sorted_tables(tables, *order)) if order else iter)
+        sort = (lambda tables: sorted_tables(tables, order)) if order else iter
+        return Work(image_summary("scored"), rows, sort, scores=score_facts(columns))
 
     async def _print(self, rows: Rows, columns: Columns) -> None:
         """Rows as they come; those that have an order, or are a table to look at, when all are there."""
@@ -272,11 +277,11 @@ class _Job:
             return
         tables = [table async for table in _tables(rows, columns, order)]
         with printer(columns.names, self.output.format.value) as write:
-            for table in sorted_tables(tables, *order) if order else tables:
+            for table in sorted_tables(tables, order) if order else tables:
                 write(rows_from_table(table))
 
 
-async def _tables(rows: Rows, columns: Columns, order: tuple[str, int | None] | None) -> AsyncGenerator[Any, None]:
+async def _tables(rows: Rows, columns: Columns, order: Order | None) -> AsyncGenerator[Any, None]:
     """Rows in Arrow tables; when only the first of an order are wanted, no more of them than that."""
     schema, waiting = columns.schema(), []
     best: list[Any] = []
@@ -286,6 +291,6 @@ async def _tables(rows: Rows, columns: Columns, order: tuple[str, int | None] | 
             if len(waiting) >= _TABLE_ROWS:
                 best.append(table_from_rows(waiting, schema))
                 waiting = []
-                best = list(sorted_tables(best, *order)) if order and order[1] else best
+                best = list(sorted_tables(best, order)) if order and order.top else best
     for table in [*best, table_from_rows(waiting, schema)]:
         yield table

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 from clipsieve.cli.grouped import grouped, option
-from clipsieve.cli.options import SOME_FAILED, RunOptions, ServerOptions, exits
+from clipsieve.cli.options import SOME_FAILED, AllowVersionChange, RunOptions, ServerOptions, exits
 from clipsieve.cli.run import Rows, Work, finish, publish_finished, run_to_file, tell_end
 from clipsieve.cli.score import HeadOptions
 from clipsieve.client import AsyncClient
@@ -45,14 +45,7 @@ class ScoresOutput:
             metavar="FILE",
         ),
     ]
-    allow_version_change: Annotated[
-        bool,
-        option(
-            "--allow-version-change",
-            "Go on when another version of a head answers than before; each row has its own in model_version.",
-            group=_OUTPUT,
-        ),
-    ] = False
+    allow_version_change: AllowVersionChange = False
 
 
 @grouped

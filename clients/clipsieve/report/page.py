@@ -12,7 +12,6 @@ import hashlib
 import itertools
 import json
 import os
-import re
 import stat
 import sys
 import urllib.parse
@@ -21,16 +20,16 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from importlib import resources
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from clipsieve.outputs import check_output, replacing
-from clipsieve.paths import path_from_text
+from clipsieve.pages import assembled_page, element_hashes
+from clipsieve.paths import path_from_text, text_from_path
 from clipsieve.report.table import Column, Order, ScoreTable, choose_rows, read_names, read_scores
-from clipsieve.report.thumbnails import Missing, quiet_decoders, thumbnails
+from clipsieve.report.thumbnails import Missing, Thumbnail, quiet_decoders, thumbnails
 from clipsieve.scoring import shortest
 
 _CHUNK = 200
@@ -39,15 +38,22 @@ _CHUNK = 200
 _DECODERS = min(8, os.cpu_count() or 1)
 """Threads; each may hold one decoded file, see `thumbnails.MAX_PIXELS`."""
 
-Picture = bytes | str | Missing
-"""A JPEG, or the URL of the file, or why there is neither."""
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture in the page."""
+
+    url: str
+    """Address of the file, relative to the page."""
+    thumbnail: Thumbnail | None
+    """None where the page refers to the files alone."""
 
 
 @dataclass(frozen=True)
 class ReportOptions:
     """Options of the page: what it shows first, and how much of the table."""
 
-    score: str | None = None
+    head: str | None = None
     """The column of scores to begin with, `nsfw` or `nsfw_score`; by default the table's first."""
     threshold: float | None = None
     """Threshold at the start; by default where the table's own decisions change, else 0.5 or the middle of the axis."""
@@ -60,6 +66,8 @@ class ReportOptions:
     """Folder that relative paths start from."""
     thumbnail_size: int = 128
     """Longer side in pixels."""
+    blur: bool = True
+    """Blur the pictures until they are asked for."""
     link_images: bool = False
     """Refer to the files where they are instead of holding thumbnails."""
     overwrite: bool = False
@@ -96,7 +104,7 @@ def write_report(table: Path, out: Path, options: ReportOptions, show_progress: 
     """
     check_output(out, (".html", ".htm"), options.overwrite)
     scores = read_scores(table, options.limit)
-    column = scores.column(options.score)
+    column = scores.column(options.head)
     threshold = _threshold(column) if options.threshold is None else options.threshold
     rows = choose_rows(column, scores.scored(), options.order, options.limit, threshold)
     names = read_names(scores, rows)
@@ -104,7 +112,7 @@ def write_report(table: Path, out: Path, options: ReportOptions, show_progress: 
     with _progress_bar(len(names), show_progress) as advance:
         pictures = _Counted(_pictures(scores.name_column, names, out, options), advance)
         with replacing(out, Path.unlink) as file:
-            _write_page(file, facts, pictures, options.link_images)
+            _write_page(file, facts, pictures)
     scored = int(scores.scored().sum())
     return ReportSummary(scores.rows, scored, len(names), pictures.missing, out.stat().st_size)
 
@@ -112,12 +120,12 @@ def write_report(table: Path, out: Path, options: ReportOptions, show_progress: 
 class _Counted:
     """Passes pictures on, and counts those that are missing."""
 
-    def __init__(self, pictures: Iterator[Picture], advance: Callable[[], None]) -> None:
+    def __init__(self, pictures: Iterator[Picture | Missing], advance: Callable[[], None]) -> None:
         self.missing = 0
         self._pictures = pictures
         self._advance = advance
 
-    def __iter__(self) -> Iterator[Picture]:
+    def __iter__(self) -> Iterator[Picture | Missing]:
         for picture in self._pictures:
             self.missing += isinstance(picture, Missing)
             self._advance()
@@ -158,7 +166,9 @@ def _facts(
         "scored": int(table.scored().sum()),
         "order": options.order,
         "orderedBy": first.source.title,
-        "linked": options.link_images,
+        "blurred": options.blur,
+        "passedOver": table.record.passed_over.summary().partition(";")[0],
+        "folder": text_from_path(os.path.abspath(options.images)),
         "models": table.model_versions.most_common(5),
         "moreModels": max(0, len(table.model_versions) - 5),
         "errorCodes": table.error_codes.most_common(),
@@ -185,6 +195,7 @@ def _column_facts(
         "high": max(high, threshold),
         "threshold": threshold,
         "limits": column.limits(),
+        "thresholds": [[each.value, each.operating_point] for each in column.thresholds()],
         "bandNames": column.band_names,
         "bandCounts": counts.tolist(),
         "classNames": class_names or column.class_names or ("", ""),
@@ -194,7 +205,7 @@ def _column_facts(
     }
 
 
-def _pictures(name_column: str, names: list[str], out: Path, options: ReportOptions) -> Iterator[Picture]:
+def _pictures(name_column: str, names: list[str], out: Path, options: ReportOptions) -> Iterator[Picture | Missing]:
     """One for each name, in order."""
     if name_column == "key":
         yield from [Missing("in a shard: the table names no file")] * len(names)
@@ -205,22 +216,31 @@ def _pictures(name_column: str, names: list[str], out: Path, options: ReportOpti
         return
     with quiet_decoders(), ThreadPoolExecutor(_DECODERS) as pool:
         for start in range(0, len(paths), _CHUNK):
-            yield from thumbnails(paths[start : start + _CHUNK], options.thumbnail_size, pool)
+            chunk = paths[start : start + _CHUNK]
+            for path, made in zip(chunk, thumbnails(chunk, options.thumbnail_size, pool), strict=True):
+                yield made if isinstance(made, Missing) else Picture(_url(path, out), made)
 
 
-def _link(path: str, page: Path) -> str | Missing:
-    """The file's URL, relative to the page."""
+def _link(path: str, page: Path) -> Picture | Missing:
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             return Missing("UNREADABLE: not a regular file")
     except (OSError, ValueError) as error:
         return Missing(f"UNREADABLE: {getattr(error, 'strerror', None) or error}")
-    relative = os.path.relpath(path, page.parent)
+    return Picture(_url(path, page), None)
+
+
+def _url(path: str, page: Path) -> str:
+    """Address of a file, relative to the page."""
+    try:
+        relative = os.path.relpath(path, page.parent)
+    except ValueError:  # on another drive of Windows
+        return Path(path).absolute().as_uri()
     return "./" + urllib.parse.quote(os.fsencode(relative))
 
 
-def _write_page(file: BinaryIO, facts: dict[str, Any], pictures: _Counted, linked: bool) -> None:
-    before, after = _template(linked)
+def _write_page(file: BinaryIO, facts: dict[str, Any], pictures: _Counted) -> None:
+    before, after = _template()
     file.write(before)
     file.write(_data_block(facts, 'id="facts"'))
     entries = map(_entry, pictures)
@@ -229,11 +249,14 @@ def _write_page(file: BinaryIO, facts: dict[str, Any], pictures: _Counted, linke
     file.write(after)
 
 
-def _entry(picture: Picture) -> str | dict[str, str]:
-    """Entry for the page's script: base64 of a JPEG, `{url}` or `{missing}`."""
+def _entry(picture: Picture | Missing) -> dict[str, str]:
+    """Entry for the page's script: `{missing}`, or `{url}`, with `jpeg` in base64 and `sha256` where it was read."""
     if isinstance(picture, Missing):
         return {"missing": picture.reason}
-    return {"url": picture} if isinstance(picture, str) else base64.b64encode(picture).decode()
+    if picture.thumbnail is None:
+        return {"url": picture.url}
+    jpeg = base64.b64encode(picture.thumbnail.jpeg).decode()
+    return {"url": picture.url, "sha256": picture.thumbnail.sha256, "jpeg": jpeg}
 
 
 def _data_block(data: Any, attribute: str) -> bytes:
@@ -244,23 +267,15 @@ def _data_block(data: Any, attribute: str) -> bytes:
     return f'<script type="application/json" {attribute}>{text}</script>\n'.encode()
 
 
-def _template(linked: bool) -> tuple[bytes, bytes]:
-    """The page before and after its data."""
-    page = (resources.files("clipsieve.report") / "page.html").read_text(encoding="utf-8")
-    hashes = {kind: _element_hash(page, kind) for kind in ("style", "script")}
-    pictures = "data: file: 'self'" if linked else "data:"
+def _template() -> tuple[bytes, bytes]:
+    """The page before and after its data. Its pictures are data, and files where they are for the large view."""
+    page = assembled_page("clipsieve.report", "page.html")
     policy = (
-        f"default-src 'none'; img-src {pictures}; style-src {hashes['style']}; script-src {hashes['script']}; "
-        "base-uri 'none'; form-action 'none'"
+        f"default-src 'none'; img-src data: file: 'self'; style-src {element_hashes(page, 'style')}; "
+        f"script-src {element_hashes(page, 'script')}; base-uri 'none'; form-action 'none'"
     )
     before, after = page.replace("{{policy}}", policy).split("{{data}}\n")
     return before.encode(), after.encode()
-
-
-def _element_hash(page: str, name: str) -> str:
-    element = re.search(f"<{name}>(.*?)</{name}>", page, re.DOTALL)
-    assert element, f"page.html has no {name} element"
-    return f"'sha256-{base64.b64encode(hashlib.sha256(element[1].encode()).digest()).decode()}'"
 
 
 def _sha256(file: Path) -> str:

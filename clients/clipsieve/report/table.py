@@ -20,6 +20,8 @@ from typing import Any, Literal
 import numpy as np
 
 from clipsieve.exceptions import TableError
+from clipsieve.results import Threshold
+from clipsieve.run_record import RunRecord, ScoreFacts, read_record
 from clipsieve.score_columns import decision_column, score_columns
 from clipsieve.scoring import shortest
 from clipsieve.table_batches import Batch, batches, column_names
@@ -65,7 +67,9 @@ class Column:
     """(N,) int16: place in `band_names`, -1 where there is no decision."""
     band_names: list[str]
     class_names: tuple[str, str] | None
-    """Negative and positive, when the table names exactly these two."""
+    """Negative and positive, as the run's record says, or the table names exactly these two."""
+    facts: ScoreFacts
+    """What the run's record says of the scores."""
 
     def axis(self) -> tuple[float, float]:
         """0 and 1, or whole numbers around the scores of a regression."""
@@ -75,14 +79,30 @@ class Column:
         low, high = math.floor(scores.min()), math.ceil(scores.max())
         return float(low), float(max(high, low + 1))
 
+    def thresholds(self) -> list[Threshold]:
+        """The head's own, ascending; none where they are not known, or the table was decided by others."""
+        gaps = self._gaps()
+        known = [np.float32(each.value) for each in self.facts.thresholds]
+        if gaps is None or any(not any(low < value <= high for value in known) for low, high in gaps):
+            return []
+        return list(self.facts.thresholds)
+
     def limits(self) -> list[float]:
-        """The lowest score of each band above the first; empty when the bands do not follow the scores."""
+        """Scores where one band ends and the next begins; empty when the bands do not follow the scores.
+
+        They are the head's thresholds or, where these are not known, the simplest numbers that divide the bands.
+        """
+        if known := self.thresholds():
+            return [each.value for each in known]
+        return [_simplest(low, high) for low, high in self._gaps() or []]
+
+    def _gaps(self) -> list[tuple[float, float]] | None:
+        """Highest score of each band and lowest of the next; None when the bands do not follow the scores."""
         parts = [self.scores[self.bands == band] for band in range(len(self.band_names))]
         parts = [part[np.isfinite(part)] for part in parts]
         parts = [part for part in parts if len(part)]
-        if any(below.max() >= above.min() for below, above in itertools.pairwise(parts)):
-            return []
-        return [shortest(part.min()) for part in parts[1:]]
+        gaps = [(float(below.max()), float(above.min())) for below, above in itertools.pairwise(parts)]
+        return None if any(low >= high for low, high in gaps) else gaps
 
 
 @dataclass
@@ -98,6 +118,7 @@ class ScoreTable:
     """The first ones."""
     error_codes: Counter[str]
     model_versions: Counter[str]
+    record: RunRecord = field(default_factory=RunRecord)
 
     def column(self, name: str | None) -> Column:
         """The column of that name (`nsfw` or `nsfw_score`), by default the first.
@@ -207,8 +228,9 @@ class _Scan:
             self._errors.append(RowError(name, code, message))
 
     def table(self) -> ScoreTable:
-        columns = [column.whole() for column in self._columns]
-        return ScoreTable(self._file, self._name, self.rows, columns, self._errors, self._codes, self._versions)
+        record = read_record(self._file)
+        columns = [column.whole(record.scores.get(column.source.name, ScoreFacts())) for column in self._columns]
+        return ScoreTable(self._file, self._name, self.rows, columns, self._errors, self._codes, self._versions, record)
 
 
 @dataclass
@@ -246,16 +268,16 @@ class _Gathered:
                     self.names_of.setdefault(decision, set()).add(str(name))
         return decisions
 
-    def whole(self) -> Column:
+    def whole(self, facts: ScoreFacts) -> Column:
         order = sorted(self.codes, key=_band_rank)
         place = np.full(len(self.codes) + 1, -1, np.int16)  # the last one is for -1
         for position, decision in enumerate(order):
             place[self.codes[decision]] = position
-        classes = self._class_names()
+        classes = (facts.class_names[0], facts.class_names[1]) if len(facts.class_names) == 2 else self._class_names()
         named = [self._band_name(decision) for decision in order]
         bands = place[np.concatenate(self.bands)] if self.bands else np.empty(0, np.int16)
         scores = np.concatenate(self.scores) if self.scores else np.empty(0, np.float32)
-        return Column(self.source, scores, bands, named, classes)
+        return Column(self.source, scores, bands, named, classes, facts)
 
     def _class_names(self) -> tuple[str, str] | None:
         negative = set().union(*(names for each, names in self.names_of.items() if not _band_rank(each)[0]))
@@ -267,6 +289,17 @@ class _Gathered:
             names = self.names_of.get(decision, set())
             return next(iter(names)) if len(names) == 1 else f"class {decision}"
         return f"passes {decision}" if isinstance(decision, int) else decision
+
+
+def _simplest(low: float, high: float) -> float:
+    """The number above `low`, not above `high`, that people would choose: 0.5, or the one with the fewest digits."""
+    if low < 0.5 <= high:
+        return 0.5
+    for places in range(8):
+        number = math.floor(round(high * 10**places, 6)) / 10**places
+        if low < number <= high:
+            return number
+    return shortest(high)
 
 
 def _band_rank(decision: int | str) -> tuple[int, str]:

@@ -6,6 +6,7 @@ the header before decoding, and whatever a decoder raises is that picture's reas
 
 from __future__ import annotations
 
+import hashlib
 import io
 import warnings
 from collections.abc import Iterator, Sequence
@@ -37,6 +38,15 @@ _TURNS = {
 
 
 @dataclass(frozen=True)
+class Thumbnail:
+    """A small picture, and the content it was made of."""
+
+    jpeg: bytes
+    sha256: str
+    """Sum of the whole file."""
+
+
+@dataclass(frozen=True)
 class Missing:
     """A thumbnail that could not be made."""
 
@@ -44,7 +54,7 @@ class Missing:
     """Reason for people: `UNREADABLE: No such file or directory`."""
 
 
-def thumbnail_from_file(path: str, edge: int) -> bytes:
+def thumbnail_from_file(path: str, edge: int) -> Thumbnail:
     """A JPEG of the file's first frame, its longer side `edge` pixels or less.
 
     It stands as EXIF says it should, and transparency lies on white.
@@ -63,15 +73,15 @@ def thumbnail_from_file(path: str, edge: int) -> bytes:
         if image.width * image.height > MAX_PIXELS:
             raise ImageRejected("TOO_MANY_PIXELS", f"{image.width} × {image.height}; at most {MAX_PIXELS} are decoded")
         try:
-            return _jpeg(_flattened(_reduced(image, edge)))
+            return Thumbnail(_jpeg(_flattened(_reduced(image, edge))), hashlib.sha256(data).hexdigest())
         except Exception as error:
             raise ImageRejected("DECODE_FAILED", f"{type(error).__name__} in the {image.format} decoder") from error
 
 
-def thumbnails(paths: Sequence[str], edge: int, pool: ThreadPoolExecutor) -> Iterator[bytes | Missing]:
+def thumbnails(paths: Sequence[str], edge: int, pool: ThreadPoolExecutor) -> Iterator[Thumbnail | Missing]:
     """One for each path, in order, made by the pool's threads."""
 
-    def make(path: str) -> bytes | Missing:
+    def make(path: str) -> Thumbnail | Missing:
         try:
             return thumbnail_from_file(path, edge)
         except ImageRejected as error:

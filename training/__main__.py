@@ -1,0 +1,18 @@
+"""`python -m training` explains the folder; the steps are modules of their own."""
+
+import sys
+
+print(
+    """clipsieve's training steps, in order (each: python -m training.<step> --help):
+  draw         a labelled set of pictures to try everything on, without a download
+  embed        labelled images → embedding store, through the exported encoder and the served preprocessing
+  ingest       embeddings that exist already → embedding store
+  fit          embedding store → artifacts/<recipe>/heads/<name>/: trained, calibrated, thresholds chosen, measured
+  evaluate     metrics with intervals, plots and a model card of a head
+  audit        labels that are likely wrong, contradictions and outliers, as a table to mark in
+  relabel      corrections, and marks exported from `clipsieve report`, of known and of new pictures → embedding store
+  import_head  a published head, checked against what its authors published, in place of a trained one
+`make train RECIPE=<name> DATA=<folder or table>` exports the encoder, embeds and fits. Then `make engines` builds what
+is served.""",
+    file=sys.stderr,
+)
