@@ -21,6 +21,7 @@ from build.weights import (
     OPEN_CLIP_CONFIG,
     first_line,
     hub_revision,
+    is_file_of_tag,
     offline_if_unreachable,
     weights_file,
     weights_folder,
@@ -49,7 +50,12 @@ def _checkpoint(encoder: Encoder) -> tuple[Path | None, WeightsSource]:
     """The file of the weights, downloaded if it has to be; None for random ones."""
     path = weights_file(encoder)
     if path is not None:
-        return path, WeightsSource(encoder=encoder.id, file=path.name, sha256=encoder.weights_sha256)
+        is_of_tag = None
+        if encoder.pretrained is not None:
+            url = open_clip.get_pretrained_cfg(encoder.model, encoder.pretrained).get("url")
+            is_of_tag = is_file_of_tag(encoder, path, url)
+        source = WeightsSource(encoder=encoder.id, file=path.name, sha256=encoder.weights_sha256)
+        return path, source.model_copy(update={"is_file_of_tag": is_of_tag})
     if encoder.pretrained is None:
         return None, WeightsSource(encoder=encoder.id, file=None)
     config = open_clip.get_pretrained_cfg(encoder.model, encoder.pretrained)

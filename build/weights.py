@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,8 @@ from common.manifest import sha256_of
 from common.paths import ARTIFACTS, ROOT
 from recipes.schema import Encoder, RecipeError
 
+_SUM_IN_URL = re.compile(r"/(?P<whole>[0-9a-f]{64})/[^/]+$|-(?P<start>[0-9a-f]{8})\.\w+$")
+"""Sum in an address: OpenAI's is a folder, open_clip's and timm's begins in the file's name."""
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 FOLDER_CHECKPOINTS = (  # in the order in which open_clip takes them
     "open_clip_model.safetensors",
@@ -47,6 +51,43 @@ def weights_folder(encoder: Encoder) -> Path | None:
     if not isinstance(encoder.weights, Path) or not (ROOT / encoder.weights).is_dir():
         return None
     return ROOT / encoder.weights  # an absolute path stays itself
+
+
+def is_file_of_tag(encoder: Encoder, path: Path, url: str | None) -> bool | None:
+    """Compare the checkpoint of `weights` with the sum in the tag's address; warns on stderr where they differ.
+
+    The same weights in another format have another sum, so only a file that bears the name of the tag's is refused.
+
+    Args:
+        encoder: with `weights` and `pretrained`.
+        path: the checkpoint.
+        url: of the tag's own file.
+
+    Returns:
+        None when the tag's sum is not known.
+
+    Raises:
+        RecipeError: it is called as the tag's file, and is another.
+    """
+    match = _SUM_IN_URL.search(url or "")
+    if match is None:
+        return None
+    expected, name, actual = match["whole"] or match["start"], Path(str(url)).name, sha256_of(path)
+    if actual.startswith(expected):
+        return True
+    sums = f"its sha256 begins {actual[:12]}, that of {name} {expected[:12]}"
+    if path.name == name:
+        raise RecipeError(
+            f"encoder.weights {path}: these are not the weights of {encoder.pretrained}, the file is damaged or "
+            f"another ({sums}); fetch it again, or for weights of your own rename it and leave out encoder.pretrained"
+        )
+    print(
+        f"encoder {encoder.id}: {path.name} is not the file of {encoder.pretrained} ({sums}). If it has the same "
+        f"weights in another format, all is well. On weights of your own heads made for {encoder.pretrained} give scores "
+        "that mean nothing: leave out encoder.pretrained (where the build asks for it, it names their preprocessing alone)",
+        file=sys.stderr,
+    )
+    return False
 
 
 def source_sha256(encoder: Encoder) -> str | None:

@@ -45,7 +45,7 @@ class Encoder(_Section):
 
     `weights` (a file, a folder or an address) is loaded when it is given, else `pretrained` (a tag) is
     downloaded; with neither the tower is initialised at random from `seed`. With both, the file is
-    taken for a copy of the tag's weights.
+    taken for a copy of the tag's weights; where the sum of the tag's own file is known the two are compared.
     """
 
     library: Literal["open_clip", "timm"] = "open_clip"
