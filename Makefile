@@ -86,8 +86,12 @@ train: $(READY)  ## Embed the labelled images in DATA and train the recipe's hea
 encoder: $(READY)  ## Export the recipe's image encoder to ONNX, checked against open_clip
 	$(RUN) build.encoder --recipe $(RECIPE)
 
+# Files that would have to be fetched and cannot be are all named at once, before anything slow is begun.
 .PHONY: engines
-engines: encoder  ## Build the recipe's encoder and heads and install them for Triton
+engines: $(READY)  ## Build the recipe's encoder and heads and install them for Triton
+	@$(RUN) build.encoder --recipe $(RECIPE) --check & encoder=$$!; status=0; \
+		$(RUN) training.import_head --recipe $(RECIPE) --check || status=$$?; wait $$encoder || status=$$?; exit $$status
+	$(RUN) build.encoder --recipe $(RECIPE)
 	$(RUN) build.engine --recipe $(RECIPE) --target $(TARGET)
 	$(RUN) training.import_head --recipe $(RECIPE)
 	$(RUN) build.head --recipe $(RECIPE)

@@ -6,8 +6,9 @@ import contextlib
 import re
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
@@ -83,8 +84,8 @@ def is_file_of_tag(encoder: Encoder, path: Path, url: str | None) -> bool | None
         )
     print(
         f"encoder {encoder.id}: {path.name} is not the file of {encoder.pretrained} ({sums}). If it has the same "
-        f"weights in another format, all is well. On weights of your own heads made for {encoder.pretrained} give scores "
-        "that mean nothing: leave out encoder.pretrained (where the build asks for it, it names their preprocessing alone)",
+        f"weights in another format, all is well. On weights of your own, heads for {encoder.pretrained} give scores "
+        "that mean nothing: leave out encoder.pretrained (where the build asks for it, it names their preprocessing)",
         file=sys.stderr,
     )
     return False
@@ -131,6 +132,25 @@ def offline_if_unreachable(url: str | None, on_hub: bool) -> Iterator[None]:
     finally:
         constants.HF_HUB_OFFLINE = False
         socket.setdefaulttimeout(timeout)
+
+
+def download_advice(encoder: Encoder, source: Mapping[str, Any], problem: str) -> str:
+    """The message about weights that could not be downloaded: what to fetch, and where to put it.
+
+    Args:
+        encoder: of the recipe.
+        source: open_clip's config of its tag, or the recipe's address: `hf_hub` and `url`.
+        problem: why they could not.
+    """
+    where = [str(source["hf_hub"]).rstrip("/") + " on the Hugging Face hub"] if source.get("hf_hub") else []
+    where += [str(source["url"])] if source.get("url") else []
+    name = encoder.weights_name if encoder.weights is not None else "<file>"
+    tag = encoder.pretrained or name
+    return (
+        f"weights of {encoder.model} ({tag}) could not be downloaded: {problem}\n"
+        f"On a machine with a network fetch {' or '.join(where)} (its open_clip .safetensors, .bin or .pt file), "
+        f"put it into weights/, and name it in the recipe:\n  encoder:\n    weights: weights/{name}"
+    )
 
 
 def first_line(error: Exception) -> str:

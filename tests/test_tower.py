@@ -24,6 +24,7 @@ from build.encoder import build_encoder, main, up_to_date
 from build.layers import HiddenLayers
 from build.open_clip_tower import preprocessing_of_tag
 from build.parity import embed_through_hooks
+from build.reachable import missing_weights, open_clip_tags
 from build.tower import load_tower
 from build.weights import downloaded_file, is_file_of_tag
 from common.manifest import Preprocessing, sha256_of
@@ -310,6 +311,27 @@ def test_a_file_is_preprocessed_as_its_tag_says_and_compared_with_it(tmp_path, c
     assert tower.preprocessing.id == "exact-shortest-bilinear-256"
     assert tower.source.is_file_of_tag is False
     assert "weights.pt is not the file of datacompdr" in capsys.readouterr().err
+
+
+def test_weights_that_are_nowhere_are_named_without_the_library(demo, tmp_path, monkeypatch):
+    """As open_clip's own table has them, which takes ten seconds to import with the library around it."""
+    assert open_clip_tags() == open_clip.pretrained._PRETRAINED
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    recipe = demo.model_copy(update={"encoder": Encoder.model_validate(OPENAI)})
+    [text] = missing_weights(recipe)
+    assert "weights of ViT-B-32-quickgelu (openai) could not be downloaded: HF_HUB_OFFLINE is set" in text
+    assert "fetch timm/vit_base_patch32_clip_224.openai on the Hugging Face hub" in text
+    snapshot = tmp_path / "models--timm--vit_base_patch32_clip_224.openai" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("a" * 40)
+    (snapshot / "open_clip_model.safetensors").touch()
+    assert missing_weights(recipe) == []
+    address = {"model": "x", "weights": "http://127.0.0.1:9/x.pt", "weights_sha256": "0" * 64}
+    [text] = missing_weights(demo.model_copy(update={"encoder": Encoder.model_validate(address)}))
+    assert "127.0.0.1: Connection refused" in text
+    assert "weights: weights/x.pt" in text
+    assert missing_weights(demo) == []
 
 
 OPENAI = {"model": "ViT-B-32-quickgelu", "pretrained": "openai"}
