@@ -29,7 +29,7 @@ FORMATS = ["JPEG", "PNG", "HEIC", "TIFF"]
 
 
 def transform_for(**serving):
-    return served_transform([PREPROCESSING], Serving(**({"formats": FORMATS} | serving)))
+    return served_transform([PREPROCESSING], Serving.model_validate({"formats": FORMATS} | serving))
 
 
 pillow_heif.register_heif_opener()

@@ -193,7 +193,11 @@ def test_a_first_frame_that_covers_part_of_its_screen_is_on_white(what):
     data = gif_of_part(frame, colors, screen=(100, 80), place=(30, 20))
     expected = np.full((80, 100, 3), 255, np.uint8)
     expected[20:60, 30:80] = np.array(colors, np.uint8)[frame]
-    image = Image.fromarray(expected[..., 0]) if what == "of greys" else Image.fromarray(expected).quantize(8, dither=0)
+    image = (
+        Image.fromarray(expected[..., 0])
+        if what == "of greys"
+        else Image.fromarray(expected).quantize(8, dither=Image.Dither.NONE)
+    )
     assert np.array_equal(np.asarray(image.convert("RGB")), expected)  # a palette too, so that both are resized alike
     assert np.array_equal(transform_for()(data), transform_for()(encoded(image, "PNG")))
 
