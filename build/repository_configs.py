@@ -31,7 +31,7 @@ def stamped(recipe: Recipe, encoder: EncoderManifest, heads: list[HeadManifest])
         "preprocess": _preprocess(recipe.serving, encoder),
         "clip_encoder": _encoder(recipe.serving, encoder),
         "image_embedding": _image_embedding(encoder),
-        "image_score": _image_score(heads),
+        "image_score": _image_score(recipe.serving, heads),
     }
     configs |= {f"{head.name}_head": _head(head) for head in heads}
     for config in configs.values():
@@ -83,9 +83,10 @@ def _image_embedding(encoder: EncoderManifest) -> ModelConfig:
     return config
 
 
-def _image_score(heads: list[HeadManifest]) -> ModelConfig:
+def _image_score(serving: Serving, heads: list[HeadManifest]) -> ModelConfig:
     """The checked-in ensemble, with its first head's outputs and step repeated for each head."""
     config = _template("image_score")
+    _set_parameters(config, {"formats": ",".join(serving.formats)})
     template_name = HEAD_TEMPLATE.removesuffix("_head")
     head_outputs = [output for output in config.output if output.name.startswith(template_name)]
     (head_step,) = (step for step in config.ensemble_scheduling.step if step.model_name == HEAD_TEMPLATE)

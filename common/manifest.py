@@ -76,6 +76,9 @@ class WeightsSource(Part):
     """Name of the checkpoint; None for random weights."""
     sha256: str | None = None
     """Sum of the checkpoint, when the recipe gives one."""
+    is_file_of_tag: bool | None = None
+    """False for `weights` beside `pretrained` whose sum is not that of the tag's own file: another format of it, or
+    weights of one's own. None where no such sum is known, or there is nothing to compare."""
     hub: str | None = None
     """The Hugging Face repository it was taken from, if it was."""
     revision: str | None = None

@@ -22,7 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from recipes.errors import ExpectedError, run_step
 
-ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"]
+ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIC", "TIFF"]
 Decode = Literal["exact", "scaled"]
 ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=48)]
 Url = Annotated[str, Field(pattern=r"^https?://[^/\s]+/.")]
@@ -45,7 +45,7 @@ class Encoder(_Section):
 
     `weights` (a file, a folder or an address) is loaded when it is given, else `pretrained` (a tag) is
     downloaded; with neither the tower is initialised at random from `seed`. With both, the file is
-    taken for a copy of the tag's weights.
+    taken for a copy of the tag's weights; where the sum of the tag's own file is known the two are compared.
     """
 
     library: Literal["open_clip", "timm"] = "open_clip"
@@ -383,6 +383,9 @@ class Build(_Section):
         return opset
 
 
+_FORMATS_BY_OTHER_NAMES = {"HEIF": "HEIC", "JPG": "JPEG", "TIF": "TIFF"}
+
+
 class Serving(_Section):
     """Values that `build.repository` stamps into the configs, and the limits on an input image.
 
@@ -420,7 +423,8 @@ class Serving(_Section):
     max_pixels: int = Field(default=64_000_000, ge=1)
     """Largest width × height, read from the header before decoding; also bounds the resized image."""
     formats: list[ImageFormat] = Field(default=["JPEG", "PNG", "WEBP", "GIF", "BMP"], min_length=1)
-    """Decoders that are enabled. Anything else is NOT_AN_IMAGE."""
+    """Decoders that are enabled, in training too; anything else is NOT_AN_IMAGE. The list is the whole one: with photos
+    of phones it is `[JPEG, PNG, WEBP, GIF, BMP, HEIC]`. HEIC needs pillow-heif, in .venv and .triton: `make heic`."""
     max_frames: int = Field(default=1000, ge=1)
     """Most frames of an animation, of which only the first is scored. 1 refuses animations."""
     max_scans: int = Field(default=64, ge=1)
@@ -433,6 +437,24 @@ class Serving(_Section):
     def limits_queues(self) -> bool:
         """True when a request can be refused for load; only then there are priorities."""
         return bool(self.max_queue_size or self.queue_timeout_ms)
+
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _names_of_formats(cls, formats: Any) -> Any:
+        if not isinstance(formats, list):
+            return formats
+        names = [name.upper() if isinstance(name, str) else name for name in formats]
+        return [_FORMATS_BY_OTHER_NAMES.get(name, name) if isinstance(name, str) else name for name in names]
+
+    @field_validator("formats")
+    @classmethod
+    def _some_format_is_written(cls, formats: list[ImageFormat]) -> list[ImageFormat]:
+        if set(formats) <= {"HEIC", "TIFF"}:
+            raise ValueError(
+                f"must have one of JPEG, PNG, WEBP, GIF, BMP or AVIF, in which the server checks itself, found "
+                f"{formats}; for the usual ones as well write [JPEG, PNG, WEBP, GIF, BMP, {', '.join(formats)}]"
+            )
+        return formats
 
     @model_validator(mode="after")
     def _queue_limits(self) -> Serving:

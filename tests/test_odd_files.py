@@ -339,10 +339,8 @@ def test_pictures_that_the_server_does_not_decode_are_named_as_what_they_are(art
         (data / "round" / name).write_bytes(content)
     assert run(embed.main, "--recipe", recipe, "--data", data) == 0
     text = said(capfd)
-    assert (
-        "2 HEIC pictures passed over: convert to JPEG or PNG, here and before pictures are sent to the server" in text
-    )
-    assert "1 TIFF picture passed over: convert to JPEG or PNG" in text
+    assert "2 HEIC pictures passed over: add HEIC to serving.formats of the recipe" in text
+    assert "1 TIFF picture passed over: add TIFF to serving.formats of the recipe" in text
     assert "1 AVIF picture passed over: add AVIF to serving.formats of the recipe" in text
     assert "2 HEIC_NOT_SERVED" in text
     codes = {Path(row["path"]).name: row["code"] for row in errors()}

@@ -60,6 +60,8 @@ at once."""
 
 _Result = TypeVar("_Result")
 
+USUAL_FORMATS = "JPEG,PNG,WEBP,GIF,BMP"
+"""Formats of a server that does not say which it takes."""
 HeadNames = str | Iterable[str] | None
 """One head, several, or None for all that the server has."""
 
@@ -118,6 +120,11 @@ class AsyncClient(Settings):
             problem = f"no head {unknown[0]!r}" if unknown else "no head to score with"
             raise UnknownHead(f"{problem}; this server has: {', '.join(known) or 'none'}")
         return [known[name] for name in chosen]
+
+    async def formats(self) -> tuple[str, ...]:
+        """Names of the image formats that the server takes, such as JPEG and HEIC."""
+        config = await self._config(SCORE_MODEL)
+        return tuple(config.parameters.get("formats", USUAL_FORMATS).split(","))
 
     async def embed_dim(self) -> int:
         """Length of an embedding."""
