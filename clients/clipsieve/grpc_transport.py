@@ -7,8 +7,11 @@ for each request as sending it.
 from __future__ import annotations
 
 import json
+import os
 import re
+import ssl
 from collections.abc import Awaitable
+from pathlib import Path
 from typing import Any, TypeVar
 
 import grpc
@@ -26,6 +29,8 @@ _Answer = TypeVar("_Answer")
 service_pb2: Any = _service_pb2  # its messages are made at import, which pyright cannot see
 
 _RETRY_BUFFER_BYTES = 1 << 30
+_GRPC_ROOTS = "GRPC_DEFAULT_SSL_ROOTS_FILE_PATH"
+"""gRPC's own variable for the certificates to trust."""
 _OF_HTTP = re.compile(r"http1\.x server|failed to connect.*Socket closed", re.DOTALL)
 """gRPC's words when what answers speaks HTTP, or accepts the connection and closes it."""
 
@@ -97,8 +102,18 @@ def _open_channel(endpoint: Endpoint, retry: Retry) -> grpc.aio.Channel:
     options = _channel_options(retry)
     if not endpoint.tls:
         return grpc.aio.insecure_channel(endpoint.address, options)
-    certificates = endpoint.ca_file.read_bytes() if endpoint.ca_file else None
-    return grpc.aio.secure_channel(endpoint.address, grpc.ssl_channel_credentials(certificates), options)
+    credentials = grpc.ssl_channel_credentials(_trusted_certificates(endpoint))
+    return grpc.aio.secure_channel(endpoint.address, credentials, options)
+
+
+def _trusted_certificates(endpoint: Endpoint) -> bytes | None:
+    """PEM certificates, as OpenSSL finds them for HTTP (SSL_CERT_FILE); None leaves it to gRPC's own."""
+    if endpoint.ca_file:
+        return endpoint.ca_file.read_bytes()
+    if _GRPC_ROOTS in os.environ:
+        return None
+    system = ssl.get_default_verify_paths().cafile
+    return Path(system).read_bytes() if system else None
 
 
 def _channel_options(retry: Retry) -> list[tuple[str, Any]]:
