@@ -25,7 +25,8 @@ MAY_IMPORT = {
     "trials": {"benchmarks", "build", "clipsieve", "common", "recipes", "serving", "training", "trials"},
     "model_repository": set(),
 }
-TEXT = {".c", ".py", ".typed", ".md", ".txt", ".toml", ".yaml", ".yml", ".pbtxt", ".json", ".html", ".svg", ".sh", ""}
+TEXT = {".c", ".py", ".typed", ".md", ".txt", ".html", ".svg", ".sh", ""}
+TEXT |= {".conf", ".json", ".pbtxt", ".toml", ".yaml", ".yml"}
 
 
 def tracked_files() -> list[Path]:
