@@ -148,10 +148,10 @@ async def one_by_one(door: Door, count: int) -> float:
 
 
 @contextmanager
-def running_gateway(url: str, folder: Path) -> Iterator[tuple[int, int]]:
-    """The port and the process id of a gateway before this server."""
+def running_gateway(url: str, folder: Path, *options: str) -> Iterator[tuple[int, int]]:
+    """The port and the process id of a gateway before this server, whose log is in the folder."""
     (port,) = free_ports(0)
-    command = [sys.executable, "-m", "serving.gateway", "--url", url, "--port", str(port)]
+    command = [sys.executable, "-m", "serving.gateway", "--url", url, "--port", str(port), *options]
     with (folder / "gateway.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log)
     try:
