@@ -370,22 +370,32 @@ def test_generated_requests_are_scored_as_meant_or_refused(gateway, honest_score
     check()
 
 
-PROBLEM = b"HTTP/1.1 400 Bad Request\r\ncontent-type: application/problem+json\r\n\r\n"
+def _received(status: str, body: bytes, media_type: str = "application/problem+json") -> bytes:
+    head = f"HTTP/1.1 {status}\r\ncontent-type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+REFUSED = _received("400 Bad Request", b'{"code": "EMPTY", "status": 400}')
+SCORED = _received("200 OK", b'{"heads": {"demo": {"score": 0.5}}}', "application/json")
 
 
 @pytest.mark.parametrize(
     ("received", "outcome"),
     [
-        (PROBLEM + b'{"code": "EMPTY", "status": 400}', "refused"),
-        (PROBLEM + b'{"code": "NOT_AN_IMAGE", "status": 400}', "undocumented"),
-        (PROBLEM + b'{"code": "NEW", "status": 400}', "undocumented"),
-        (PROBLEM + b"oops", "undocumented"),
-        (b"HTTP/1.1 400 Bad Request\r\ncontent-type: text/plain\r\n\r\noops", "undocumented"),
-        (PROBLEM + b'{"code": "EMPTY", "status": 400}' + PROBLEM, "undocumented"),
-        (b'HTTP/1.1 200 OK\r\ncontent-type: application/json\r\n\r\n[{"error": {"code": "NEW"}}]', "undocumented"),
+        (REFUSED, "refused"),
+        (SCORED, "scored"),
+        (SCORED + REFUSED, "scored"),
+        (b"HTTP/1.1 100 \r\n\r\n" + SCORED, "scored"),
+        (_received("400 Bad Request", b'{"code": "NOT_AN_IMAGE", "status": 400}'), "undocumented"),
+        (_received("400 Bad Request", b'{"code": "NEW", "status": 400}'), "undocumented"),
+        (_received("400 Bad Request", b"oops"), "undocumented"),
+        (_received("400 Bad Request", b"oops", "text/plain"), "undocumented"),
+        (_received("200 OK", b'[{"error": {"code": "NEW"}}]', "application/json"), "undocumented"),
+        (REFUSED + SCORED, "undocumented"),
+        (b"\x15\x03\x03", "undocumented"),
     ],
 )
-def test_answers_that_the_trial_does_not_let_pass(received, outcome):
+def test_answers_as_the_trial_reads_them(received, outcome):
     answer = gateway_answer(received)
     assert answer.outcome == outcome
-    assert (problem(Case("", b"", tolerated=True), answer, 0.5) is None) == (outcome == "refused")
+    assert (problem(Case("", b"", tolerated=True), answer, 0.5) is None) == (outcome != "undocumented")

@@ -22,18 +22,37 @@ def send_gateway(address: str, case: Case, timeout_s: float = 10.0) -> Answer:
 
 
 def gateway_answer(received: bytes) -> Answer:
-    """Scores, or a refusal with a documented code and its status; whatever else came is `undocumented`."""
-    head, _, body = received.partition(b"\r\n\r\n")
+    """Scores, or a refusal with a documented code and its status; whatever else came is `undocumented`.
+
+    Where damage ends a request early, the rest is one more, which may be refused and never scored.
+    """
+    answers = [_answer(head, body) for head, body in _split(received)]
+    first, *more = answers or [Answer("undocumented", f"no HTTP: {received[:200]!r}")]
+    for other in more:
+        if other.outcome != "refused":
+            return Answer("undocumented", f"after {first.detail} came {other.detail}")
+    return first
+
+
+def _split(received: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Head and body of each answer on a connection."""
+    while received:
+        head, _, rest = received.partition(b"\r\n\r\n")
+        lengths = [
+            int(line.split(b":")[1]) for line in head.lower().split(b"\r\n") if line.startswith(b"content-length:")
+        ]
+        length = min(lengths[0], len(rest)) if lengths and rest[:5] != b"HTTP/" else 0  # to HEAD there is no body
+        if not head.startswith(b"HTTP/1.1 100 "):
+            yield head, rest[:length]
+        received = rest[length:]
+
+
+def _answer(head: bytes, body: bytes) -> Answer:
     status = head.split(b"\r\n", 1)[0].decode(errors="replace")
-    if status.startswith("HTTP/1.1 100 "):
-        return gateway_answer(body)
     shown = f"{status}: {body[:200].decode(errors='replace')}"
-    answers = received.count(b"HTTP/1.1 200 ") + received.count(b"HTTP/1.1 4") + received.count(b"HTTP/1.1 5")
-    if answers != 1:
-        return Answer("undocumented", f"{answers} answers; {shown}")
     if status.startswith("HTTP/1.1 200 "):
         return _scored(head, body, shown)
-    if not body and b"content-length: 0" not in head.lower():
+    if not body and MEDIA_TYPE.encode() in head:
         return Answer("refused", status)  # to HEAD
     return Answer("refused" if is_documented(head, body, status) else "undocumented", shown)
 
