@@ -71,7 +71,7 @@ class HttpTransport:
 
     async def infer(self, request: Request, timeout_s: float) -> dict[str, np.ndarray]:
         header = _header(request)
-        body = header + request.tensor.data
+        body = b"".join([header, *request.tensor.pieces])
         try:
             arrays = await asyncio.wait_for(self._infer_with_retries(request.model, body, len(header)), timeout_s)
         except asyncio.TimeoutError:
@@ -155,7 +155,7 @@ def _header(request: Request) -> bytes:
         "name": tensor.name,
         "datatype": tensor.datatype,
         "shape": tensor.shape,
-        "parameters": {"binary_data_size": len(tensor.data)},
+        "parameters": {"binary_data_size": tensor.size},
     }
     outputs = [{"name": name, "parameters": {"binary_data": True}} for name in request.outputs]
     parameters = {"priority": PRIORITIES[request.priority]}
