@@ -316,10 +316,18 @@ def test_without_a_token_nothing_of_triton_is_answered(proxy, protocol, secret_o
     assert proxy.send("POST", "/score", PICTURE, Content_Type="image/jpeg").code == "UNAUTHORIZED"
 
 
-def test_compressed_bodies_are_refused(proxy, secret):
-    headers = {"Authorization": f"Bearer {secret}", "Content_Encoding": "gzip"}
+REFUSED = {"error": "send the body as it is, as application/json or application/octet-stream"}
+
+
+@pytest.mark.parametrize("header", ["Content_Encoding: gzip", "Content_Type: application/x-www-form-urlencoded; a=b"])
+def test_compressed_bodies_and_forms_are_refused(proxy, secret, header):
+    name, value = header.split(": ")
+    headers = {"Authorization": f"Bearer {secret}", name: value}
     answer = proxy.send("POST", "/v2/models/image_score/infer", b"{}", **headers)
-    assert (answer.status, answer.json) == (415, {"error": "compressed bodies are not taken"})
+    assert (answer.status, answer.json) == (415, REFUSED)
+
+
+def test_compressed_messages_are_refused(proxy, secret):
     answer: Any = _call(proxy, "ModelConfig", b"a" * 10_000, secret, compression=grpc.Compression.Gzip)
     assert answer.code().name == "UNKNOWN"
     assert "415" in answer.details()
