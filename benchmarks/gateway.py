@@ -182,6 +182,8 @@ def cpu_s(pid: int) -> float:
 def measure(recipe_name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Figures of one recipe: medians of the rounds."""
     recipe = load_recipe(recipe_name)
+    patient = recipe.serving.model_copy(update={"queue_timeout_ms": int(1000 * TIMEOUT_S)})  # nothing is refused
+    recipe = recipe.model_copy(update={"serving": patient})
     install(recipe, folder / "models", "onnx")
     pictures = [path.read_bytes() for path in sample_photos()]
     rows: list[dict[str, float]] = []
