@@ -139,10 +139,8 @@ def _check_image_size(encoder: Encoder, size: int) -> None:
 
 def _source(encoder: Encoder) -> WeightsSource:
     if encoder.weights is not None:
-        path, url = (
-            weights_file(encoder),
-            timm.get_pretrained_cfg(timm_name(encoder)).url if encoder.pretrained else None,
-        )
+        path, config = weights_file(encoder), timm.get_pretrained_cfg(timm_name(encoder))
+        url = config.url if config is not None and encoder.pretrained and isinstance(config.url, str) else None
         source = WeightsSource(encoder=encoder.id, file=encoder.weights_name, sha256=encoder.weights_sha256)
         return source.model_copy(update={"is_file_of_tag": path and is_file_of_tag(encoder, path, url)})
     if encoder.pretrained is None:

@@ -119,6 +119,20 @@ def test_the_gateway_is_shut_in_and_wants_tokens():
     assert not settings.open
 
 
+@pytest.mark.parametrize("name", ["nginx", "caddy"])
+def test_what_the_world_reaches_is_shut_in(name):
+    service = COMPOSE["services"][name]
+    assert (service["profiles"], service["read_only"], service["cap_drop"]) == ([name], True, ["ALL"])
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["ports"] == ["${TLS_PORT:-443}:443"]
+    binds = [volume for volume in service["volumes"] if volume["type"] == "bind"]
+    assert all(volume["read_only"] for volume in binds)
+    text = (CONTAINER / binds[0]["source"]).read_text()
+    places = set(re.findall(r"\b(triton:\d+|gateway:\d+)", text))
+    assert places == {"triton:8000", "triton:8001", "gateway:8080"}
+    assert set(service.get("environment", {})) <= set(re.findall(r"\{\$(\w+):", text))
+
+
 @pytest.mark.parametrize("name", ["prometheus", "blackbox", "grafana"])
 def test_what_watches_is_shut_in_too(name):
     service = COMPOSE["services"][name]
@@ -131,7 +145,7 @@ def test_what_watches_is_shut_in_too(name):
     assert all(volume["read_only"] for volume in service["volumes"] if volume["type"] == "bind")
 
 
-@pytest.mark.parametrize("name", ["prometheus", "blackbox", "grafana"])
+@pytest.mark.parametrize("name", ["nginx", "caddy", "prometheus", "blackbox", "grafana"])
 def test_images_of_others_have_versions(name):
     assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-[a-z/-]+:v?\d+\.\d+\.\d+\}", COMPOSE["services"][name]["image"])
 

@@ -26,7 +26,7 @@ _FILES = {
     "server": (
         *("test_client_loading", "test_client_served", "test_faults", "test_malformed", "test_overload"),
         *("test_rollout", "test_served", "test_served_encoders", "test_serving", "test_supervisor", "test_two_heads"),
-        *("test_watch_served", "test_gateway_malformed", "test_gateway_page"),
+        *("test_watch_served", "test_gateway_malformed", "test_gateway_page", "test_proxy"),
     ),
     "export": (
         *("test_encoder", "test_export", "test_head", "test_import_head", "test_int8_everywhere", "test_precision"),

@@ -5,6 +5,7 @@ A folder's names are sorted, so it is listed before its first image is sent; the
 
 from __future__ import annotations
 
+import codecs
 import fnmatch
 import os
 import sys
@@ -115,7 +116,7 @@ def paths_from_list(file: BinaryIO) -> Iterator[str]:
     Raises:
         InputRefused: a NUL comes later, in a list that has lines.
     """
-    data = _first_part(file)
+    data = _first_part(file).removeprefix(codecs.BOM_UTF8)
     separator = b"\0" if b"\0" in data else b"\n"
     while data:
         *entries, rest = data.split(separator)
