@@ -196,7 +196,7 @@ def test_every_step_takes_a_folder_and_files_whose_names_are_not_utf8(artifacts,
     assert run(audit.main, *where, "--out", place / "audit.csv") == 0
     (place / "fix.csv").write_text("key,label\nround/na\\udcefve.png,angular\n")
     assert run(relabel.main, *where, place / "fix.csv") == 0
-    assert "1 of 1 pictures have another label now" in said(capfd)
+    assert "1 of 1 known pictures have another label now" in said(capfd)
 
 
 def said(capfd) -> str:
