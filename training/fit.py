@@ -8,6 +8,9 @@ All rows but the test split are cut into folds, each held out once: the folds ch
 scores and choose the thresholds of the operating points. The weights are then fitted to all those rows. Every figure is
 measured on the test split, which nothing else sees.
 
+Of grades, a line is printed for each set of rows: `train` (that the weights were fitted to), `validation` (held out
+from the weights that scored them), `evaluation` (the test split) and `all`.
+
 Near-duplicates share a side of the split, which the store remembers (training.split).
 
 Writes artifacts/<recipe>/heads/<head>/: head.safetensors, head.json, report.json, loss_curve.png, score_histogram.png,
@@ -33,6 +36,7 @@ from common.writing import check_writable
 from recipes.errors import run_step
 from recipes.schema import load_recipe
 from training.errors import INTERRUPTED, StepError
+from training.grades import figures_line
 from training.head_files import head_manifest, is_fitted, write_head, write_tracked_head
 from training.head_fit import Fitted, fit_head, plan_of
 from training.labelled import grouped_split, labelled_rows
@@ -64,8 +68,15 @@ def _print_result(fitted: Fitted, manifest: HeadManifest) -> None:
         table.add_row("weight decay", f"{decay:.3g}")
     else:
         table.add_row("best epoch", str(fitted.curve.best_epoch))
-    table.add_row("weights fitted to", f"{fitted.refit.rows} images")
+    if fitted.layer_weights is not None:
+        table.add_row("weights of the layers", ", ".join(f"{weight:.3f}" for weight in fitted.layer_weights))
+    if spread := fitted.report.get("deviation"):
+        table.add_row("deviation", f"{spread['mean']:.3g}; 1.96 of them hold {spread['within_95']:.1%}, 95 % is meant")
+    choices = f" and {fitted.choices} choices" if fitted.choices else ""
+    table.add_row("weights fitted to", f"{fitted.refit.rows} images{choices}")
     console.print(table)
+    for name, figures in metrics.get("sets", {}).items():
+        say(figures_line(name, figures))
     for warning in fitted.warnings:
         say(f"warning: {warning}")
     if manifest.notice:
@@ -117,7 +128,8 @@ def main(argv: list[str] | None = None) -> None:
             f"head {head.name} is the published {head.published.name}, it is not trained here; get it with: "
             f"python -m training.import_head --recipe {arguments.recipe}"
         )
-    encoder = read_encoder(encoder_folder(recipe)).fingerprint()
+    built = read_encoder(encoder_folder(recipe))
+    encoder = built.fingerprint()
     plan_of(head)
     folder = arguments.store or store_folder(recipe)
     if arguments.store is None:
@@ -134,7 +146,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     check_writable(head_folder(recipe, head))
     with epochs_shown(f"fit {head.name}") as progress:
-        fitted = fit_head(data, head, _device(), split, groups.ids, progress)
+        fitted = fit_head(data, head, _device(), split, groups.ids, progress, built.layer_widths)
     weights = safetensors.numpy.save(fitted.tensors)
     manifest = head_manifest(fitted, data, recipe, head, encoder, weights, groups)
     uri = tracking_uri(arguments.track)

@@ -37,7 +37,7 @@ class Column:
 def fit_pngs(manifest: HeadManifest, columns: list[Column], curve: Curve) -> dict[str, bytes]:
     """The pictures of a fit by their file names; those of a regression are other ones."""
     files = {"loss_curve.png": loss_curve_png(curve)}
-    if manifest.task == "regression":
+    if manifest.is_graded:
         return files | {"predicted.png": predicted_png(columns[0])}
     files |= {"score_histogram.png": score_histogram_png(manifest, columns), "roc.png": roc_png(columns)}
     return files if manifest.activation == "none" else files | {"reliability.png": reliability_png(columns)}
@@ -45,7 +45,7 @@ def fit_pngs(manifest: HeadManifest, columns: list[Column], curve: Curve) -> dic
 
 def evaluation_pngs(manifest: HeadManifest, columns: list[Column]) -> dict[str, bytes]:
     """The pictures of an evaluation by their file names."""
-    if manifest.task == "regression":
+    if manifest.is_graded:
         return {"predicted.png": predicted_png(columns[0])}
     files = {
         "roc.png": roc_png(columns),

@@ -190,6 +190,7 @@ def _schemas() -> dict[str, Any]:
         "HeadScore": _object(
             {
                 "score": number,
+                "deviation": number,
                 "scores": {"type": "object", "additionalProperties": number},
                 "decision": decision,
                 "decisions": {"type": "object", "additionalProperties": decision},
@@ -201,7 +202,7 @@ def _schemas() -> dict[str, Any]:
         "Head": _object(
             {
                 "name": text,
-                "task": {"enum": ["binary", "multiclass", "multilabel", "regression"]},
+                "task": {"enum": ["binary", "multiclass", "multilabel", "regression", "ranking"]},
                 "labels": {"type": "array", "items": text},
                 "class_names": {"type": "array", "items": text},
                 "thresholds": {
