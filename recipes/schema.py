@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import difflib
 import json
+import math
 import re
 import sys
 import types
@@ -244,6 +245,86 @@ class Fit(_Section):
         return self
 
 
+class Between(_Section):
+    """A range of a search, with both its ends."""
+
+    low: float
+    """The least value."""
+    high: float
+    """The greatest value."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Between:
+        if not self.low <= self.high:
+            raise ValueError(f"low must not be above high, found {self.low} and {self.high}")
+        return self
+
+
+Integers = int | list[int] | Between
+Numbers = float | list[float] | Between
+SearchSet = Literal["train", "validation", "evaluation", "all"]
+SearchMetric = Literal["spearman", "ab", "pearson", "mse", "mae", "accuracy", "auroc", "average_precision"]
+
+
+class Search(_Section):
+    """Settings of `training.search`: which ones it tries. Each is a value, a list of values, or a range (low, high)."""
+
+    trials: int = Field(default=100, ge=1)
+    """Heads that are trained to compare settings."""
+    metric: SearchMetric | None = None
+    """The figure that is the best: by default spearman of grades, auroc of two classes."""
+    set: SearchSet = "validation"
+    """The rows it is measured on, by weights fitted to the training part. Who searches on `evaluation`, the test part,
+    can no longer tell how good the winner is."""
+    sampler: Literal["tpe", "gp", "nsgaii", "random"] = "tpe"
+    """Optuna's sampler, which chooses what to try next."""
+    pruner: Literal["median", "halving", "hyperband", "none"] = "median"
+    """Optuna's pruner, which ends trials that fall behind."""
+    hidden_layers: Integers = Between(low=0, high=2)
+    """Number of hidden layers."""
+    hidden_size: Integers = Between(low=16, high=256)
+    """Width of each hidden layer; a range is searched by its logarithm."""
+    dropout: Numbers = Between(low=0, high=0.6)
+    """As `fit.dropout`."""
+    input_dropout: Numbers = Between(low=0, high=0.4)
+    """As `fit.input_dropout`."""
+    output_dropout: Numbers = Between(low=0, high=0.6)
+    """As `fit.output_dropout`."""
+    learning_rate: Numbers = Between(low=1e-4, high=1e-2)
+    """As `fit.learning_rate`; a range is searched by its logarithm."""
+    weight_decay: Numbers = Between(low=1e-5, high=1)
+    """As `fit.weight_decay`; a range is searched by its logarithm."""
+    warmup_epochs: Integers = Between(low=0, high=5)
+    """As `fit.warmup_epochs`."""
+    max_epochs: Integers = Between(low=8, high=40)
+    """As `fit.max_epochs`."""
+    batch_size: Integers = [128, 256, 512]
+    """As `fit.batch_size`."""
+    loss: Loss | list[Loss] | None = None
+    """As `fit.loss`; by default all that fit a ranking or a regression, and otherwise the head's own."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Search:
+        for name in ("hidden_layers", "hidden_size", "max_epochs", "batch_size", "warmup_epochs"):
+            least = 1 if name in ("hidden_size", "max_epochs", "batch_size") else 0
+            _check_choice(name, getattr(self, name), least, math.inf)
+        for name in ("dropout", "input_dropout", "output_dropout"):
+            _check_choice(name, getattr(self, name), 0, 1 - 1e-9)
+        for name in ("learning_rate", "weight_decay"):
+            _check_choice(name, getattr(self, name), 1e-12, math.inf)
+        return self
+
+
+def _check_choice(name: str, choice: Any, least: float, most: float) -> None:
+    """Refuse a value, a list or a range that is empty or goes beyond what the setting can be."""
+    values = (
+        [choice.low, choice.high] if isinstance(choice, Between) else choice if isinstance(choice, list) else [choice]
+    )
+    if not values or any(not least <= value <= most for value in values):
+        limits = f"at least {least:g}" if most == math.inf else f"from {least:g} to below 1"
+        raise ValueError(f"search.{name} must be {limits}, found {values}")
+
+
 class Published(_Section):
     """A published head that `training.import_head` imports, instead of training one."""
 
@@ -294,6 +375,12 @@ class Head(_Section):
     beside it, and metrics compare the two. It is no output of `image_score`. Needs `serving: {watch: true}`."""
     fit: Fit = Fit()
     """Training of the head."""
+    search: Search | None = None
+    """Search of better settings than those of `fit`, by `training.search`; with its defaults where this is left out."""
+
+    def settings(self) -> dict[str, Any]:
+        """What the recipe says of the head itself, for its manifest: without how its settings were searched."""
+        return self.model_dump(mode="json", exclude={"search"})
 
     @property
     def labels(self) -> list[str]:

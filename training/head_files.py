@@ -45,7 +45,7 @@ def head_manifest(
     """head.json for the weights, which are the bytes of head.safetensors."""
     return HeadManifest(
         name=head.name,
-        recipe=head.model_dump(mode="json"),
+        recipe=head.settings(),
         made_by=recipe.name,
         notice=recipe.notice,
         task=head.task,
@@ -93,7 +93,7 @@ def is_fitted(
     except ManifestError:
         return False
     return (
-        (manifest.recipe, manifest.notice) == (head.model_dump(mode="json"), recipe.notice)
+        (manifest.recipe, manifest.notice) == (head.settings(), recipe.notice)
         and manifest.encoder == encoder
         and manifest.training.data_sha256 == data.fingerprint
         and manifest.training.counts == _counts(split, data.label, head)

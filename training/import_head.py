@@ -126,7 +126,7 @@ def head_manifest(
     thresholds = [Threshold(value=value, operating_point="fixed") for value in head.thresholds or published.thresholds]
     return HeadManifest(
         name=head.name,
-        recipe=head.model_dump(mode="json"),
+        recipe=head.settings(),
         notice=notice,
         licence=published.licence,
         task=published.task,
@@ -221,7 +221,7 @@ def _is_imported(head: Head, folder: Path) -> bool:
         manifest = read_head(folder)
         return (
             manifest.training.published is not None
-            and manifest.recipe == head.model_dump(mode="json")
+            and manifest.recipe == head.settings()
             and sha256_of(folder / "head.safetensors") == manifest.weights_sha256
         )
     except (ManifestError, OSError):
