@@ -140,7 +140,7 @@ def _to_float16(source: Path, path: Path, pixels: np.ndarray) -> np.ndarray:
 
 def describe(recipe: Recipe, towers: list[Tower], embed_dim: int) -> EncoderManifest:
     """The manifest of the fp32 file before the export: without its sum and the check's figures."""
-    from build.tower import combined_sha256, pixel_dims, views_of
+    from build.tower import combined_sha256, layer_widths, pixel_dims, views_of
 
     return EncoderManifest(
         id=recipe.encoder.id,
@@ -150,6 +150,7 @@ def describe(recipe: Recipe, towers: list[Tower], embed_dim: int) -> EncoderMani
         onnx_sha256="",
         input=Tensor(name="pixels", dtype="UINT8", dims=pixel_dims(views_of(towers))),
         output=Tensor(name="embedding", dtype="FP32", dims=[embed_dim]),
+        layer_widths=layer_widths(towers, embed_dim),
         preprocessing=views_of(towers),
         normalize=all(tower.normalize for tower in towers),
         precision="fp32",

@@ -121,6 +121,18 @@ def test_every_head_gets_outputs_and_a_step(tmp_path):
     assert steps[3].output_map["score"] == "aesthetic"
 
 
+def test_a_deviation_is_an_output_of_its_own(tmp_path):
+    options = {"name": "taste", "task": "ranking", "deviation": True}
+    heads = [write_head(tmp_path, encoder_manifest(), ["taste"], **options)]
+    configs = stamped(load_recipe(DEFAULT_RECIPE), encoder_manifest(), heads)
+    ensemble, head = configs["image_score"], configs["taste_head"]
+    names = ["taste", "taste_decision", "taste_revision", "taste_deviation"]
+    assert [output.name for output in ensemble.output] == names
+    assert [output.name for output in head.output] == ["score", "decision", "revision", "deviation"]
+    assert [list(output.dims) for output in head.output] == [[1]] * 4
+    assert ensemble.ensemble_scheduling.step[2].output_map["deviation"] == "taste_deviation"
+
+
 SPOILED_TEXTS = [
     ("clip_encoder/config.pbtxt", "max_batch_size", "max_batchsize", "config.pbtxt:4:1: "),
     ("clip_encoder/config.pbtxt", "dims: 128", "dims: 64", "image_score: demo_head takes embedding TYPE_FP32 [128]"),

@@ -32,13 +32,14 @@ def two_heads(demo, encoder, tmp_path_factory):
         data["serving"] = {"formats": ["JPEG", "PNG", "HEIC", "TIFF"]}
     data["heads"] = [
         {"name": "nsfw", "class_names": ["safe", "nsfw"], "source": str(folder / "nsfw")},
-        {"name": "taste", "task": "regression", "class_names": ["taste"], "source": str(folder / "taste")},
+        {"name": "taste", "task": "ranking", "class_names": ["taste"], "source": str(folder / "taste")},
     ]
     recipe = parse_recipe(data)
     for seed, head in enumerate(recipe.heads):
         assert head.source is not None
         thresholds = tuple(head.fixed_thresholds)
         options = {"name": head.name, "task": head.task, "seed": seed, "thresholds": thresholds}
+        options["deviation"] = head.name == "taste"
         write_head(head.source, encoder, head.class_names, **options)
         build_head(head.source, recipe.build.opset)
     install(recipe, folder / "models")
@@ -93,7 +94,27 @@ def test_clients_name_the_heads_they_want_or_have_all(two_heads):
             client.score([jpeg()], heads="clip")
 
 
-def test_a_regression_without_thresholds_decides_nothing(two_heads):
+def test_a_head_gives_the_deviation_of_its_score_too(two_heads, tmp_path):
+    path = tmp_path / "a.jpg"
+    path.write_bytes(jpeg())
+    with Client(two_heads.grpc_url) as client:
+        nsfw, taste = client.heads()
+        assert (nsfw.gives_deviation, taste.gives_deviation, taste.task) == (False, True, "ranking")
+        (both,) = client.score([path])
+        deviation = both.heads["taste"].deviation
+        assert deviation is not None
+        assert deviation > 0
+        assert both.heads["nsfw"].deviation is None
+        (embedding,) = client.embed([path])
+        stored = client.score_embeddings("taste", embedding.vector[None])
+        assert stored.deviations == pytest.approx([deviation], rel=1e-3)
+        assert client.score_embeddings("nsfw", embedding.vector[None]).deviations is None
+    served = infer(two_heads, ["taste_deviation"])["taste_deviation"]
+    assert served.shape == (1, 1)
+    assert served.item() == pytest.approx(deviation, rel=1e-5)
+
+
+def test_a_ranking_without_thresholds_decides_nothing(two_heads):
     assert infer(two_heads, ["taste_decision"])["taste_decision"].tolist() == [[0]]
 
 

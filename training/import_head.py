@@ -89,7 +89,7 @@ def import_head(head: Head, notice: str | None, folder: Path, options: Options, 
     choice, published = _chosen(head), published_head(_chosen(head).name)
     _check_head(head, published)
     if (there := _imported(head, folder)) is not None:
-        if there.recipe != head.model_dump(mode="json"):
+        if there.recipe != head.settings():
             changed_thresholds(folder, with_recipes_thresholds(there, head), head).write(folder)
         say(f"head {head.name}: {published.name} is imported already")
         return folder / "head.json"
@@ -131,7 +131,7 @@ def head_manifest(
     thresholds = [Threshold(value=value, operating_point="fixed") for value in head.thresholds or published.thresholds]
     return HeadManifest(
         name=head.name,
-        recipe=head.model_dump(mode="json"),
+        recipe=head.settings(),
         notice=notice,
         licence=published.licence,
         task=published.task,
@@ -254,7 +254,7 @@ def _imported(head: Head, folder: Path) -> HeadManifest | None:
         weights_sha256 = sha256_of(folder / "head.safetensors")
     except (ManifestError, OSError):
         return None
-    same = with_recipes_thresholds(manifest, head).recipe == head.model_dump(mode="json")
+    same = with_recipes_thresholds(manifest, head).recipe == head.settings()
     is_it = manifest.training.published is not None and same and weights_sha256 == manifest.weights_sha256
     return manifest if is_it else None
 

@@ -86,10 +86,17 @@ def changed_thresholds(folder: Path, manifest: HeadManifest, head: Head) -> Chan
     """
     if manifest.training.published is not None:
         return Changed(_with_fixed(manifest, head, manifest.training.published.name), {})
+    if head.is_graded and head.operating_points:
+        raise StepError(
+            f"head {head.name}: operating points are for classes, this is a {head.task} head; give numbers in its units"
+        )
     scores = read_scores(folder, manifest)
     chosen = chosen_thresholds(head, [parse_point(text) for text in head.operating_points], scores)
-    thresholds = measured_thresholds(head, chosen, scores)
-    metrics = metrics_at(head, thresholds, scores, manifest.activation != "none")
+    divider = manifest.training.accuracy_divider
+    thresholds = measured_thresholds(head, chosen, scores, divider)
+    metrics = metrics_at(head, thresholds, scores, manifest.activation != "none", divider)
+    if head.is_graded:
+        metrics["sets"] = manifest.metrics.model_dump(mode="json").get("sets")
     changed = manifest.model_copy(update={"thresholds": thresholds, "metrics": head_metrics(metrics)})
     report = {"report.json": _report(folder, metrics, chosen)}
     return Changed(changed, report | score_pngs(changed, columns_of(changed, scores)))
@@ -97,7 +104,7 @@ def changed_thresholds(folder: Path, manifest: HeadManifest, head: Head) -> Chan
 
 def with_recipes_thresholds(manifest: HeadManifest, head: Head) -> HeadManifest:
     """The manifest as one that was made by the recipe with its present thresholds."""
-    entry = head.model_dump(mode="json")
+    entry = head.settings()
     named = {key: entry[key] for key in ("thresholds", "operating_points")}
     return manifest.model_copy(update={"recipe": manifest.recipe | named})
 

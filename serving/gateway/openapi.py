@@ -194,6 +194,7 @@ def _schemas() -> dict[str, Any]:
         "HeadScore": _object(
             {
                 "score": number,
+                "deviation": number,
                 "scores": {"type": "object", "additionalProperties": number},
                 "decision": decision,
                 "decisions": {"type": "object", "additionalProperties": decision},
@@ -205,7 +206,7 @@ def _schemas() -> dict[str, Any]:
         "Head": _object(
             {
                 "name": text,
-                "task": {"enum": ["binary", "multiclass", "multilabel", "regression"]},
+                "task": {"enum": ["binary", "multiclass", "multilabel", "regression", "ranking"]},
                 "labels": {"type": "array", "items": text},
                 "class_names": {"type": "array", "items": text},
                 "thresholds": {
