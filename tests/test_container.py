@@ -90,7 +90,8 @@ def test_dockerfile_habits():
 
 def test_what_the_image_adds_is_pinned_as_everywhere():
     (install,) = (line for line in stage("serve") if "pip install" in line)
-    assert install.endswith("pip install --constraint /opt/clipsieve/requirements/dev.txt pillow pydantic pyyaml")
+    pinned = "--constraint dev.txt --constraint heic.txt pillow pydantic pyyaml ${EXTRA_PACKAGES}"
+    assert install.endswith(f"cd /opt/clipsieve/requirements && python3 -m pip install {pinned}")
 
 
 @pytest.mark.parametrize("name", ["triton", "triton-cpu"])
@@ -214,7 +215,7 @@ def test_the_engines_command_is_make_engines_with_the_images_environment():
     words = command.removeprefix("exec ").split()
     command = [*words, "--dry-run", "--no-print-directory"]  # under `make test` this make is an inner one
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    lines = shown.splitlines()
+    lines = shown.replace("\\\n\t", "").splitlines()
     assert all(line.startswith("/opt/clipsieve/venv/bin/python -m ") for line in lines), shown
     assert any("build.engine" in line for line in lines)
 
