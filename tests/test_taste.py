@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from graded_store import write_recipe, write_store
 from safetensors.numpy import save
 from torch import nn
 
 from build.head import build_head
-from common.manifest import EncoderFingerprint, HeadManifest, Linear, write_atomically, write_manifest
+from common import paths
+from common.head_figures import RegressionMetrics
+from common.manifest import EncoderFingerprint, HeadManifest, Linear, read_head, write_atomically, write_manifest
+from recipes.errors import run_step
 from recipes.schema import Fit, Head, Recipe, RecipeError, load_recipe, parse_recipe
+from training import evaluate, fit
 from training.errors import StepError
 from training.grades import order_of
 from training.head_files import head_manifest
@@ -178,6 +185,32 @@ def test_grades_of_noise_warn_that_there_is_no_order() -> None:
     data = _data()
     noise = Labelled(data.embedding, np.random.default_rng(5).normal(size=ROWS), data.sha256, data.row)
     assert any("no better than chance" in warning for warning in _fit(_head("ranking"), noise).warnings)
+
+
+def test_a_fit_prints_a_line_for_each_set_and_its_report_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(paths, "ARTIFACTS", tmp_path / "artifacts")
+    recipe = write_recipe(tmp_path, fit={"loss": "nll", "learning_rate": 0.01})
+    write_store(recipe)
+    assert run_step("training.fit", lambda: fit.main(["--recipe", str(recipe)])) == 0
+    shown = capsys.readouterr().err
+    for name in ("train", "validation", "evaluation", "all"):
+        assert re.search(rf"^{name}: \d+ pictures, mse .*, mae .*, ab .* \(.* to .*\), .*accuracy", shown, re.MULTILINE)
+    assert "1.96 of them hold" in " ".join(shown.split())
+    metrics = read_head(paths.ARTIFACTS / "taste" / "heads" / "taste").metrics
+    assert isinstance(metrics, RegressionMetrics)
+    assert metrics.sets is not None
+    assert metrics.sets["evaluation"].ab == metrics.ab
+    out = tmp_path / "report"
+    assert run_step("training.evaluate", lambda: evaluate.main(["--recipe", str(recipe), "--out", str(out)])) == 0
+    again = json.loads((out / "report.json").read_text())["metrics"]
+    assert again["ab"] == metrics.ab
+    assert again["accuracy"] == metrics.accuracy
+    assert "the share of pairs in the right order" in (out / "model_card.md").read_text()
+    capsys.readouterr()
+    assert run_step("training.fit", lambda: fit.main(["--recipe", str(recipe), "--if-changed"])) == 0
+    assert "nothing to do" in capsys.readouterr().err
 
 
 def test_partners_are_all_pairs_of_few_rows() -> None:
