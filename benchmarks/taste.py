@@ -1,6 +1,6 @@
 """Heads of graded pictures beside the best that there can be, on drawn embeddings whose true taste is known.
 
-    python -m benchmarks.taste                          # about 10 minutes
+    python -m benchmarks.taste                          # about 15 minutes
     python -m benchmarks.taste --seeds 3 --trials 0     # without the search
 
 Taste is one direction of the embedding and the bend of another; grades are taste and noise. Everything is drawn from

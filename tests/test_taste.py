@@ -28,6 +28,7 @@ from training.head_fit import Fitted, fit_head, merged_layers
 from training.labelled import Labelled
 from training.leakage import group_rows
 from training.merge import MergeLayers, with_merge, without_merge
+from training.mlflow_model import ServedHead
 from training.order_losses import GaussianLoss, OrderLoss, partners, rounded_hinge
 from training.split import Split, split_rows
 
@@ -139,6 +140,15 @@ def test_the_served_head_gives_a_value_and_its_deviation(tmp_path: Path) -> None
     distance = np.abs(answers["score"][:, 0] - data.label[test]) / answers["deviation"][:, 0]
     assert 0.85 < (distance < 1.96).mean() <= 1
     assert fitted.report["deviation"]["within_95"] == pytest.approx((distance <= 1.96).mean(), abs=0.02)
+
+
+def test_mlflows_model_gives_the_value_alone(tmp_path: Path) -> None:
+    data = _data()
+    head = _head(fit={"loss": "nll", "learning_rate": 0.01})
+    fitted = _fit(head, data)
+    _manifest(fitted, data, head, tmp_path)
+    test = _split(data).test
+    np.testing.assert_allclose(ServedHead(tmp_path).scores(data.embedding[test]), fitted.test_scores, rtol=1e-4)
 
 
 def test_a_deviation_stays_finite_far_from_all_that_was_seen(tmp_path: Path) -> None:
