@@ -190,6 +190,29 @@ def test_two_files_of_one_picture_are_no_choice(recipe: Path, tmp_path: Path, ca
     assert "two files of the same picture" in " ".join(capsys.readouterr().err.split())
 
 
+@pytest.mark.parametrize("grade", ["inf", "nan", "-Infinity", "7,5"])
+def test_a_grade_that_is_no_finite_number_is_refused_with_its_row(recipe: Path, tmp_path: Path, capsys, grade) -> None:
+    assert _embed(recipe, _write(tmp_path / "grades.csv", "path,score\n0.png,3\n1.png,4\n")) == 0
+    capsys.readouterr()
+    assert _embed(recipe, _write(tmp_path / "grades.csv", f'path,score\n0.png,3\n1.png,"{grade}"\n')) == 1
+    assert f"grades.csv row 3 (1.png): label '{grade}' is no finite number" in " ".join(capsys.readouterr().err.split())
+    assert sorted(label or "" for label in _read(recipe).label) == ["3.0", "4.0"]
+
+
+def test_missing_files_and_pictures_without_a_grade_are_counted(recipe: Path, tmp_path: Path, capsys) -> None:
+    (tmp_path / "scores.json").write_text('{"0.png": 1215.9, "1.png": NaN, "gone.png": 1300}', encoding="utf-8")
+    assert _embed(recipe, tmp_path / "scores.json") == 0
+    shown = " ".join(capsys.readouterr().err.split())
+    assert "1 UNREADABLE" in shown
+    assert "1 pictures without a label" in shown
+
+
+def test_grades_that_are_all_equal_teach_nothing(recipe: Path, tmp_path: Path) -> None:
+    _embed(recipe, _write(tmp_path / "grades.csv", "path,score\n0.png,3\n1.png,3\n"))
+    with pytest.raises(StepError, match="all of one value"):
+        labelled_rows(_read(recipe), ["taste"], "ranking")
+
+
 def test_the_step_writes_scores_that_are_a_table_of_labels(tmp_path: Path, capsys) -> None:
     table = _write(tmp_path / "choices.csv", "winner,loser\na.jpg,b.jpg\nb.jpg,c.jpg\nc.jpg,c.jpg\n")
     out = tmp_path / "scores.csv"

@@ -27,6 +27,7 @@ from common.manifest import EncoderManifest, HeadManifest, ManifestError, read_e
 from common.model_config import ConfigError, read_config
 from common.paths import DEFAULT_RECIPE, MODEL_REPOSITORY, ROOT, encoder_folder
 from common.pixels import served_transform
+from common.score_watch.steps import add_watches
 from recipes.errors import run_step
 from recipes.schema import Head, Recipe, load_recipe, parse_recipe
 
@@ -131,6 +132,22 @@ def test_a_deviation_is_an_output_of_its_own(tmp_path):
     assert [output.name for output in head.output] == ["score", "decision", "revision", "deviation"]
     assert [list(output.dims) for output in head.output] == [[1]] * 4
     assert ensemble.ensemble_scheduling.step[2].output_map["deviation"] == "taste_deviation"
+
+
+def test_a_deviation_passes_the_watch_by(demo, tmp_path):
+    options = {"name": "taste", "task": "ranking", "deviation": True}
+    heads = [write_head(tmp_path, encoder_manifest(), ["taste"], **options)]
+    data = demo.model_dump(mode="json", exclude_defaults=True) | {"name": "watched", "serving": {"watch": True}}
+    recipe = parse_recipe(data | {"heads": [{"name": "taste", "task": "ranking", "class_names": ["taste"]}]})
+    configs = stamped(recipe, encoder_manifest(), heads)
+    add_watches(configs, recipe, heads)
+    (step,) = (step for step in configs["image_score"].ensemble_scheduling.step if step.model_name == "taste_head")
+    assert dict(step.output_map) == {
+        "score": "taste_head.score",
+        "decision": "taste_head.decision",
+        "revision": "taste_head.revision",
+        "deviation": "taste_deviation",
+    }
 
 
 SPOILED_TEXTS = [

@@ -12,8 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
-from tiny_encoder import EMBED_DIM, write_tiny_encoder
+from graded_store import write_recipe, write_store
 
 from common import paths
 from common.manifest import read_head
@@ -23,35 +22,21 @@ from training import search
 from training.errors import StepError
 from training.grades import divider_of
 from training.search_space import fit_with
-from training.sources import HeadData, Mention, Source, mentions_table, write_source
-from training.store import Embedded, Store, store_folder
 from training.trials import figure
 
 SEARCH = {"trials": 4, "max_epochs": [2, 3], "hidden_layers": 1, "hidden_size": [4, 8], "batch_size": 64}
 
 
 def _recipe(tmp_path: Path, **settings) -> Path:
-    demo = load_recipe("demo").model_dump(mode="json", exclude_unset=True)
-    head = {"name": "taste", "task": "regression", "class_names": ["taste"], "search": SEARCH, **settings}
-    file = tmp_path / "taste.yaml"
-    file.write_text(yaml.safe_dump(demo | {"name": "taste", "heads": [head]}), encoding="utf-8")
-    return file
+    return write_recipe(tmp_path, **{"search": SEARCH, **settings})
 
 
 @pytest.fixture
 def recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A recipe with graded pictures in its store: the product of two values of the embedding, which no line gives."""
+    """A recipe with graded pictures in its store."""
     monkeypatch.setattr(paths, "ARTIFACTS", tmp_path / "artifacts")
     file = _recipe(tmp_path)
-    loaded = load_recipe(file)
-    encoder = write_tiny_encoder(paths.encoder_folder(loaded)).fingerprint()
-    rng = np.random.default_rng(0)
-    embeddings = rng.normal(size=(150, EMBED_DIM)).astype(np.float32)
-    grades = np.abs(embeddings[:, 0]) + 0.1 * rng.normal(size=150)
-    folder = store_folder(loaded)
-    Store(folder, encoder).append([Embedded(f"{row:064x}", 9, 9, x) for row, x in enumerate(embeddings)])
-    mentions = [Mention(f"{row}.png", f"{row}.png", f"{row:064x}", repr(float(grades[row]))) for row in range(150)]
-    write_source(HeadData(folder, "taste", "taste"), Source("folders /", mentions_table(mentions)))
+    write_store(file)
     return file
 
 

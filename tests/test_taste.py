@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
+from graded_store import write_recipe, write_store
 from safetensors.numpy import save
 from torch import nn
 
 from build.head import build_head
-from common.manifest import EncoderFingerprint, HeadManifest, Linear, write_atomically, write_manifest
+from common import paths
+from common.head_figures import RegressionMetrics
+from common.manifest import EncoderFingerprint, HeadManifest, Linear, read_head, write_atomically, write_manifest
+from recipes.errors import run_step
 from recipes.schema import Fit, Head, Recipe, RecipeError, load_recipe, parse_recipe
+from training import evaluate, fit
 from training.errors import StepError
 from training.grades import order_of
 from training.head_files import head_manifest
@@ -21,6 +28,7 @@ from training.head_fit import Fitted, fit_head, merged_layers
 from training.labelled import Labelled
 from training.leakage import group_rows
 from training.merge import MergeLayers, with_merge, without_merge
+from training.mlflow_model import ServedHead
 from training.order_losses import GaussianLoss, OrderLoss, partners, rounded_hinge
 from training.split import Split, split_rows
 
@@ -134,6 +142,15 @@ def test_the_served_head_gives_a_value_and_its_deviation(tmp_path: Path) -> None
     assert fitted.report["deviation"]["within_95"] == pytest.approx((distance <= 1.96).mean(), abs=0.02)
 
 
+def test_mlflows_model_gives_the_value_alone(tmp_path: Path) -> None:
+    data = _data()
+    head = _head(fit={"loss": "nll", "learning_rate": 0.01})
+    fitted = _fit(head, data)
+    _manifest(fitted, data, head, tmp_path)
+    test = _split(data).test
+    np.testing.assert_allclose(ServedHead(tmp_path).scores(data.embedding[test]), fitted.scores.test_scores, rtol=1e-4)
+
+
 def test_a_deviation_stays_finite_far_from_all_that_was_seen(tmp_path: Path) -> None:
     data = _data()
     head = _head(fit={"loss": "nll"})
@@ -178,6 +195,32 @@ def test_grades_of_noise_warn_that_there_is_no_order() -> None:
     data = _data()
     noise = Labelled(data.embedding, np.random.default_rng(5).normal(size=ROWS), data.sha256, data.row)
     assert any("no better than chance" in warning for warning in _fit(_head("ranking"), noise).warnings)
+
+
+def test_a_fit_prints_a_line_for_each_set_and_its_report_is_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    monkeypatch.setattr(paths, "ARTIFACTS", tmp_path / "artifacts")
+    recipe = write_recipe(tmp_path, fit={"loss": "nll", "learning_rate": 0.01})
+    write_store(recipe)
+    assert run_step("training.fit", lambda: fit.main(["--recipe", str(recipe)])) == 0
+    shown = capsys.readouterr().err
+    for name in ("train", "validation", "evaluation", "all"):
+        assert re.search(rf"^{name}: \d+ pictures, mse .*, mae .*, ab .* \(.* to .*\), .*accuracy", shown, re.MULTILINE)
+    assert "1.96 of them hold" in " ".join(shown.split())
+    metrics = read_head(paths.ARTIFACTS / "taste" / "heads" / "taste").metrics
+    assert isinstance(metrics, RegressionMetrics)
+    assert metrics.sets is not None
+    assert metrics.sets["evaluation"].ab == metrics.ab
+    out = tmp_path / "report"
+    assert run_step("training.evaluate", lambda: evaluate.main(["--recipe", str(recipe), "--out", str(out)])) == 0
+    again = json.loads((out / "report.json").read_text())["metrics"]
+    assert again["ab"] == metrics.ab
+    assert again["accuracy"] == metrics.accuracy
+    assert "the share of pairs in the right order" in (out / "model_card.md").read_text()
+    capsys.readouterr()
+    assert run_step("training.fit", lambda: fit.main(["--recipe", str(recipe), "--if-changed"])) == 0
+    assert "nothing to do" in capsys.readouterr().err
 
 
 def test_partners_are_all_pairs_of_few_rows() -> None:
