@@ -152,7 +152,7 @@ def test_a_folder_of_heic_and_tiff_is_scored_as_their_decoders_pixels(two_heads,
     with Client(two_heads.grpc_url) as client:
         assert client.formats() == ("JPEG", "PNG", "HEIC", "TIFF")
         paths = sorted(phone_photos.glob("*.[hHtT][eEiI]*"))
-        expected = sorted(phone_photos.parent.glob("reference*/*.png"))
+        expected = sorted(phone_photos.parent.glob("reference0/*.png"))
         for score, reference in zip(client.score(paths), client.score(expected), strict=True):
             for name, head in reference.heads.items():  # batches may be of other sizes
                 np.testing.assert_allclose(score.heads[name].scores, head.scores, rtol=1e-4, atol=1e-6)
