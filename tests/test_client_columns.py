@@ -49,7 +49,7 @@ def test_a_deviation_is_a_column_beside_its_score():
         "image_path": "a.jpg",
         "taste_score": 5.25,
         "taste_deviation": 0.5,
-        "taste_decision": "block",
+        "taste_decision": "good",
         "error": None,
         "model_version": "taste-00",
     }
@@ -118,7 +118,7 @@ def test_decision_of_a_server_that_does_not_say_its_thresholds_is_their_number()
 
 def test_a_regression_with_thresholds_decides():
     head = Head("taste", ("taste",), ("taste",), task="regression", thresholds=((Threshold(5, "good"),),))
-    assert _row(Columns((head,)), _score(head, [6], [1]))["taste_decision"] == "block"
+    assert _row(Columns((head,)), _score(head, [6], [1]))["taste_decision"] == "good"
 
 
 PLAIN = Columns((BINARY,))

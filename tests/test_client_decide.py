@@ -105,3 +105,13 @@ def test_outputs_that_cannot_be_are_refused(plain, tmp_path):
     result = run_cli("decide", tmp_path / "bad.csv", "--threshold", 0.2, "--out", tmp_path / "out.csv")
     assert (result.exit_code, "probability is 'much', expected a number" in result.stderr) == (2, True)
     assert not list(tmp_path.glob(".*"))
+
+
+def test_grades_keep_their_words(tmp_path):
+    table = tmp_path / "scores.csv"
+    table.write_text(
+        "image_path,taste_score,taste_decision,error,model_version\na.jpg,6.5,good,,t-1\nb.jpg,3,bad,,t-1\n"
+    )
+    result = run_cli("decide", table, "--threshold", 3, "--threshold", 7, "--out", tmp_path / "out.csv")
+    assert [row["taste_decision"] for row in _rows(tmp_path / "out.csv")] == ["fair", "fair"]
+    assert result.stderr.splitlines()[-1] == "2 rows: 2 fair; 2 changed (1 bad → fair, 1 good → fair)"

@@ -406,4 +406,4 @@ def test_a_regression_head_decides_when_it_has_thresholds():
     head = Head("taste", ("taste",), (), task="regression", thresholds=((),))
     assert _answer(head, [6.5], [0]) == {"score": 6.5, "revision": "00ff"}
     head = Head("taste", ("taste",), (), task="regression", thresholds=(_thresholds(5),))
-    assert _answer(head, [6.5], [1]) == {"score": 6.5, "decision": "block", "revision": "00ff"}
+    assert _answer(head, [6.5], [1]) == {"score": 6.5, "decision": "good", "revision": "00ff"}

@@ -10,18 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipsieve.bands import LOWEST, OF_CLASSES, OF_GRADES, band_of, words_with
 from clipsieve.exceptions import TableError
 from clipsieve.outputs import replacing, table_from_rows, write_table
 from clipsieve.results import Threshold
 from clipsieve.run_record import ScoreFacts, read_record, write_record
 from clipsieve.score_columns import score_columns, score_from_cell
-from clipsieve.scoring import band_of
 from clipsieve.table_batches import Batch, batches, column_names
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-BANDS = ("allow", "review", "block")
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,9 @@ class Changes:
         for (_, band), count in self.counts.items():
             after[band] += count
         changed = {pair: count for pair, count in self.counts.items() if pair[0] and pair[0] != pair[1]}
-        bands = ", ".join(f"{after[band]} {band}" for band in (*BANDS, "without a score") if after[band])
+        bands = ", ".join(
+            f"{after[band]} {band}" for band in (*OF_CLASSES, *OF_GRADES, "without a score") if after[band]
+        )
         moves = ", ".join(f"{count} {before} → {now}" for (before, now), count in sorted(changed.items()))
         return f"{after.total()} rows: {bands}; {sum(changed.values())} changed" + (f" ({moves})" if moves else "")
 
@@ -77,7 +77,7 @@ class Changes:
 def decide(table: Path, out: Path | None, thresholds: list[float], head: str | None = None) -> Changes:
     """Write the table with the decisions by these thresholds: below the first allow, from the last on block.
 
-    Rows without a score stay as they are. The file has its name when it is complete.
+    Where the table has the words of grades, these. Rows without a score stay as they are. The file has its name when it is complete.
 
     Args:
         out: None counts alone.
@@ -121,6 +121,7 @@ def _decided_rows(
     counts: Counter[tuple[str, str]], schema: pa.Schema,
 ) -> Iterator[tuple[Any, ...]]:  # fmt: skip
     before = batch.get(columns.decision) or [None] * len(batch[columns.score])
+    words = words_with(next(filter(None, before), None))
     for row, cell in enumerate(batch[columns.score]):
         cells = {name: values[row] for name, values in batch.items()}
         score = _score(table, cell, columns.score)
@@ -129,7 +130,7 @@ def _decided_rows(
             counts[str(before[row] or ""), "without a score"] += 1
         else:
             passed = int((np.float32(score) >= limits).sum())
-            band = band_of(passed, len(limits))
+            band = band_of(passed, len(limits), words)
             counts[str(before[row] or ""), band] += 1
             cells[columns.decision] = band
             if columns.prediction:
@@ -176,7 +177,7 @@ def _class_names(table: Path, columns: Decided) -> dict[int, str]:
     for batch in batches(table, [by, str(columns.class_name)]):
         for decision, name in zip(batch[by], batch[str(columns.class_name)], strict=True):
             if name and decision not in (None, ""):
-                names.setdefault(int(str(decision) not in ("0", "allow")), name)
+                names.setdefault(int(str(decision) not in LOWEST), name)
         if len(names) == 2:
             break
     return names

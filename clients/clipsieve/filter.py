@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from clipsieve.bands import BANDS
 from clipsieve.exceptions import FilterError
 from clipsieve.score_columns import score_from_cell
 from clipsieve.table_batches import Batch, batches, column_names
 
 _NAMES = ("key", "image_path", "video_path")
-_BANDS = frozenset({"allow", "review", "block"})
 
 
 @dataclass(frozen=True)
@@ -175,9 +175,12 @@ def _score_column(table: Path, names: list[str], head: str | None, needed: bool)
 def _check_bands(table: Path, chosen: Sequence[str], decision: str | None, bands: tuple[str, ...]) -> None:
     if chosen and decision is None and not bands:
         raise FilterError(f"{table}: no column of decisions, bands or classes for --band {chosen[0]}")
-    unknown = [band for band in chosen if band not in _BANDS and not band.isdecimal()]
+    unknown = [band for band in chosen if band not in BANDS and not band.isdecimal()]
     if unknown and not bands:
-        raise FilterError(f"{table}: unknown band {unknown[0]!r}: {decision} has allow, review, block or numbers")
+        raise FilterError(
+            f"{table}: unknown band {unknown[0]!r}: {decision} has allow, review, block (of grades bad, fair, good) "
+            "or numbers"
+        )
 
 
 def _row(batch: Batch, place: int, columns: Columns, wanted: Wanted) -> ScoreRow:
@@ -213,7 +216,7 @@ def _bands(decision: Any, names: list[Any]) -> frozenset[str]:
 def _check_named(bands: frozenset[str], wanted: Wanted, columns: Columns) -> None:
     """Refuse to guess what a number above 0 means."""
     word = next((band for band in wanted.bands if band in ("review", "block")), None)
-    if word is not None and bands.isdisjoint(_BANDS) and any(band.isdecimal() for band in bands):
+    if word is not None and bands.isdisjoint(BANDS) and any(band.isdecimal() for band in bands):
         raise ValueError(
             f"{columns.decision} has numbers only, and 1 is block for a head with one threshold but review for one "
             f"with two: give --band 1 or --band 2 instead of --band {word}"

@@ -6,7 +6,7 @@ Otherwise they are `image_path`, then for each head
     <head>_score           binary, regression, ranking: float32
     <head>_<label>_score   multiclass, multilabel: float32, one for each label
     <head>_deviation       a head that gives the standard deviation of its score: float32
-    <head>_decision        binary, and a regression or ranking that has thresholds: allow, review or block
+    <head>_decision        binary: allow, review or block; a regression or ranking that has thresholds: bad, fair, good
     <head>_<label>_decision   multilabel
     <head>_class_name      binary, multiclass
 
@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from clipsieve.bands import band_of, words_of
 from clipsieve.blocking import Client
 from clipsieve.client import AsyncClient
 from clipsieve.exceptions import ClipsieveError, ImageRejected, UnknownThreshold, VersionChanged
@@ -136,18 +137,12 @@ class Columns:
         return result.decisions
 
     def _band(self, head: Head, label: int, decision: int) -> str:
+        words = words_of(head.task)
         if self.operating_point is not None or self.threshold is not None:
-            return "block" if decision else "allow"
+            return band_of(decision, 1, words)
         if head.thresholds is None:
             return str(decision)
-        return band_of(decision, len(head.thresholds[label]))
-
-
-def band_of(passed: int, thresholds: int) -> str:
-    """Name the decision about a score by how many of its thresholds it passed: allow, review or block."""
-    if passed == 0:
-        return "allow"
-    return "block" if passed >= thresholds else "review"
+        return band_of(decision, len(head.thresholds[label]), words)
 
 
 def rows_schema(heads: Sequence[Head], key: str = "image_path") -> pa.Schema:

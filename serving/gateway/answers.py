@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from clipsieve import Head, HeadScore, Score, Threshold
+from clipsieve.bands import band_of, words_of
 from clipsieve.scoring import shortest
 from serving.gateway.problems import problem_of
 
@@ -66,11 +67,9 @@ def decides(head: Head) -> bool:
 
 
 def word_of(head: Head, label: int, passed: int) -> str:
-    """The number of thresholds that a score passed, as a word: none is allow, all is block, between is review."""
+    """The number of thresholds that a score passed, as a word: `clipsieve.bands`."""
     thresholds: Sequence[Threshold] = head.thresholds[label] if head.thresholds else ()
-    if passed == 0:
-        return "allow"
-    return "block" if passed >= len(thresholds) else "review"
+    return band_of(passed, len(thresholds), words_of(head.task))
 
 
 def _thresholds_json(head: Head) -> dict[str, list[dict[str, Any]]] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 from typing import Any
 
+from clipsieve.bands import OF_CLASSES, OF_GRADES
 from serving.gateway.problems import IMAGE_KINDS, KINDS, MEDIA_TYPE, REQUEST_KINDS, problem_json
 from serving.gateway.settings import Settings
 from serving.probe import tiny_png
@@ -173,7 +174,7 @@ _FORM = {
 
 def _schemas() -> dict[str, Any]:
     text, number = {"type": "string"}, {"type": "number"}
-    decision = {"enum": ["allow", "review", "block"]}
+    decision = {"enum": [*OF_CLASSES, *OF_GRADES]}
     base64 = {"type": "string", "description": "Base64 text of an encoded file, or a data: URI."}
     heads = {"type": "array", "items": text}
     status = {"enum": ["ok", "busy", "unavailable", "not_ready", "failing"]}

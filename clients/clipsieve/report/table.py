@@ -19,6 +19,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from clipsieve.bands import rank_of
 from clipsieve.exceptions import TableError
 from clipsieve.results import Threshold
 from clipsieve.run_record import RunRecord, ScoreFacts, read_record
@@ -30,7 +31,6 @@ Order = Literal["highest", "lowest", "near", "sample"]
 
 _NAMES = ("image_path", "video_path", "key", "path")
 _CODE = re.compile(r"([A-Z][A-Z0-9_]+)(?:: *|$)")
-_BANDS = ("allow", "review", "block")
 
 
 @dataclass(frozen=True)
@@ -305,7 +305,7 @@ def _simplest(low: float, high: float) -> float:
 def _band_rank(decision: int | str) -> tuple[int, str]:
     if isinstance(decision, int):
         return decision, ""
-    return (_BANDS.index(decision) if decision in _BANDS else len(_BANDS)), decision
+    return rank_of(decision), decision
 
 
 def _class(value: Any) -> str | None:
