@@ -8,6 +8,9 @@ All rows but the test split are cut into folds, each held out once: the folds ch
 scores and choose the thresholds of the operating points. The weights are then fitted to all those rows. Every figure is
 measured on the test split, which nothing else sees.
 
+A head with `prompts` keeps the weights of its texts and is calibrated; with `fit.start: prompts` it is trained from
+them, and compared with the texts alone and with plain training on the same test split. Both need build.texts before.
+
 Near-duplicates share a side of the split, which the store remembers (training.split).
 
 Writes artifacts/<recipe>/heads/<head>/: head.safetensors, head.json, report.json, loss_curve.png, score_histogram.png,
@@ -41,6 +44,7 @@ from training.progress import console, epochs_shown, say
 from training.sources import HeadData, adopt_former_files
 from training.store import adopt_former_folder, store_folder
 from training.store_view import read_embeddings
+from training.text_fit import print_starts, with_starts, with_words, words_for
 from training.tracking import tracking_uri
 
 
@@ -62,10 +66,11 @@ def _print_result(fitted: Fitted, manifest: HeadManifest) -> None:
         table.add_row("ECE before, after", f"{report['before']['ece']:.4f}, {report['after']['ece']:.4f}")
     if (decay := fitted.curve.chosen_weight_decay) is not None:
         table.add_row("weight decay", f"{decay:.3g}")
-    else:
+    elif fitted.refit.rows:
         table.add_row("best epoch", str(fitted.curve.best_epoch))
-    table.add_row("weights fitted to", f"{fitted.refit.rows} images")
+    table.add_row("weights fitted to", f"{fitted.refit.rows} images" if fitted.refit.rows else "none, the texts' own")
     console.print(table)
+    print_starts(fitted)
     for warning in fitted.warnings:
         say(f"warning: {warning}")
     if manifest.notice:
@@ -133,10 +138,14 @@ def main(argv: list[str] | None = None) -> None:
         print(head_folder(recipe, head) / "head.json")
         return
     check_writable(head_folder(recipe, head))
+    words = words_for(recipe, head, encoder, data)
     with epochs_shown(f"fit {head.name}") as progress:
-        fitted = fit_head(data, head, _device(), split, groups.ids, progress)
+        fitted = fit_head(data, head, _device(), split, groups.ids, progress, words)
     weights = safetensors.numpy.save(fitted.tensors)
     manifest = head_manifest(fitted, data, recipe, head, encoder, weights, groups)
+    if words is not None:
+        fitted = with_starts(fitted, data, head, split, groups.ids, words)
+        manifest = with_words(manifest, words, head)
     uri = tracking_uri(arguments.track)
     if uri is None:
         path = write_head(head_folder(recipe, head), fitted, manifest, weights)

@@ -28,6 +28,7 @@ from training.calibrate import (
     calibrated_logits,
     calibration_report,
     choose_calibration,
+    log_losses,
 )
 from training.errors import StepError
 from training.folds import folds_of
@@ -38,6 +39,7 @@ from training.losses import LOSSES, Curve, Loss, Task
 from training.operating_points import OperatingPoint, parse_point
 from training.score_distribution import score_distribution
 from training.split import Split
+from training.text_weights import TextWeights
 
 if TYPE_CHECKING:
     from torch import nn
@@ -114,6 +116,7 @@ def fit_head(
     split: Split,
     groups: np.ndarray | None = None,
     progress: Progress | None = None,
+    words: TextWeights | None = None,
 ) -> Fitted:
     """Train, calibrate, choose thresholds and measure; writes nothing.
 
@@ -124,12 +127,16 @@ def fit_head(
         split: of the rows.
         groups: (n,) int; rows of a group share a fold. By default the near-duplicates of the recipe.
         progress: called after every epoch.
+        words: weights of the head's texts, which are kept, or with `fit.start: prompts` are where the training starts.
 
     Raises:
         StepError: settings that do not go together, an operating point out of reach, a loss that is not finite.
     """
     plan = plan_of(head)
-    trained = _train(data, head, plan, device, split, groups, progress)
+    if words is not None and head.fit.start is None:
+        trained = _untrained(data, head, words, split)
+    else:
+        trained = _train(data, head, plan, device, split, groups, progress, words)
     held_out, test = trained.held_out, trained.test
     choice = _choose_calibration(head, plan, held_out)
     calibration = choice.calibration
@@ -192,6 +199,7 @@ def _train(
     split: Split,
     groups: np.ndarray | None,
     progress: Progress | None,
+    words: TextWeights | None,
 ) -> _Trained:
     """Choose the epochs on held-out rows, then fit the final weights to all rows but the test part."""
     # Here and not above: --help needs no torch.
@@ -214,6 +222,8 @@ def _train(
 
     def new_head(kept: np.ndarray) -> nn.Sequential:
         tensors = initial_tensors(data.embedding[kept], hidden, label_count, fit.seed)
+        if words is not None:
+            tensors |= words.standardized(tensors["standardize.mean"], tensors["standardize.std"])
         return head_from_layers(layers, tensors).to(device)
 
     def examples(kept: np.ndarray) -> Examples:
@@ -243,6 +253,18 @@ def _train(
         test=part(module, split.test),
         refit=Refit(folds=len(sides) if len(sides) > 1 else 0, rows=len(rows)),
     )
+
+
+def _untrained(data: Labelled, head: Head, words: TextWeights, split: Split) -> _Trained:
+    """Keep the weights of texts, which have seen none of the rows: all but the test part choose what is chosen."""
+
+    def part(rows: np.ndarray) -> _Part:
+        return _Part(words.logits(data.embedding[rows]), targets_of(data.label[rows], head.task, len(head.labels)))
+
+    held_out = part(np.sort(np.concatenate([split.train, split.validation])))
+    loss = float(log_losses(held_out.logits, held_out.targets, _activation(head.task, "bce", "none")).mean())
+    curve = Curve([loss], [loss])  # a single epoch, the one before any training
+    return _Trained(words.layers, words.tensors, curve, held_out, part(split.test), Refit(folds=0, rows=0))
 
 
 def _sides(

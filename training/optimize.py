@@ -25,6 +25,8 @@ from training.losses import Curve, Loss
 
 WEIGHT_DECAYS = np.geomspace(10, 1e-5, 19)
 """Weight decays that lbfgs tries, the strongest first."""
+PULLS = np.geomspace(1e4, 1e-5, 28)
+"""Those from the weights of texts: the strongest leaves them as they are."""
 
 _WORK_FOR_THREADS = 50_000_000
 """Multiplications of a step from which on several threads are worth it."""
@@ -140,7 +142,9 @@ def _few_threads(head: nn.Module, rows: int, fit: Fit) -> Iterator[None]:
 
 def weight_decays(fit: Fit) -> np.ndarray:
     """Weight decays that lbfgs tries, the strongest first: the recipe's alone if it has one."""
-    return WEIGHT_DECAYS if fit.weight_decay is None else np.array([fit.weight_decay])
+    if fit.weight_decay is not None:
+        return np.array([fit.weight_decay])
+    return WEIGHT_DECAYS if fit.start is None else PULLS
 
 
 class _Run:
@@ -156,7 +160,8 @@ class _Run:
         self.train, self.validation = standardized[0], standardized[-1]
         self.loss_of = loss_function(loss, train, fit.class_weights)
         self.parameters = list(head.parameters())
-        self.best = [tensor.detach().clone() for tensor in self.parameters]
+        self.start = [tensor.detach().clone() for tensor in self.parameters]
+        self.best = [tensor.clone() for tensor in self.start]
         self.shuffler = torch.Generator().manual_seed(fit.seed)
         self.update = AdamW(self.parameters, fit)
 
@@ -189,10 +194,13 @@ class _Run:
 
 
 class _ExactRun(_Run):
-    """One linear layer in training; a step is the solution for a weight decay, from that for the one before."""
+    """One linear layer in training; a step is the solution for a weight decay, from that for the one before.
+
+    The decay is towards the weights that the layer starts with: 0, or those of a head's texts.
+    """
 
     def step(self, epoch: int) -> float:
-        """Minimise loss + weight decay / 2 · |weight|² (of the standardised embedding, without the bias)."""
+        """Minimise loss + weight decay / 2 · |weight - start|² (of the standardised embedding, without the bias)."""
         strength = float(weight_decays(self.fit)[epoch])
         self.trained.train()
         losses = []
@@ -201,7 +209,8 @@ class _ExactRun(_Run):
             _copy(_split(values, self.parameters), self.parameters)
             self.trained.zero_grad()
             loss = self.loss_of(self.trained(self.train.embedding), self.train.label)
-            penalty = sum((p.square().sum() for p in self.parameters if p.dim() > 1), torch.zeros_like(loss))
+            moved = (p - start for p, start in zip(self.parameters, self.start, strict=True) if p.dim() > 1)
+            penalty = sum((change.square().sum() for change in moved), torch.zeros_like(loss))
             (loss + strength / 2 * penalty).backward()
             losses.append(float(loss.detach()))
             return losses[-1] + strength / 2 * float(penalty.detach()), _joined(p.grad for p in self.parameters)
