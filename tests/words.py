@@ -11,10 +11,11 @@ _TOWER = {"width": 64, "layers": 1}
 _VISION = _TOWER | {"image_size": 32, "patch_size": 8, "head_width": 32}
 _TEXT = _TOWER | {"context_length": 16, "vocab_size": 49408, "heads": 2}
 CONFIGS: dict[str, dict[str, Any]] = {
-    "clip": {"embed_dim": 32, "vision_cfg": _VISION, "text_cfg": _TEXT},
+    "clip": {"embed_dim": 32, "init_logit_scale": 4.6052, "vision_cfg": _VISION, "text_cfg": _TEXT},
     "sigmoid": {  # as SigLIP's: trained with a sigmoid, and so with a bias
         "embed_dim": 32,
-        "init_logit_bias": -10,
+        "init_logit_bias": -16.5,
+        "init_logit_scale": 4.7,
         "custom_text": True,
         "vision_cfg": _VISION,
         "text_cfg": _TEXT | {"no_causal_mask": True, "pool_type": "last", "proj_bias": True},

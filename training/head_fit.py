@@ -223,7 +223,8 @@ def _train(
     def new_head(kept: np.ndarray) -> nn.Sequential:
         tensors = initial_tensors(data.embedding[kept], hidden, label_count, fit.seed)
         if words is not None:
-            tensors |= words.standardized(tensors["standardize.mean"], tensors["standardize.std"])
+            texts = words.tempered(data.embedding[kept], targets_of(data.label[kept], head.task, label_count))
+            tensors |= texts.standardized(tensors["standardize.mean"], tensors["standardize.std"])
         return head_from_layers(layers, tensors).to(device)
 
     def examples(kept: np.ndarray) -> Examples:

@@ -25,8 +25,9 @@ from training.losses import Curve, Loss
 
 WEIGHT_DECAYS = np.geomspace(10, 1e-5, 19)
 """Weight decays that lbfgs tries, the strongest first."""
-PULLS = np.geomspace(1e4, 1e-5, 28)
-"""Those from the weights of texts: the strongest leaves them as they are."""
+PULLS = np.geomspace(1e3, 1e-5, 17)
+"""Those towards the weights of texts: the strongest leaves them as they are. All are tried: where the texts are wrong,
+many of them are as bad before the first is better."""
 
 _WORK_FOR_THREADS = 50_000_000
 """Multiplications of a step from which on several threads are worth it."""
@@ -86,9 +87,9 @@ def _optimize_folds(folds: list[Fold], fit: Fit, loss: Loss, progress: Progress 
     runs = [_new_run(fold.head, fold.train, fit, loss, fold.validation) for fold in folds]
     held_out = np.array([len(fold.validation.label) for fold in folds])
     strengths = weight_decays(fit)
-    most, patience = (
-        (len(strengths), _STEPS_WITHOUT_GAIN) if fit.optimizer == "lbfgs" else (fit.max_epochs, fit.patience)
-    )
+    most, patience = fit.max_epochs, fit.patience
+    if fit.optimizer == "lbfgs":
+        most, patience = len(strengths), _STEPS_WITHOUT_GAIN if fit.start is None else len(strengths)
     curve = Curve()
     for epoch in range(most):
         curve.train.append(float(np.average([run.step(epoch) for run in runs], weights=held_out)))
@@ -196,20 +197,21 @@ class _Run:
 class _ExactRun(_Run):
     """One linear layer in training; a step is the solution for a weight decay, from that for the one before.
 
-    The decay is towards the weights that the layer starts with: 0, or those of a head's texts.
+    The decay is towards the weights that the layer starts with: 0, or those of a head's texts, then with their bias.
     """
 
     def step(self, epoch: int) -> float:
-        """Minimise loss + weight decay / 2 · |weight - start|² (of the standardised embedding, without the bias)."""
+        """Minimise loss + weight decay / 2 · |weight - start|² (of the standardised embedding, without bias from 0)."""
         strength = float(weight_decays(self.fit)[epoch])
         self.trained.train()
         losses = []
+        pulled = [at for at, p in enumerate(self.parameters) if p.dim() > 1 or self.fit.start is not None]
 
         def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
             _copy(_split(values, self.parameters), self.parameters)
             self.trained.zero_grad()
             loss = self.loss_of(self.trained(self.train.embedding), self.train.label)
-            moved = (p - start for p, start in zip(self.parameters, self.start, strict=True) if p.dim() > 1)
+            moved = (self.parameters[at] - self.start[at] for at in pulled)
             penalty = sum((change.square().sum() for change in moved), torch.zeros_like(loss))
             (loss + strength / 2 * penalty).backward()
             losses.append(float(loss.detach()))

@@ -8,16 +8,17 @@ with a bias (SigLIP) was trained with a sigmoid: its classes and labels are cosi
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.optimize import minimize_scalar
 
 from common.head_training import Words
 from common.manifest import Layer, Linear
 from common.text_embeddings import TextEmbeddings
 from recipes.prompts import NEUTRAL_TEXTS, negatives_of, texts_of
 from recipes.schema import Head
-from training.calibrate import Activation
+from training.calibrate import Activation, log_losses
 
 _WEIGHT, _BIAS = "linear_0.weight", "linear_0.bias"
 
@@ -44,6 +45,21 @@ class TextWeights:
         """The tensors of the linear layer after a standardisation of the embedding, (embed_dim,) each."""
         tensors = {_WEIGHT: self.weight * std, _BIAS: self.bias + self.weight @ mean}
         return {name: array.astype(np.float32) for name, array in tensors.items()}
+
+    def tempered(self, embedding: np.ndarray, targets: np.ndarray) -> TextWeights:
+        """The same texts, as sure of themselves as labelled pictures show, where a row's worth holds them as they are.
+
+        Args:
+            embedding: (n, embed_dim).
+            targets: (n, L) 0 or 1.
+        """
+        logits, activation = self.logits(embedding), self.activation
+
+        def loss(exponent: float) -> float:
+            return float(log_losses(logits * np.exp(exponent), targets, activation).sum() + exponent**2 / 2)
+
+        scale = float(np.exp(minimize_scalar(loss, bounds=(-6, 6), method="bounded").x))
+        return replace(self, weight=self.weight * scale, bias=self.bias * scale)
 
     def logits(self, embedding: np.ndarray) -> np.ndarray:
         """(n, embed_dim) → (n, L) float64."""
