@@ -131,8 +131,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--stamps", type=Path, help="folder of tuxpaint-stamps-default")
     parser.add_argument("--emoji", type=Path, help="folder of emoji-datasource-google")
     parser.add_argument("--cache", type=Path, help="folder that keeps the embeddings")
-    parser.add_argument("--seeds", type=int, default=10, help="draws")
-    parser.add_argument("--means", type=int, default=3, help="pictures of a class whose mean imitates a text")
+    parser.add_argument("--seeds", type=int, default=5, help="draws")
+    parser.add_argument("--means", type=int, default=30, help="pictures of a class whose mean imitates a text")
     arguments = parser.parse_args(argv)
     if not (arguments.stamps or arguments.emoji):
         parser.error("give --stamps or --emoji, or both")

@@ -57,6 +57,12 @@ class TextTower:
             blocks = [self.model.encode_text(part, normalize=True) for part in tokens.split(_TEXTS_PER_BATCH)]
         return torch.cat(blocks).float().numpy(), list(itertools.compress(texts, self._are_cut(texts, tokens)))
 
+    def library_direction(self, texts: list[str]) -> np.ndarray:
+        """(embed_dim,) float32 of length 1: the weights of a class with these texts in open_clip's own classifier."""
+        templates = [lambda _, text=text: text for text in texts]
+        columns = open_clip.build_zero_shot_classifier(self.model, self.tokenizer, [""], templates)
+        return columns[:, 0].float().numpy()
+
     def _are_cut(self, texts: list[str], tokens: torch.Tensor) -> list[bool]:
         """Compare with the tokens that more room would hold."""
         length = tokens.shape[1]

@@ -173,6 +173,14 @@ def test_other_weights_than_the_exported_are_refused(made, kind, tmp_path, capsy
     assert "export it again" in capsys.readouterr().err
 
 
+def test_classes_that_the_library_would_not_make_are_refused(made, kind, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(texts_step, "MOST_DIFFERENCE", -1.0)
+    path = write_recipe(tmp_path, words_recipe(kind, MULTICLASS | {"templates": ["{}, perhaps"]}) | {"name": "differ"})
+    assert run_step("build.texts", lambda: texts_step.main(["--recipe", str(path)])) == 1
+    assert "from that of open_clip's zero-shot classifier (limit -1)" in capsys.readouterr().err
+    assert not paths.texts_file(load_recipe(path)).exists()
+
+
 def test_operating_points_take_labelled_pictures(made, kind, tmp_path, capsys):
     head = {**BINARY, "name": "points", "operating_points": ["recall>=0.99"]}
     path = write_recipe(tmp_path, words_recipe(kind, head) | {"name": f"points-{kind}"})
