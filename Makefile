@@ -64,6 +64,15 @@ $(TRITON_READY): requirements/triton.txt $(READY)
 	$(INSTALL) --python $(TRITON)/bin/python --no-deps $(TRITON_WHEEL)
 	touch $@
 
+# For recipes with HEIC among serving.formats: the decoder, for training and building and for the embedded server.
+HEIC_READY := $(TRITON)/.heic
+.PHONY: heic
+heic: $(HEIC_READY)  ## Install pillow-heif, which decodes HEIC, into .venv and .triton
+$(HEIC_READY): requirements/heic.txt $(TRITON_READY)
+	$(INSTALL) --python $(BIN)/python --requirements requirements/heic.txt
+	$(INSTALL) --python $(TRITON)/bin/python --requirements requirements/heic.txt
+	touch $@
+
 HEAD :=
 TRAINED_HEAD = $(if $(HEAD),--head $(HEAD))
 .PHONY: train
@@ -79,8 +88,12 @@ train: $(READY)  ## Embed the labelled images in DATA and train the recipe's hea
 encoder: $(READY)  ## Export the recipe's image encoder to ONNX, checked against open_clip
 	$(RUN) build.encoder --recipe $(RECIPE)
 
+# Files that would have to be fetched and cannot be are all named at once, before anything slow is begun.
 .PHONY: engines
-engines: encoder  ## Build the recipe's encoder and heads and install them for Triton
+engines: $(READY)  ## Build the recipe's encoder and heads and install them for Triton
+	@$(RUN) build.encoder --recipe $(RECIPE) --check & encoder=$$!; status=0; \
+		$(RUN) training.import_head --recipe $(RECIPE) --check || status=$$?; wait $$encoder || status=$$?; exit $$status
+	$(RUN) build.encoder --recipe $(RECIPE)
 	$(RUN) build.engine --recipe $(RECIPE) --target $(TARGET)
 	$(RUN) training.import_head --recipe $(RECIPE)
 	$(RUN) build.texts --recipe $(RECIPE)
@@ -129,7 +142,7 @@ bench: $(READY)  ## List the benchmarks, or run one: make bench NAME=peers OPTIO
 	$(RUN) benchmarks $(NAME) $(OPTIONS)
 
 .PHONY: trial
-trial: $(READY)  ## List the trials, or run one: make trial NAME=overload OPTIONS=--rounds=3
+trial: $(HEIC_READY)  ## List the trials, or run one: make trial NAME=overload OPTIONS=--rounds=3
 	$(RUN) trials $(NAME) $(OPTIONS)
 
 .PHONY: mlflow
@@ -146,7 +159,7 @@ ifdef PYTHONDONTWRITEBYTECODE
 PYTEST := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/.pytest_cache/bytecode $(PYTEST)
 endif
 .PHONY: test
-test: $(READY) $(TRITON_READY) $(PERF_READY) $(TRAINED_READY)  ## Run every test
+test: $(READY) $(TRITON_READY) $(PERF_READY) $(TRAINED_READY) $(HEIC_READY)  ## Run every test
 	$(PYTEST)
 
 .PHONY: quick
@@ -173,6 +186,7 @@ requirements: $(READY)  ## Pin the dependency groups of pyproject.toml again
 	$(COMPILE) clients/pyproject.toml --group pyproject.toml:dev -o requirements/dev.txt
 	$(COMPILE) clients/pyproject.toml --group pyproject.toml:gateway -c requirements/dev.txt -o requirements/gateway.txt
 	$(COMPILE) --group pyproject.toml:triton -o requirements/triton.txt
+	$(COMPILE) --group pyproject.toml:heic -c requirements/triton.txt -o requirements/heic.txt
 	$(COMPILE) --group pyproject.toml:mlflow -o requirements/mlflow.txt
 
 .PHONY: clean

@@ -148,10 +148,10 @@ async def one_by_one(door: Door, count: int) -> float:
 
 
 @contextmanager
-def running_gateway(url: str, folder: Path) -> Iterator[tuple[int, int]]:
-    """The port and the process id of a gateway before this server."""
+def running_gateway(url: str, folder: Path, *options: str) -> Iterator[tuple[int, int]]:
+    """The port and the process id of a gateway before this server, whose log is in the folder."""
     (port,) = free_ports(0)
-    command = [sys.executable, "-m", "serving.gateway", "--url", url, "--port", str(port)]
+    command = [sys.executable, "-m", "serving.gateway", "--url", url, "--port", str(port), *options]
     with (folder / "gateway.log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=log, stderr=log)
     try:
@@ -182,6 +182,8 @@ def cpu_s(pid: int) -> float:
 def measure(recipe_name: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """Figures of one recipe: medians of the rounds."""
     recipe = load_recipe(recipe_name)
+    patient = recipe.serving.model_copy(update={"queue_timeout_ms": int(1000 * TIMEOUT_S)})  # nothing is refused
+    recipe = recipe.model_copy(update={"serving": patient})
     install(recipe, folder / "models", "onnx")
     pictures = [path.read_bytes() for path in sample_photos()]
     rows: list[dict[str, float]] = []

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from build.errors import INTERRUPTED, BuildError
+from build.reachable import missing_weights
 from build.weights import source_sha256
 from common.cpu import find_cpu
 from common.manifest import (
@@ -35,7 +36,7 @@ from common.manifest import (
 from common.paths import encoder_folder
 from common.writing import check_writable, writing
 from recipes.errors import run_step
-from recipes.schema import Precision, Recipe, Serving, load_recipe
+from recipes.schema import Precision, Recipe, RecipeError, Serving, load_recipe
 
 if TYPE_CHECKING:
     import numpy as np
@@ -139,7 +140,7 @@ def _to_float16(source: Path, path: Path, pixels: np.ndarray) -> np.ndarray:
 
 def describe(recipe: Recipe, towers: list[Tower], embed_dim: int) -> EncoderManifest:
     """The manifest of the fp32 file before the export: without its sum and the check's figures."""
-    from build.tower import combined_sha256, pixel_dims, views_of
+    from build.tower import combined_sha256, layer_widths, pixel_dims, views_of
 
     return EncoderManifest(
         id=recipe.encoder.id,
@@ -149,6 +150,7 @@ def describe(recipe: Recipe, towers: list[Tower], embed_dim: int) -> EncoderMani
         onnx_sha256="",
         input=Tensor(name="pixels", dtype="UINT8", dims=pixel_dims(views_of(towers))),
         output=Tensor(name="embedding", dtype="FP32", dims=[embed_dim]),
+        layer_widths=layer_widths(towers, embed_dim),
         preprocessing=views_of(towers),
         normalize=all(tower.normalize for tower in towers),
         precision="fp32",
@@ -227,12 +229,18 @@ def main(argv: list[str] | None = None) -> int:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--recipe", help="a name in recipes/ or the path of a YAML file")
     what.add_argument("--list", nargs="?", const="", metavar="PATTERN", help="show the models that can be built")
+    parser.add_argument("--check", action="store_true", help="only say which weights are missing and cannot be fetched")
     arguments = parser.parse_args(argv)
     if arguments.list is not None:
         from build.catalogue import print_catalogue
 
         return print_catalogue(arguments.list)
     recipe = load_recipe(arguments.recipe)
+    if arguments.check:
+        missing = [] if up_to_date(recipe, encoder_folder(recipe, "fp32")) else missing_weights(recipe)
+        if missing:
+            raise RecipeError("\n".join(missing))
+        return 0
     try:
         manifests = make_encoder(recipe)
     except OSError as error:

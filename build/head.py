@@ -4,6 +4,7 @@
 
 Reads artifacts/<recipe>/heads/<name>/head.json and head.safetensors, writes model.onnx beside them:
 `embedding` FP32 [B, D] → `score` FP32 [B, L], `decision` INT32 [B, L], `revision` INT64 [B, 1].
+A head that was trained with loss nll also has `deviation` FP32 [B, 1], the standard deviation of its score.
 Neighbouring affine layers are folded, and the calibration with the last of them, so an all-linear head
 becomes one matrix.
 """
@@ -53,6 +54,9 @@ class Affine:
     def then(self, other: Affine) -> Affine:
         return Affine(self.matrix @ other.matrix, self.offset @ other.matrix + other.offset)
 
+
+LARGEST_LOG = 80.0
+"""Bound on the logarithm of a deviation, of which the exponential is still finite in float32."""
 
 Step = Affine | Relu | Lookup
 """One step of a served head, after folding."""
@@ -131,11 +135,17 @@ def scores_by_numpy(steps: list[Step], activation: str, embeddings: np.ndarray) 
 def head_model(manifest: HeadManifest, steps: list[Step], opset: int) -> onnx.ModelProto:
     """The ONNX model of a head; see the module's docstring for its tensors."""
     nodes, constants, logits = _layer_nodes(steps, manifest.encoder.embed_dim)
+    if manifest.deviation:
+        more_nodes, more_constants = _deviation_nodes(logits)
+        nodes += more_nodes
+        constants |= more_constants
+        logits = "value"
     nodes.append(_activation_node(manifest.activation, logits))
     for more_nodes, more_constants in (_decision_nodes(manifest), _revision_nodes(manifest)):
         nodes += more_nodes
         constants |= more_constants
     labels = len(manifest.labels)
+    deviation = [helper.make_tensor_value_info("deviation", TensorProto.FLOAT, ["batch", 1])]
     graph = helper.make_graph(
         nodes,
         f"{manifest.name}_head",
@@ -144,6 +154,7 @@ def head_model(manifest: HeadManifest, steps: list[Step], opset: int) -> onnx.Mo
             helper.make_tensor_value_info("score", TensorProto.FLOAT, ["batch", labels]),
             helper.make_tensor_value_info("decision", TensorProto.INT32, ["batch", labels]),
             helper.make_tensor_value_info("revision", TensorProto.INT64, ["batch", 1]),
+            *(deviation if manifest.deviation else []),
         ],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )
@@ -186,6 +197,23 @@ def _activation_node(activation: str, logits: str) -> onnx.NodeProto:
     if activation == "softmax":
         return helper.make_node("Softmax", [logits], ["score"], axis=1)
     return helper.make_node("Sigmoid" if activation == "sigmoid" else "Identity", [logits], ["score"])
+
+
+def _deviation_nodes(outputs: str) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    """Nodes and constants that part the layers' two outputs: `value`, and `deviation` from its logarithm."""
+    constants = {
+        "value_column": np.array([0], np.int64),
+        "deviation_column": np.array([1], np.int64),
+        "least_log": np.array(-LARGEST_LOG, np.float32),
+        "largest_log": np.array(LARGEST_LOG, np.float32),
+    }
+    nodes = [
+        helper.make_node("Gather", [outputs, "value_column"], ["value"], axis=1),
+        helper.make_node("Gather", [outputs, "deviation_column"], ["log_deviation"], axis=1),
+        helper.make_node("Clip", ["log_deviation", "least_log", "largest_log"], ["finite_log"]),
+        helper.make_node("Exp", ["finite_log"], ["deviation"]),
+    ]
+    return nodes, constants
 
 
 def _decision_nodes(manifest: HeadManifest) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
@@ -274,7 +302,9 @@ def _check_widths(manifest: HeadManifest, steps: list[Step]) -> None:
         if step.matrix.shape[0] != width:
             raise ManifestError(f"head {manifest.name}: a layer takes {step.matrix.shape[0]} values, but gets {width}")
         width = step.matrix.shape[1]
-    if width != len(manifest.labels):
+    if manifest.deviation and (len(manifest.labels) > 1 or manifest.activation != "none" or manifest.calibration):
+        raise ManifestError(f"head {manifest.name}: a deviation is that of one value, found labels {manifest.labels}")
+    if width != len(manifest.labels) + manifest.deviation:
         raise ManifestError(f"head {manifest.name}: {width} scores for {len(manifest.labels)} labels {manifest.labels}")
     if len(manifest.thresholds) != len(manifest.labels):
         raise ManifestError(
@@ -286,7 +316,9 @@ def _check_against_numpy(model: onnx.ModelProto, manifest: HeadManifest, steps: 
     """Run the file that will be served on random unit vectors, and on the values in its lookup."""
     embeddings = _check_vectors(manifest.encoder.embed_dim, steps)
     session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
-    scores = np.asarray(session.run(["score"], {"embedding": embeddings})[0])
+    outputs = ["score", "deviation"] if manifest.deviation else ["score"]
+    scores, *deviations = (np.asarray(output) for output in session.run(outputs, {"embedding": embeddings}))
+    scores = np.concatenate([scores, *map(np.log, deviations)], axis=1)
     expected = scores_by_numpy(steps, manifest.activation, embeddings)
     difference = np.abs(scores - expected).max() / max(1.0, np.abs(expected).max())
     if not difference <= 1e-5:

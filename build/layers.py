@@ -38,6 +38,13 @@ class HiddenLayers(torch.nn.Module):
         self.indices = sorted({depth - layer for layer in layers if layer})
         self.register_buffer("layers", torch.tensor(layers))
 
+    def widths(self, embed_dim: int) -> list[int]:
+        """Width of each layer in an embedding of `embed_dim` values: blocks are all as wide, the output may differ."""
+        trunk: Any = _trunk(self.model)
+        width = int(trunk.transformer.width if isinstance(trunk, OpenClipViT) else trunk.embed_dim)
+        output = embed_dim - width * sum(layer > 0 for layer in self.requested)
+        return [width if layer else output for layer in self.requested]
+
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         output, hidden = _forward(self.model, inputs, self.indices)
         depth = len(blocks_of(self.model))

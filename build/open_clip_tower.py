@@ -19,8 +19,10 @@ from open_clip.transform import Compose, PreprocessCfg, image_transform_v2, merg
 from build.checkpoint import misfit
 from build.weights import (
     OPEN_CLIP_CONFIG,
+    download_advice,
     first_line,
     hub_revision,
+    is_file_of_tag,
     offline_if_unreachable,
     weights_file,
     weights_folder,
@@ -55,7 +57,12 @@ def _checkpoint(encoder: Encoder) -> tuple[Path | None, WeightsSource]:
     """The file of the weights, downloaded if it has to be; None for random ones."""
     path = weights_file(encoder)
     if path is not None:
-        return path, WeightsSource(encoder=encoder.id, file=path.name, sha256=encoder.weights_sha256)
+        is_of_tag = None
+        if encoder.pretrained is not None:
+            url = open_clip.get_pretrained_cfg(encoder.model, encoder.pretrained).get("url")
+            is_of_tag = is_file_of_tag(encoder, path, url)
+        source = WeightsSource(encoder=encoder.id, file=path.name, sha256=encoder.weights_sha256)
+        return path, source.model_copy(update={"is_file_of_tag": is_of_tag})
     if encoder.pretrained is None:
         return None, WeightsSource(encoder=encoder.id, file=None)
     config = open_clip.get_pretrained_cfg(encoder.model, encoder.pretrained)
@@ -69,7 +76,7 @@ def _checkpoint(encoder: Encoder) -> tuple[Path | None, WeightsSource]:
             else:
                 path = Path(download_pretrained_from_hf(repository, name or None, encoder.revision))
     except Exception as error:
-        raise RecipeError(_download_advice(encoder, error)) from error
+        raise RecipeError(download_advice(encoder, config, first_line(error))) from error
     revision = hub_revision(repository, encoder.revision) if repository else None
     return path, WeightsSource(encoder=encoder.id, file=path.name, hub=repository or None, revision=revision)
 
@@ -145,17 +152,6 @@ def _check_names(encoder: Encoder) -> None:
             f"known: {', '.join(tags) or 'none'}. A local file goes under encoder.weights."
         )
     _check_quick_gelu(encoder)
-
-
-def _download_advice(encoder: Encoder, error: Exception) -> str:
-    source = open_clip.get_pretrained_cfg(encoder.model, encoder.pretrained or "")
-    where = [source["hf_hub"].rstrip("/") + " on the Hugging Face hub"] if source.get("hf_hub") else []
-    where += [source["url"]] if source.get("url") else []
-    return (
-        f"weights of {encoder.model} ({encoder.pretrained}) could not be downloaded: {first_line(error)}\n"
-        f"On a machine with a network fetch {' or '.join(where)} (its open_clip .safetensors, .bin or .pt file), "
-        f"put it into weights/, and name it in the recipe:\n  encoder:\n    weights: weights/<file>"
-    )
 
 
 def _check_quick_gelu(encoder: Encoder) -> None:

@@ -47,7 +47,7 @@ LOSSLESS = {
     "BMP": {},
     "AVIF": {"quality": 100, "subsampling": "4:4:4"},
 }
-"""Pillow's options to write each format with the least loss; the pixels are compared afterwards."""
+"""Pillow's options to write each format in which a proof may be with the least loss; the pixels are compared then."""
 
 
 def make_proof(
@@ -146,7 +146,7 @@ def _lossless_files(picture: Picture, serving: Serving):
         colour = opened.convert("RGB")
     grey = colour.convert("L")
     images = [colour, grey] if grey.convert("RGB").tobytes() == colour.tobytes() else [colour]
-    for format in serving.formats:
+    for format in (name for name in serving.formats if name in LOSSLESS):
         for image in images:
             file = io.BytesIO()
             image.save(file, format, **LOSSLESS[format])

@@ -31,7 +31,7 @@ def stamped(recipe: Recipe, encoder: EncoderManifest, heads: list[HeadManifest])
         "preprocess": _preprocess(recipe.serving, encoder),
         "clip_encoder": _encoder(recipe.serving, encoder),
         "image_embedding": _image_embedding(encoder),
-        "image_score": _image_score(heads),
+        "image_score": _image_score(recipe.serving, heads),
     }
     configs |= {f"{head.name}_head": _head(head) for head in heads}
     for config in configs.values():
@@ -69,6 +69,10 @@ def _head(head: HeadManifest) -> ModelConfig:
     config = _template(HEAD_TEMPLATE)
     config.name = f"{head.name}_head"
     config.input[0].dims[:] = [head.encoder.embed_dim]
+    if head.deviation:
+        added = config.output.add()
+        added.CopyFrom(next(output for output in config.output if output.name == "score"))
+        added.name = "deviation"
     for output in config.output:
         output.dims[:] = [1 if output.name == "revision" else len(head.labels)]
     _set_parameters(config, head_parameters(head))
@@ -83,9 +87,10 @@ def _image_embedding(encoder: EncoderManifest) -> ModelConfig:
     return config
 
 
-def _image_score(heads: list[HeadManifest]) -> ModelConfig:
+def _image_score(serving: Serving, heads: list[HeadManifest]) -> ModelConfig:
     """The checked-in ensemble, with its first head's outputs and step repeated for each head."""
     config = _template("image_score")
+    _set_parameters(config, {"formats": ",".join(serving.formats)})
     template_name = HEAD_TEMPLATE.removesuffix("_head")
     head_outputs = [output for output in config.output if output.name.startswith(template_name)]
     (head_step,) = (step for step in config.ensemble_scheduling.step if step.model_name == HEAD_TEMPLATE)
@@ -96,11 +101,17 @@ def _image_score(heads: list[HeadManifest]) -> ModelConfig:
             added.CopyFrom(output)
             added.name = output.name.replace(template_name, head.name, 1)
             added.dims[:] = [1 if added.name.endswith("_revision") else len(head.labels)]
+        if head.deviation:
+            added = config.output.add()
+            added.CopyFrom(next(output for output in config.output if output.name == head.name))
+            added.name = f"{head.name}_deviation"
         step = config.ensemble_scheduling.step.add()
         step.CopyFrom(head_step)
         step.model_name = f"{head.name}_head"
         for key, value in head_step.output_map.items():
             step.output_map[key] = value.replace(template_name, head.name, 1)
+        if head.deviation:
+            step.output_map["deviation"] = f"{head.name}_deviation"
     return config
 
 

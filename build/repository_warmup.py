@@ -43,8 +43,8 @@ def warmup_tensor(serving: Serving) -> bytes:
 
 
 def draw_picture(serving: Serving) -> bytes:
-    """An encoded square of colour gradients: a JPEG if the recipe serves them, else its first format."""
-    format = "JPEG" if "JPEG" in serving.formats else serving.formats[0]
+    """An encoded square of colour gradients: a JPEG if the recipe serves them, else its first that Pillow writes."""
+    format = next(name for name in ("JPEG", *serving.formats) if name in serving.formats and name != "HEIC")
     edge = min(EDGE_PIXELS, math.isqrt(serving.max_pixels))
     picture = gradient_picture(edge, format)
     while len(picture) > serving.max_bytes and edge > 1:

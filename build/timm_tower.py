@@ -19,7 +19,7 @@ from timm.data.transforms_factory import create_transform
 from torchvision.transforms import Compose
 
 from build.checkpoint import misfit
-from build.weights import first_line, hub_revision, offline_if_unreachable, weights_file
+from build.weights import first_line, hub_revision, is_file_of_tag, offline_if_unreachable, weights_file
 from common.manifest import Preprocessing, WeightsSource
 from recipes.schema import Encoder, RecipeError
 
@@ -139,7 +139,10 @@ def _check_image_size(encoder: Encoder, size: int) -> None:
 
 def _source(encoder: Encoder) -> WeightsSource:
     if encoder.weights is not None:
-        return WeightsSource(encoder=encoder.id, file=encoder.weights_name, sha256=encoder.weights_sha256)
+        path, config = weights_file(encoder), timm.get_pretrained_cfg(timm_name(encoder))
+        url = config.url if config is not None and encoder.pretrained and isinstance(config.url, str) else None
+        source = WeightsSource(encoder=encoder.id, file=encoder.weights_name, sha256=encoder.weights_sha256)
+        return source.model_copy(update={"is_file_of_tag": path and is_file_of_tag(encoder, path, url)})
     if encoder.pretrained is None:
         return WeightsSource(encoder=encoder.id, file=None)
     repository = _hub_repository(encoder)

@@ -59,6 +59,12 @@ def views_of(towers: list[Tower]) -> list[Preprocessing]:
     return list(dict.fromkeys(tower.preprocessing for tower in towers))
 
 
+def layer_widths(towers: list[Tower], embed_dim: int) -> list[int]:
+    """Widths of one tower's hidden layers in its embedding; of several towers, and of an output alone, none."""
+    visual = towers[0].visual
+    return visual.widths(embed_dim) if len(towers) == 1 and isinstance(visual, HiddenLayers) else []
+
+
 def pixel_dims(views: list[Preprocessing]) -> list[int]:
     """H, W and 3 of all views below one another."""
     sizes = [view.image_size for view in views]

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
@@ -15,6 +18,8 @@ from common.manifest import sha256_of
 from common.paths import ARTIFACTS, ROOT
 from recipes.schema import Encoder, RecipeError
 
+_SUM_IN_URL = re.compile(r"/(?P<whole>[0-9a-f]{64})/[^/]+$|-(?P<start>[0-9a-f]{8})\.\w+$")
+"""Sum in an address: OpenAI's is a folder, open_clip's and timm's begins in the file's name."""
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 FOLDER_CHECKPOINTS = (  # in the order in which open_clip takes them
     "open_clip_model.safetensors",
@@ -47,6 +52,43 @@ def weights_folder(encoder: Encoder) -> Path | None:
     if not isinstance(encoder.weights, Path) or not (ROOT / encoder.weights).is_dir():
         return None
     return ROOT / encoder.weights  # an absolute path stays itself
+
+
+def is_file_of_tag(encoder: Encoder, path: Path, url: str | None) -> bool | None:
+    """Compare the checkpoint of `weights` with the sum in the tag's address; warns on stderr where they differ.
+
+    The same weights in another format have another sum, so only a file that bears the name of the tag's is refused.
+
+    Args:
+        encoder: with `weights` and `pretrained`.
+        path: the checkpoint.
+        url: of the tag's own file.
+
+    Returns:
+        None when the tag's sum is not known.
+
+    Raises:
+        RecipeError: it is called as the tag's file, and is another.
+    """
+    match = _SUM_IN_URL.search(url or "")
+    if match is None:
+        return None
+    expected, name, actual = match["whole"] or match["start"], Path(str(url)).name, sha256_of(path)
+    if actual.startswith(expected):
+        return True
+    sums = f"its sha256 begins {actual[:12]}, that of {name} {expected[:12]}"
+    if path.name == name:
+        raise RecipeError(
+            f"encoder.weights {path}: these are not the weights of {encoder.pretrained}, the file is damaged or "
+            f"another ({sums}); fetch it again, or for weights of your own rename it and leave out encoder.pretrained"
+        )
+    print(
+        f"encoder {encoder.id}: {path.name} is not the file of {encoder.pretrained} ({sums}). If it has the same "
+        f"weights in another format, all is well. On weights of your own, heads for {encoder.pretrained} give scores "
+        "that mean nothing: leave out encoder.pretrained (where the build asks for it, it names their preprocessing)",
+        file=sys.stderr,
+    )
+    return False
 
 
 def source_sha256(encoder: Encoder) -> str | None:
@@ -90,6 +132,25 @@ def offline_if_unreachable(url: str | None, on_hub: bool) -> Iterator[None]:
     finally:
         constants.HF_HUB_OFFLINE = False
         socket.setdefaulttimeout(timeout)
+
+
+def download_advice(encoder: Encoder, source: Mapping[str, Any], problem: str) -> str:
+    """The message about weights that could not be downloaded: what to fetch, and where to put it.
+
+    Args:
+        encoder: of the recipe.
+        source: open_clip's config of its tag, or the recipe's address: `hf_hub` and `url`.
+        problem: why they could not.
+    """
+    where = [str(source["hf_hub"]).rstrip("/") + " on the Hugging Face hub"] if source.get("hf_hub") else []
+    where += [str(source["url"])] if source.get("url") else []
+    name = encoder.weights_name if encoder.weights is not None else "<file>"
+    tag = encoder.pretrained or name
+    return (
+        f"weights of {encoder.model} ({tag}) could not be downloaded: {problem}\n"
+        f"On a machine with a network fetch {' or '.join(where)} (its open_clip .safetensors, .bin or .pt file), "
+        f"put it into weights/, and name it in the recipe:\n  encoder:\n    weights: weights/{name}"
+    )
 
 
 def first_line(error: Exception) -> str:

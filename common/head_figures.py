@@ -112,13 +112,16 @@ class SeveralLabelsMetrics(GrowingPart):
 
 
 class RegressionMetrics(GrowingPart):
-    """Figures of a regression."""
+    """Figures of graded pictures: of a regression, or a ranking."""
 
     n: int
     """Images measured."""
     mse: float
     """Mean squared error."""
     mse_95_interval: Interval | None = None
+    mae: float | None = None
+    """Mean distance of a score from the grade."""
+    mae_95_interval: Interval | None = None
     mse_of_mean: float | None = None
     """Mean squared error of always answering the mean of the test split's labels."""
     r2: float | None = None
@@ -128,6 +131,23 @@ class RegressionMetrics(GrowingPart):
     pearson_95_interval: Interval | None = None
     spearman: float | None = None
     spearman_95_interval: Interval | None = None
+    ab: float | None = None
+    """Share of pairs of pictures with different grades that the scores put in the right order."""
+    ab_95_interval: Interval | None = None
+    ab_pairs: int | None = None
+    """Pairs with different grades."""
+    ab_tied_scores: int | None = None
+    """Those of them whose scores are equal; each counts half."""
+    ab_tied_grades: int | None = None
+    """Further pairs, whose grades are equal; they do not count."""
+    accuracy: float | None = None
+    """Share of pictures on the right side of `accuracy_divider`."""
+    accuracy_95_interval: Interval | None = None
+    accuracy_divider: float | None = None
+    """The grade from which on a picture is good."""
+    sets: dict[str, RegressionMetrics] | None = None
+    """The same figures of the rows `train`, `validation` (held out from the weights that scored them), `evaluation`
+    (the test split) and `all`."""
 
 
 def _kind(metrics: Any) -> str:

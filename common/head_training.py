@@ -99,6 +99,12 @@ class HeadTraining(GrowingPart):
     """The epoch of least held-out loss; None where the solution is exact and `weight_decay` was chosen instead."""
     weight_decay: float | None = None
     """The weight decay of least held-out loss, of a linear head that was solved exactly."""
+    accuracy_divider: float | None = None
+    """The grade from which on a picture is good."""
+    layer_weights: list[float] | None = None
+    """Of `merge_layers: weighted` each layer's share, in the order of the recipe's `layers`; they add up to 1."""
+    choices: int | None = None
+    """Choices between pictures that the weights were fitted to; of a head that learned from grades none."""
     refit: Refit | None = None
     """None in files of older versions, whose weights never saw the validation part."""
     calibration: str | None = None

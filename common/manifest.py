@@ -23,7 +23,7 @@ from common.head_training import HeadTraining
 from common.manifest_parts import GrowingPart, Part
 from common.writing import writing
 from recipes.errors import ExpectedError
-from recipes.schema import Decode, Precision
+from recipes.schema import GRADED, Decode, Precision, Task
 
 _Manifest = TypeVar("_Manifest", bound=BaseModel)
 
@@ -76,6 +76,9 @@ class WeightsSource(Part):
     """Name of the checkpoint; None for random weights."""
     sha256: str | None = None
     """Sum of the checkpoint, when the recipe gives one."""
+    is_file_of_tag: bool | None = None
+    """False for `weights` beside `pretrained` whose sum is not that of the tag's own file: another format of it, or
+    weights of one's own. None where no such sum is known, or there is nothing to compare."""
     hub: str | None = None
     """The Hugging Face repository it was taken from, if it was."""
     revision: str | None = None
@@ -104,6 +107,8 @@ class Parity(GrowingPart):
 class EncoderManifest(Part):
     """encoder.json: the exported image tower."""
 
+    LATER = ("layer_widths",)
+
     kind: Literal["encoder"] = "encoder"
     id: str
     recipe: dict[str, Any]
@@ -115,6 +120,8 @@ class EncoderManifest(Part):
     onnx_sha256: str
     input: Tensor
     output: Tensor
+    layer_widths: list[int] = Field(default=[])
+    """Widths of the layers that lie side by side in the embedding; empty where it is a single output."""
     preprocessing: list[Preprocessing]
     """Views of a picture, one below another in `pixels`; a single view unless several encoders differ in it."""
     normalize: bool
@@ -240,7 +247,7 @@ class Threshold(Part):
     operating_point: str
     """The rule that chose the value, e.g. `fixed` or `recall>=0.99`."""
     realised: Realised | None = None
-    """Its figures on the test split; None for a regression, and for a published head."""
+    """Its figures on the test split; None for a fixed one of grades, and for a published head."""
 
 
 class Calibration(Part):
@@ -274,6 +281,8 @@ _DECIDING = ("name", "encoder", "labels", "layers", "activation", "calibration",
 class HeadManifest(Part):
     """head.json: one classifier on the embedding. Weights lie beside it in head.safetensors."""
 
+    LATER = ("deviation",)
+
     kind: Literal["head"] = "head"
     name: str
     recipe: dict[str, Any]
@@ -282,7 +291,7 @@ class HeadManifest(Part):
     """Name of the recipe that made it; None of a head that no recipe names, or of one made before this was kept."""
     notice: str | None = None
     licence: str | None = None
-    task: Literal["binary", "multiclass", "multilabel", "regression"] = "binary"
+    task: Task = "binary"
     encoder: EncoderFingerprint
     labels: list[str] = Field(min_length=1)
     """One per score column. A binary head has one: its positive class."""
@@ -293,6 +302,9 @@ class HeadManifest(Part):
     """True when a score is a probability that was calibrated on held-out data."""
     calibration: Calibration | None = None
     prevalence: Prevalence | None = None
+    deviation: bool = False
+    """True when the layers end in two values for the one label: the score and the logarithm of its standard deviation,
+    which is served as an output of its own."""
     thresholds: list[list[Threshold]]
     """Thresholds of each label, ascending; `decision` counts how many of them the score passed."""
     weights_sha256: str
@@ -302,6 +314,11 @@ class HeadManifest(Part):
     """Scores on the validation and test splits, which the weights never saw; a published head has none."""
     training: HeadTraining
     versions: dict[str, str]
+
+    @property
+    def is_graded(self) -> bool:
+        """True where scores are numbers of the labels' own kind, and no shares."""
+        return self.task in GRADED
 
     @property
     def revision(self) -> int:

@@ -4,6 +4,7 @@ artifacts/encoders/<encoder id>/model.onnx, encoder.json, verification.npz
 artifacts/encoders/<encoder id>-<precision>/…   the same, made from the fp32 file
 artifacts/embeddings/<encoder id>/…         the embedding store, which all recipes with that encoder share
 artifacts/<recipe>/heads/<head>/head.safetensors, head.json, model.onnx, report.json
+artifacts/<recipe>/searches/<head>.db       the trials of training.search
 artifacts/<recipe>/texts.safetensors        embeddings of the texts that its heads are made of
 artifacts/<recipe>/verification.json        every step from torch to what is served, compared
 artifacts/<recipe>/model_repository/        what Triton loads for any recipe but the default
@@ -43,6 +44,11 @@ def head_folder(recipe: Recipe, head: Head) -> Path:
 def texts_file(recipe: Recipe) -> Path:
     """The embeddings of the texts in the recipe's `prompts`."""
     return ARTIFACTS / recipe.name / "texts.safetensors"
+
+
+def search_file(recipe: Recipe, head: Head) -> Path:
+    """The SQLite file of the trials that searched for a head's settings."""
+    return ARTIFACTS / recipe.name / "searches" / f"{head.name}.db"
 
 
 def repository_folder(recipe: Recipe) -> Path:

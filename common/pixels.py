@@ -20,7 +20,14 @@ _SERVED_FOLDER = MODEL_REPOSITORY / "preprocess" / "1"
 
 def served_module() -> ModuleType:
     """model_repository/preprocess/1/clip_pixels.py, imported once under the name `clip_pixels`."""
-    for name in ("clip_files", "clip_kinds", "clip_pixels"):  # the last imports the others
+    for name in (
+        "clip_files",
+        "clip_kinds",
+        "clip_heif",
+        "clip_tiff",
+        "clip_ends",
+        "clip_pixels",
+    ):  # the last imports the others
         import_served(name)
     return sys.modules["clip_pixels"]
 

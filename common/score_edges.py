@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from recipes.schema import GRADED
+
 PROBABILITY_EDGES = [0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999]
 """Finer at both ends, where most scores of a good head lie."""
 
@@ -11,4 +13,4 @@ RATING_EDGES = [step / 2 for step in range(21)]
 
 def default_edges(task: str) -> list[float]:
     """Upper edges of the bins, ascending; a last bin takes what is above."""
-    return RATING_EDGES if task == "regression" else PROBABILITY_EDGES
+    return RATING_EDGES if task in GRADED else PROBABILITY_EDGES

@@ -14,7 +14,18 @@ NEUTRAL_TEXTS = ("a photo.", "a picture.", "an image.")
 """Texts that a label of a multilabel head is held against where it has no `negatives`."""
 
 _OF_TRAINING = (
-    *("architecture", "hidden_sizes", "dropout", "loss", "class_weights", "optimizer", "learning_rate"),
+    *(
+        "architecture",
+        "hidden_sizes",
+        "dropout",
+        "input_dropout",
+        "output_dropout",
+        "merge_layers",
+        "loss",
+        "class_weights",
+        "optimizer",
+        "learning_rate",
+    ),
     *("weight_decay", "warmup_epochs", "schedule", "batch_size", "max_epochs", "patience"),
 )
 """Settings of `fit` that mean nothing where the weights stay those of the texts."""
@@ -59,8 +70,8 @@ def check_prompts(head: Head) -> None:
     if not head.prompts:
         _check_absent(head)
         return
-    if head.task == "regression":
-        raise ValueError("prompts name classes, and a regression has none; take another task")
+    if head.is_graded:
+        raise ValueError(f"prompts name classes, and a {head.task} has none; take another task")
     for key in ("published", "source"):
         if getattr(head, key) is not None:
             raise ValueError(f"give prompts or {key}, not both")
@@ -135,8 +146,8 @@ def _check_fit(fit: Fit) -> None:
             "fit.start: prompts trains one linear layer with lbfgs; remove hidden layers, and other optimizers with "
             "their settings"
         )
-    if fit.start is not None and fit.loss == "mse":
-        raise ValueError("fit.start: prompts starts from logits, which loss mse has not; leave loss out")
+    if fit.start is not None and fit.loss not in (None, "bce", "cross_entropy"):
+        raise ValueError(f"fit.start: prompts starts from logits, which loss {fit.loss} has not; leave loss out")
 
 
 def _filled(head: Head, texts: list[str]) -> list[str]:

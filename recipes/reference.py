@@ -44,7 +44,10 @@ def page() -> str:
             ]
         ),
     ]
-    for path, section in sections(Recipe, ""):
+    described = dict.fromkeys(section for _, section in sections(Recipe, ""))
+    paths = {section: path for path, section in reversed([*sections(Recipe, "")])}
+    for section in described:
+        path = paths[section]
         parts.append(f"## `{path}`" if path else "## A recipe")
         parts.append(" ".join((section.__doc__ or "").split()))
         parts.append("\n".join(["| key | type | default | |", "|---|---|---|---|", *rows(section)]))

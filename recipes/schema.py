@@ -8,6 +8,7 @@ from __future__ import annotations
 import datetime
 import difflib
 import json
+import math
 import re
 import sys
 import types
@@ -23,8 +24,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from recipes.errors import ExpectedError, run_step
 from recipes.prompts import check_prompts, why_no_texts
 
-ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF"]
+ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIC", "TIFF"]
 Decode = Literal["exact", "scaled"]
+Task = Literal["binary", "multiclass", "multilabel", "regression", "ranking"]
+Loss = Literal["bce", "mse", "cross_entropy", "ab", "nll"]
 ModelName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", max_length=48)]
 Url = Annotated[str, Field(pattern=r"^https?://[^/\s]+/.")]
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -46,7 +49,7 @@ class Encoder(_Section):
 
     `weights` (a file, a folder or an address) is loaded when it is given, else `pretrained` (a tag) is
     downloaded; with neither the tower is initialised at random from `seed`. With both, the file is
-    taken for a copy of the tag's weights.
+    taken for a copy of the tag's weights; where the sum of the tag's own file is known the two are compared.
     """
 
     library: Literal["open_clip", "timm"] = "open_clip"
@@ -164,6 +167,9 @@ def _is_unset(value: Any) -> bool:
 
 
 _OF_STEPS = ("learning_rate", "weight_decay", "warmup_epochs", "schedule", "batch_size", "patience")
+_EXACT_LOSSES = ("bce", "cross_entropy", "mse", "ab")
+GRADED = ("regression", "ranking")
+"""Tasks whose labels are numbers, and whose scores are."""
 
 
 class Fit(_Section):
@@ -175,15 +181,24 @@ class Fit(_Section):
     """The width of each hidden layer of `mlp` (ReLU and dropout after each); empty means one linear layer."""
     dropout: float = Field(default=0.2, ge=0, lt=1)
     """The share of hidden values that are left out in training."""
-    loss: Literal["bce", "mse", "cross_entropy"] | None = None
-    """Loss; by default bce (binary, multilabel), cross_entropy (multiclass) or mse (regression)."""
+    input_dropout: float = Field(default=0, ge=0, lt=1)
+    """The share of the embedding's values that are left out in training."""
+    output_dropout: float | None = Field(default=None, ge=0, lt=1)
+    """The share of the last hidden layer's values that are left out in training; by default `dropout`."""
+    merge_layers: Literal["concatenate", "weighted"] = "concatenate"
+    """What a head sees of an encoder's several `layers`: all of them side by side, or their sum by one learned weight
+    each, which is folded into the first layer of the served head. A sum is of layers of one width."""
+    loss: Loss | None = None
+    """Loss; by default bce (binary, multilabel), cross_entropy (multiclass), mse (regression) or ab (ranking). For
+    grades `mse` learns the value, `ab` the order of pairs of pictures, by a margin: those of the choices if there are
+    some, else drawn from the grades; `nll` the value and its standard deviation, which the served head gives too."""
     class_weights: bool = False
     """Weigh classes by the inverse of their frequency (bce's pos_weight). The scores then overstate rare classes until
     they are calibrated, and rank no better."""
     optimizer: Literal["lbfgs", "adamw", "adam"] = "lbfgs"
     """`lbfgs` solves one linear layer exactly, with the weight decay of the least held-out loss. By default it does so
-    for a head of one layer, unless the recipe has settings of the other two: learning_rate, weight_decay,
-    warmup_epochs, schedule, batch_size or patience."""
+    for a head of one layer, unless the recipe has settings of the other two (learning_rate, weight_decay,
+    warmup_epochs, schedule, batch_size, patience or input_dropout), the loss nll, or weighted layers."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """The learning rate of adamw and adam after warm-up."""
     weight_decay: float | None = Field(default=None, ge=0)
@@ -222,6 +237,9 @@ class Fit(_Section):
             return data
         linear = data.get("architecture", "mlp") == "mlp" and not data.get("hidden_sizes")
         stepped = [key for key in _OF_STEPS if data.get(key) is not None]
+        stepped += ["input_dropout"] if data.get("input_dropout") else []
+        stepped += ["loss"] if data.get("loss") not in (None, *_EXACT_LOSSES) else []
+        stepped += ["merge_layers"] if data.get("merge_layers") == "weighted" else []
         return {**data, "optimizer": "lbfgs" if linear and not stepped else "adamw"}
 
     @model_validator(mode="after")
@@ -230,6 +248,10 @@ class Fit(_Section):
             raise ValueError("folds must be 0 or at least 2, found 1")
         if self.optimizer == "lbfgs" and (self.hidden_sizes or self.architecture != "mlp"):
             raise ValueError("optimizer: lbfgs solves one linear layer; with hidden layers take adamw or adam")
+        if self.optimizer == "lbfgs" and (self.input_dropout or self.loss == "nll" or self.merge_layers == "weighted"):
+            raise ValueError(
+                "optimizer: lbfgs is for no input_dropout, loss nll or merge_layers weighted; take adamw or adam"
+            )
         return self
 
 
@@ -239,6 +261,86 @@ def _as_list(value: Any) -> Any:
 
 Texts = Annotated[list[str], BeforeValidator(_as_list)]
 """One text, or several."""
+
+
+class Between(_Section):
+    """A range of a search, with both its ends."""
+
+    low: float
+    """The least value."""
+    high: float
+    """The greatest value."""
+
+    @model_validator(mode="after")
+    def _ascending(self) -> Between:
+        if not self.low <= self.high:
+            raise ValueError(f"low must not be above high, found {self.low} and {self.high}")
+        return self
+
+
+Integers = int | list[int] | Between
+Numbers = float | list[float] | Between
+SearchSet = Literal["train", "validation", "evaluation", "all"]
+SearchMetric = Literal["spearman", "ab", "pearson", "mse", "mae", "accuracy", "auroc", "average_precision"]
+
+
+class Search(_Section):
+    """Settings of `training.search`: which ones it tries. Each is a value, a list of values, or a range (low, high)."""
+
+    trials: int = Field(default=100, ge=1)
+    """Heads that are trained to compare settings."""
+    metric: SearchMetric | None = None
+    """The figure that is the best: by default spearman of grades, auroc of two classes."""
+    set: SearchSet = "validation"
+    """The rows it is measured on, by weights fitted to the training part. Who searches on `evaluation`, the test part,
+    can no longer tell how good the winner is."""
+    sampler: Literal["tpe", "gp", "nsgaii", "random"] = "tpe"
+    """Optuna's sampler, which chooses what to try next."""
+    pruner: Literal["median", "halving", "hyperband", "none"] = "median"
+    """Optuna's pruner, which ends trials that fall behind."""
+    hidden_layers: Integers = Between(low=0, high=2)
+    """Number of hidden layers."""
+    hidden_size: Integers = Between(low=16, high=256)
+    """Width of each hidden layer; a range is searched by its logarithm."""
+    dropout: Numbers = Between(low=0, high=0.6)
+    """As `fit.dropout`."""
+    input_dropout: Numbers = Between(low=0, high=0.4)
+    """As `fit.input_dropout`."""
+    output_dropout: Numbers = Between(low=0, high=0.6)
+    """As `fit.output_dropout`."""
+    learning_rate: Numbers = Between(low=1e-4, high=1e-2)
+    """As `fit.learning_rate`; a range is searched by its logarithm."""
+    weight_decay: Numbers = Between(low=1e-5, high=1)
+    """As `fit.weight_decay`; a range is searched by its logarithm."""
+    warmup_epochs: Integers = Between(low=0, high=5)
+    """As `fit.warmup_epochs`."""
+    max_epochs: Integers = Between(low=8, high=40)
+    """As `fit.max_epochs`."""
+    batch_size: Integers = [128, 256, 512]
+    """As `fit.batch_size`."""
+    loss: Loss | list[Loss] | None = None
+    """As `fit.loss`; by default all that fit a ranking or a regression, and otherwise the head's own."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> Search:
+        for name in ("hidden_layers", "hidden_size", "max_epochs", "batch_size", "warmup_epochs"):
+            least = 1 if name in ("hidden_size", "max_epochs", "batch_size") else 0
+            _check_choice(name, getattr(self, name), least, math.inf)
+        for name in ("dropout", "input_dropout", "output_dropout"):
+            _check_choice(name, getattr(self, name), 0, 1 - 1e-9)
+        for name in ("learning_rate", "weight_decay"):
+            _check_choice(name, getattr(self, name), 1e-12, math.inf)
+        return self
+
+
+def _check_choice(name: str, choice: Any, least: float, most: float) -> None:
+    """Refuse a value, a list or a range that is empty or goes beyond what the setting can be."""
+    values = (
+        [choice.low, choice.high] if isinstance(choice, Between) else choice if isinstance(choice, list) else [choice]
+    )
+    if not values or any(not least <= value <= most for value in values):
+        limits = f"at least {least:g}" if most == math.inf else f"from {least:g} to below 1"
+        raise ValueError(f"search.{name} must be {limits}, found {values}")
 
 
 class Published(_Section):
@@ -261,13 +363,19 @@ class Head(_Section):
 
     name: ModelName
     """The name of the head, of its output of image_score, and of its model `<name>_head`."""
-    task: Literal["binary", "multiclass", "multilabel", "regression"] = "binary"
-    """Meaning of a score: one probability, one of several classes, several labels that may all hold, or a value."""
+    task: Task = "binary"
+    """Meaning of a score: one probability, one of several classes, several labels that may all hold, or a value: the
+    grade itself (`regression`), or what puts pictures in the right order (`ranking`)."""
     class_names: list[str] = Field(min_length=1)
     """Binary: what 0 and 1 mean, `[safe, nsfw]`. Multiclass: one per class. Multilabel: one per label.
-    Regression: the name of its one value."""
+    Regression and ranking: the name of the one value."""
     thresholds: list[float] = []
-    """Fixed thresholds, ascending; a score at or above one passes it. By default 0.5 (none for a regression)."""
+    """Fixed thresholds, ascending; a score at or above one passes it. By default 0.5, and for grades the
+    `accuracy_divider`."""
+    accuracy_divider: Literal["median", "none"] | float = "median"
+    """Of grades: pictures at or above it are good, those below bad. Accuracy is measured by it, and it is the served
+    threshold where `thresholds` gives no other. `median` is that of the grades it is trained on; `none` divides
+    nothing."""
     operating_points: list[str] = []
     """Instead of fixed thresholds, chosen on held-out data: `recall>=0.99`, `precision>=0.95`, `fpr<=0.001`, `f1`.
     Two of them make the bands allow, review and block."""
@@ -294,6 +402,12 @@ class Head(_Section):
     beside it, and metrics compare the two. It is no output of `image_score`. Needs `serving: {watch: true}`."""
     fit: Fit = Fit()
     """Training of the head."""
+    search: Search | None = None
+    """Search of better settings than those of `fit`, by `training.search`; with its defaults where this is left out."""
+
+    def settings(self) -> dict[str, Any]:
+        """What the recipe says of the head itself, for its manifest: without how its settings were searched."""
+        return self.model_dump(mode="json", exclude={"search"})
 
     @property
     def labels(self) -> list[str]:
@@ -302,13 +416,18 @@ class Head(_Section):
 
     @property
     def fixed_thresholds(self) -> list[float]:
-        """`thresholds`, or their default."""
-        return self.thresholds or ([] if self.task == "regression" else [0.5])
+        """`thresholds`, or their default; of grades that is found in training."""
+        return self.thresholds or ([] if self.is_graded else [0.5])
+
+    @property
+    def is_graded(self) -> bool:
+        """True where labels and scores are numbers."""
+        return self.task in GRADED
 
     @model_validator(mode="after")
     def _classes(self) -> Head:
-        limits = {"binary": (2, 2), "multiclass": (2, 10_000), "multilabel": (1, 10_000), "regression": (1, 1)}
-        low, high = limits[self.task]
+        limits = {"binary": (2, 2), "multiclass": (2, 10_000), "multilabel": (1, 10_000)}
+        low, high = limits.get(self.task, (1, 1))
         if not low <= len(self.class_names) <= high:
             count = str(low) if low == high else f"{low} or more"
             raise ValueError(
@@ -339,10 +458,12 @@ class Head(_Section):
             raise ValueError("give thresholds or operating_points, not both")
         if self.thresholds != sorted(set(self.thresholds)):
             raise ValueError(f"thresholds must ascend, found {self.thresholds}")
-        if self.task != "regression" and any(not 0 < value < 1 for value in self.thresholds):
+        if not self.is_graded and any(not 0 < value < 1 for value in self.thresholds):
             raise ValueError(f"thresholds of probabilities lie between 0 and 1, found {self.thresholds}")
         if self.prevalence is not None and self.task != "binary":
             raise ValueError(f"prevalence is for binary heads, this one is {self.task}")
+        if not self.is_graded and self.accuracy_divider != "median":
+            raise ValueError(f"accuracy_divider is for regression and ranking heads, this one is {self.task}")
         return self
 
 
@@ -423,6 +544,9 @@ class Build(_Section):
         return opset
 
 
+_FORMATS_BY_OTHER_NAMES = {"HEIF": "HEIC", "JPG": "JPEG", "TIF": "TIFF"}
+
+
 class Serving(_Section):
     """Values that `build.repository` stamps into the configs, and the limits on an input image.
 
@@ -460,7 +584,8 @@ class Serving(_Section):
     max_pixels: int = Field(default=64_000_000, ge=1)
     """Largest width × height, read from the header before decoding; also bounds the resized image."""
     formats: list[ImageFormat] = Field(default=["JPEG", "PNG", "WEBP", "GIF", "BMP"], min_length=1)
-    """Decoders that are enabled. Anything else is NOT_AN_IMAGE."""
+    """Decoders that are enabled, in training too; anything else is NOT_AN_IMAGE. The list is the whole one: with photos
+    of phones it is `[JPEG, PNG, WEBP, GIF, BMP, HEIC]`. HEIC needs pillow-heif, in .venv and .triton: `make heic`."""
     max_frames: int = Field(default=1000, ge=1)
     """Most frames of an animation, of which only the first is scored. 1 refuses animations."""
     max_scans: int = Field(default=64, ge=1)
@@ -473,6 +598,24 @@ class Serving(_Section):
     def limits_queues(self) -> bool:
         """True when a request can be refused for load; only then there are priorities."""
         return bool(self.max_queue_size or self.queue_timeout_ms)
+
+    @field_validator("formats", mode="before")
+    @classmethod
+    def _names_of_formats(cls, formats: Any) -> Any:
+        if not isinstance(formats, list):
+            return formats
+        names = [name.upper() if isinstance(name, str) else name for name in formats]
+        return [_FORMATS_BY_OTHER_NAMES.get(name, name) if isinstance(name, str) else name for name in names]
+
+    @field_validator("formats")
+    @classmethod
+    def _some_format_is_written(cls, formats: list[ImageFormat]) -> list[ImageFormat]:
+        if set(formats) <= {"HEIC", "TIFF"}:
+            raise ValueError(
+                f"must have one of JPEG, PNG, WEBP, GIF, BMP or AVIF, in which the server checks itself, found "
+                f"{formats}; for the usual ones as well write [JPEG, PNG, WEBP, GIF, BMP, {', '.join(formats)}]"
+            )
+        return formats
 
     @model_validator(mode="after")
     def _queue_limits(self) -> Serving:
@@ -523,9 +666,9 @@ class Recipe(_Section):
         names = [head.name for head in self.heads]
         if len(set(names)) != len(names):
             raise ValueError(f"head names must be unique, found {names}")
-        reserved = [name for name in names if re.search(r"_(decision|revision|head)$", name)]
+        reserved = [name for name in names if re.search(r"_(decision|deviation|revision|head)$", name)]
         if reserved:
-            raise ValueError(f"head names may not end in _decision, _revision or _head, found {reserved}")
+            raise ValueError(f"head names may not end in _decision, _deviation, _revision or _head, found {reserved}")
         return self
 
     @model_validator(mode="after")

@@ -42,6 +42,7 @@ _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
+    refuse_equal_ports(arguments)
     for number in _STOPPING:
         signal.signal(number, _raise_stop)
     try:
@@ -108,12 +109,26 @@ def keep_serving(server: EmbeddedServer, arguments: argparse.Namespace) -> NoRet
     raise ServingError(f"tritonserver ended {ending(status)}; end of its log:\n{server.log_tail()}")
 
 
+def refuse_equal_ports(arguments: argparse.Namespace) -> None:
+    """Refuse one port for two protocols, before Triton prints all its options.
+
+    Raises:
+        ServingError: names the port.
+    """
+    ports = [arguments.http_port, arguments.grpc_port, arguments.metrics_port]
+    for port in ports:
+        if port and ports.count(port) > 1:
+            raise ServingError(f"port {port} is given twice: HTTP, gRPC and metrics want one each")
+
+
 def refuse_unbuilt(repository: Path, recipe_name: str) -> None:
-    """Refuse a repository whose models have no files yet, before Triton says so at length.
+    """Refuse a repository that is not there, or whose models have no files yet, before Triton says so at length.
 
     Raises:
         ServingError: names the models, and the command that builds them.
     """
+    if not repository.is_dir():
+        raise ServingError(f"{repository}: no model repository; build it with: make engines RECIPE={recipe_name}")
     configs = repository.glob("*/config.pbtxt")
     unbuilt = sorted(
         config.parent.name

@@ -22,6 +22,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
+from tritonclient.utils import InferenceServerException
+
 from common.manifest import sha256_of
 from common.paths import ROOT
 from common.photos import sample_photos
@@ -36,6 +38,7 @@ LIBRARIES = {"libb64.so.0d": "libb64-*.so*", "libcudart.so.12": "libcudart-*.so*
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".avif"}
 MOST_PICTURES, MOST_BYTES = 100, 128 * 2**20  # perf_analyzer holds all of them in memory, as base64
 LONGEST_WINDOW_MS = 60_000
+_ANSWERS_WITHIN_S = 10.0
 TOO_SHORT = ("No valid requests recorded", "failed to find the requested model version")
 """Messages of perf_analyzer for a window without a whole request; in the second case the server counted none."""
 
@@ -89,6 +92,22 @@ def link_libraries(wheel_libraries: Path, folder: Path) -> None:
         if not files:
             raise ServingError(f"no {pattern} in {wheel_libraries}; install the server again: make triton")
         (folder / name).symlink_to(files[0])
+
+
+def check_serves(url: str, recipe: str) -> None:
+    """Ask for a server that is ready, before anything is measured.
+
+    Raises:
+        ServingError: there is none; the message says how one is started.
+    """
+    with no_proxy.grpc_client(url) as client:
+        try:
+            if client.is_server_ready(client_timeout=_ANSWERS_WITHIN_S):
+                return
+            problem = "is not ready: it is still loading its models, or one failed to load"
+        except InferenceServerException as error:
+            problem = f"does not answer ({error.message().splitlines()[0]})"
+    raise ServingError(f"the server at {url} {problem}; start one in another shell: make serve RECIPE={recipe}")
 
 
 def measure(
@@ -205,6 +224,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.check:
         print(json.dumps(conditions(photos)))
         return
+    check_serves(arguments.url, arguments.recipe)
     rows = _measure(arguments, photos)
     kind = "photographs" if arguments.images is None else "pictures"
     print(f"image_score of {recipe.name}, {len(photos)} {kind}, gRPC, one image per request")

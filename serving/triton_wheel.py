@@ -11,6 +11,7 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+from common.model_config import read_config
 from common.paths import ROOT
 from recipes.errors import ExpectedError
 
@@ -73,6 +74,17 @@ def find_wheel() -> TritonWheel:
     if len(numpy) != 1 or not numpy[0].startswith("1."):
         raise ServingError(f"{environment} has numpy {numpy or 'missing'}, the server's Python backend needs numpy 1.x")
     return wheel
+
+
+def check_decoders(wheel: TritonWheel, repository: Path) -> None:
+    """Raise ServingError if the repository takes HEIC, whose decoder the server's environment does not have."""
+    path = repository / "preprocess" / "config.pbtxt"
+    formats = read_config(path).parameters["formats"].string_value.split(",") if path.is_file() else []
+    if "HEIC" in formats and not (wheel.site_packages / "pillow_heif").is_dir():
+        raise ServingError(
+            f"{repository} takes HEIC (serving.formats), and {wheel.environment} has no pillow-heif; install it with: "
+            f"make heic (or: .venv/bin/uv pip install --python {wheel.environment}/bin/python -r requirements/heic.txt)"
+        )
 
 
 def lay_out_backends(wheel: TritonWheel, folder: Path) -> None:

@@ -24,7 +24,7 @@ from serving.no_proxy import grpc_client
 from serving.probe import Finding, probe
 from serving.processes import shared_regions
 from serving.proof import proof_to_serve, prove
-from serving.triton_wheel import ServingError, TritonWheel, find_wheel, lay_out_backends
+from serving.triton_wheel import ServingError, TritonWheel, check_decoders, find_wheel, lay_out_backends
 from serving.tritonserver_options import Control, control_options, tracing_options
 
 HOST = "127.0.0.1"
@@ -212,6 +212,7 @@ class EmbeddedServer:
         wheel = find_wheel()
         if not (self.repository / "image_score" / "config.pbtxt").is_file():
             raise ServingError(f"{self.repository}: no model repository; build it with: make engines")
+        check_decoders(wheel, self.repository)
         self._proof = proof_to_serve(self.repository)
         self._folder = Path(tempfile.mkdtemp(prefix="clipsieve-", dir=folder_without_spaces()))
         try:

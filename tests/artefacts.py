@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from safetensors.numpy import save_file
@@ -21,6 +20,7 @@ from common.manifest import (
     sha256_of,
     write_manifest,
 )
+from recipes.schema import Task
 
 
 def write_head(
@@ -32,16 +32,17 @@ def write_head(
     hidden: int = 16,
     seed: int = 0,
     thresholds: tuple[float, ...] = (0.5,),
-    task: Literal["binary", "multiclass", "multilabel", "regression"] = "binary",
+    task: Task = "binary",
     notice: str | None = None,
+    deviation: bool = False,
 ) -> HeadManifest:
     """Write head.safetensors and head.json of a two-layer head with random weights."""
     rng = np.random.default_rng(seed)
     weights = {
         "0.weight": rng.standard_normal((hidden, encoder.embed_dim)).astype(np.float32),
         "0.bias": rng.standard_normal(hidden).astype(np.float32),
-        "1.weight": rng.standard_normal((1, hidden)).astype(np.float32),
-        "1.bias": np.zeros(1, np.float32),
+        "1.weight": rng.standard_normal((1 + deviation, hidden)).astype(np.float32),
+        "1.bias": np.zeros(1 + deviation, np.float32),
     }
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "head.safetensors")
@@ -54,8 +55,9 @@ def write_head(
         labels=class_names[1:] if task == "binary" else class_names,
         class_names=class_names,
         layers=[Linear(weight="0.weight", bias="0.bias"), Relu(), Linear(weight="1.weight", bias="1.bias")],
-        activation="sigmoid",
+        activation="none" if deviation else "sigmoid",
         calibrated=False,
+        deviation=deviation,
         thresholds=[[Threshold(value=value, operating_point="fixed") for value in thresholds]],
         weights_sha256=sha256_of(folder / "head.safetensors"),
         metrics=head_metrics({}),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,6 +106,17 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
     program_or_skip("chromium")
     with browser(tmp_path_factory.mktemp("chromium") / "profile") as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """Files with a self-signed certificate for localhost and its key."""
+    folder = tmp_path_factory.mktemp("tls")
+    names = str(folder / "certificate.pem"), str(folder / "key.pem")
+    command = [program_or_skip("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2"]
+    command += ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"]
+    subprocess.run([*command, "-out", names[0], "-keyout", names[1]], check=True, capture_output=True)
+    return names
 
 
 @pytest.fixture

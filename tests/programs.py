@@ -14,6 +14,9 @@ PACKAGES = {
     "promtool": "prometheus",
     "prometheus": "prometheus",
     "prometheus-blackbox-exporter": "prometheus-blackbox-exporter",
+    "caddy": "caddy",
+    "nginx": "nginx",
+    "openssl": "openssl",
 }
 """Debian's package of each program."""
 _REASON = re.compile(r"no (\S+) on PATH, which Debian has in the package (\S+)$")

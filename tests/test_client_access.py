@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
 import ssl
-import subprocess
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -17,6 +15,8 @@ from typer.testing import CliRunner
 
 from clipsieve import AccessDenied, Client, Retry, ServerUnavailable
 from clipsieve.cli.main import app
+from clipsieve.grpc_transport import _GRPC_ROOTS, _trusted_certificates
+from clipsieve.transport import Endpoint
 from tests.fakes import FakeModel, _GrpcService, _HttpHandler, _HttpServer, fake_score, running
 from tests.waiting import PATIENCE_S
 
@@ -107,19 +107,6 @@ def test_wrong_token_ends_the_run_instead_of_failing_each_image(protocol, tmp_pa
         assert CliRunner(env={"CLIPSIEVE_TOKEN": TOKEN}).invoke(app, arguments).exit_code == 3
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory) -> tuple[str, str]:
-    """Files with a self-signed certificate for localhost and its key."""
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    folder = tmp_path_factory.mktemp("tls")
-    names = str(folder / "certificate.pem"), str(folder / "key.pem")
-    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
-    command += ["-addext", "subjectAltName=DNS:localhost", "-out", names[0], "-keyout", names[1]]
-    subprocess.run(command, check=True, capture_output=True)
-    return names
-
-
 @contextmanager
 def _tls_server(protocol: str, certificate: tuple[str, str]) -> Iterator[str]:
     if protocol == "http":
@@ -143,6 +130,24 @@ def test_tls(protocol, scheme, certificate):
             pytest.raises(ServerUnavailable),  # its certificate is nobody's
         ):
             client.score([b"one"])
+
+
+@pytest.mark.parametrize("scheme", ["grpcs", "https"])
+def test_certificates_of_the_environment_are_trusted_by_both(scheme, certificate, monkeypatch):
+    protocol = "grpc" if scheme == "grpcs" else "http"
+    monkeypatch.setenv("SSL_CERT_FILE", certificate[0])
+    monkeypatch.delenv(_GRPC_ROOTS, raising=False)
+    with _tls_server(protocol, certificate) as address, Client(f"{scheme}://{address}", token=TOKEN) as client:
+        assert client.score([b"one"])[0].ok
+
+
+def test_grpc_has_a_variable_of_its_own_too(certificate, monkeypatch):
+    monkeypatch.setenv("SSL_CERT_FILE", certificate[0])
+    monkeypatch.setenv(_GRPC_ROOTS, certificate[1])
+    assert _trusted_certificates(Endpoint("grpc", "localhost:1", tls=True)) is None
+    monkeypatch.delenv(_GRPC_ROOTS)
+    with open(certificate[0], "rb") as file:
+        assert _trusted_certificates(Endpoint("grpc", "localhost:1", tls=True)) == file.read()
 
 
 ONCE = Retry(attempts=1)

@@ -41,6 +41,22 @@ def _row(columns: Columns, *scores: HeadScore) -> dict:
     return dict(zip(columns.names, columns.row("a.jpg", Score("a.jpg", heads)), strict=True))
 
 
+def test_a_deviation_is_a_column_beside_its_score():
+    ranking = Head("taste", ("taste",), ("taste",), task="ranking", thresholds=(ONE,), gives_deviation=True)
+    columns = Columns((ranking,))
+    score = HeadScore(np.array([5.25], np.float32), np.array([1], np.int32), None, "taste-00", deviation=0.5)
+    assert _row(columns, score) == {
+        "image_path": "a.jpg",
+        "taste_score": 5.25,
+        "taste_deviation": 0.5,
+        "taste_decision": "block",
+        "error": None,
+        "model_version": "taste-00",
+    }
+    assert columns.score_names == ["taste_score"]
+    assert columns.schema().field("taste_deviation").type == "float"
+
+
 def test_every_kind_of_head_in_one_table():
     columns = Columns((BINARY, TASTE, STYLE, TAGS))
     row = _row(

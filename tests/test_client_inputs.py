@@ -90,6 +90,7 @@ def test_folder_that_cannot_be_listed_becomes_a_path_of_its_own(tmp_path, monkey
     [
         (b"a.jpg\nb c.jpg\n", ["a.jpg", "b c.jpg"]),
         (b"a.jpg\r\nb.jpg", ["a.jpg", "b.jpg"]),
+        (b"\xef\xbb\xbfa.jpg\r\nb.jpg", ["a.jpg", "b.jpg"]),
         (b"a\nb.jpg\0c.jpg\0", ["a\nb.jpg", "c.jpg"]),
         (b"\xff.jpg\n", ["\udcff.jpg"]),
         (b"\n\n", []),

@@ -125,6 +125,19 @@ def test_remote_folders_and_patterns(memory):
         below("*/*.gif")
 
 
+@pytest.mark.parametrize("place", ["disk", "memory"])
+def test_what_folders_hold_besides_is_counted(place, memory, tmp_path):
+    base = str(tmp_path / "in") if place == "disk" else memory
+    for name in ("a.jpg", "b.heic", "c.heic", "._a.jpg", "d.txt"):
+        Path(base).mkdir(exist_ok=True) if place == "disk" else None
+        _put(f"{base}/{name}", b"any")
+    plan = _plan(f"{tmp_path}/out", base)
+    assert dict(plan.passed_over) == {".heic": 2, "file of macOS (._*, .DS_Store, __MACOSX)": 1, ".txt": 1}
+    assert dict(_plan(f"{tmp_path}/out", base).passed_over) == dict(plan.passed_over)
+    with pytest.raises(InputRefused, match=r"nothing to do: .* \(passed over: "):
+        planned(str(tmp_path / "other"), Inputs((base,), "*.xyz"), 4, {}, False)
+
+
 def test_scheme_nobody_knows_is_refused(tmp_path):
     with pytest.raises(InputRefused, match="cannot be reached"):
         _plan(tmp_path / "out", "nosuch://bucket/a")

@@ -13,7 +13,8 @@ import pytest
 from waiting import PATIENCE_S
 
 from clipsieve import AsyncClient, Client, ImageRejected, InferenceFailed, Retry, ServerUnavailable, UnknownHead
-from clipsieve.transport import parse_url
+from clipsieve.grpc_transport import _message, service_pb2
+from clipsieve.transport import Request, image_tensor, parse_url
 from tests.fakes import EMBED_DIM, REVISION, SERVE, Failure, FakeModel, demo_parameters, fake_embedding, fake_score
 
 FAST = Retry(initial_backoff_s=0.01, max_backoff_s=0.05)
@@ -431,3 +432,13 @@ def test_token_is_not_shown():
     with Client(token="secret", headers={"x-key": "hidden"}) as client:
         assert "secret" not in repr(client)
         assert "hidden" not in repr(client)
+
+
+@pytest.mark.parametrize("sizes", [(0,), (123,), (124,), (16_379, 3), (16_380,), (70_000,), (3_000_000, 0)])
+def test_a_request_over_grpc_is_the_message_that_protobuf_reads(sizes):
+    request = Request("image_score", image_tensor(*(b"a" * size for size in sizes)), ["demo"], id="probe")
+    message = service_pb2.ModelInferRequest.FromString(_message(request))
+    assert (message.model_name, message.id, message.outputs[0].name) == ("image_score", "probe", "demo")
+    assert list(message.inputs[0].shape) == [len(sizes), 1]
+    assert list(message.raw_input_contents) == [request.tensor.data]
+    assert request.tensor.size == sum(sizes) + 4 * len(sizes)

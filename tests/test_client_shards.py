@@ -131,6 +131,13 @@ def test_a_bad_sample_is_an_error_between_good_ones(tmp_path: Path, files: list,
     assert _read(shard, max_image_bytes=10) == (expected, None)
 
 
+@pytest.mark.parametrize("members", [["a.tif", "a.jpg"], ["a.jpg", "a.tif"], ["a.json", "a.heic"]])
+def test_heic_and_tiff_are_images_of_samples_without_another(tmp_path: Path, members: list[str]) -> None:
+    shard = _shard(tmp_path / "a.tar", [(name, name.encode()) for name in members])
+    image = "a.jpg" if "a.jpg" in members else "a.heic"
+    assert _read(shard) == ([("a", image.encode(), image[2:])], None)
+
+
 def test_every_image_behind_a_second_dot_is_named(tmp_path: Path) -> None:
     names = [f"IMG_2023.01.{day:02}.jpg" for day in range(1, 9)]
     (sample,) = iter_samples(_shard(tmp_path / "a.tar", [(name, b"1") for name in names]))

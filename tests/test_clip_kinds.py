@@ -18,6 +18,7 @@ from recipes.schema import Serving
 served_module()
 kind_of = import_served("clip_kinds").kind_of
 CONVERT = "convert it to JPEG or PNG"
+TAKE = f"{CONVERT}, or add {{}} to serving.formats of the server's recipe and build it again"
 PREPROCESSING = Preprocessing(
     image_size=32,
     mean=(0.5, 0.5, 0.5),
@@ -36,9 +37,9 @@ def _zip() -> bytes:
 
 
 KINDS = {
-    b"\0\0\0\x24ftypheic\0\0\0\0mif1heic": f"a HEIC picture; {CONVERT}",
-    encoded(noise(8, 8), "TIFF"): f"a TIFF picture; {CONVERT}",
-    encoded(noise(8, 8), "AVIF"): f"an AVIF picture; {CONVERT}",
+    b"\0\0\0\x24ftypheic\0\0\0\0mif1heic": f"a HEIC picture; {TAKE.format('HEIC')}",
+    encoded(noise(8, 8), "TIFF"): f"a TIFF picture; {TAKE.format('TIFF')}",
+    encoded(noise(8, 8), "AVIF"): f"an AVIF picture; {TAKE.format('AVIF')}",
     b"\xff\x0a\x00": f"a JPEG XL picture; {CONVERT}",
     b"8BPS\0\x01": f"a PSD picture; {CONVERT}",
     b"%PDF-1.7\n": f"a PDF; {CONVERT}, page by page",

@@ -90,7 +90,8 @@ def test_dockerfile_habits():
 
 def test_what_the_image_adds_is_pinned_as_everywhere():
     (install,) = (line for line in stage("serve") if "pip install" in line)
-    assert install.endswith("pip install --constraint /opt/clipsieve/requirements/dev.txt pillow pydantic pyyaml")
+    pinned = "--constraint dev.txt --constraint heic.txt pillow pydantic pyyaml ${EXTRA_PACKAGES}"
+    assert install.endswith(f"cd /opt/clipsieve/requirements && python3 -m pip install {pinned}")
 
 
 @pytest.mark.parametrize("name", ["triton", "triton-cpu"])
@@ -119,6 +120,20 @@ def test_the_gateway_is_shut_in_and_wants_tokens():
     assert not settings.open
 
 
+@pytest.mark.parametrize("name", ["nginx", "caddy"])
+def test_what_the_world_reaches_is_shut_in(name):
+    service = COMPOSE["services"][name]
+    assert (service["profiles"], service["read_only"], service["cap_drop"]) == ([name], True, ["ALL"])
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["ports"] == ["${TLS_PORT:-443}:443"]
+    binds = [volume for volume in service["volumes"] if volume["type"] == "bind"]
+    assert all(volume["read_only"] for volume in binds)
+    text = (CONTAINER / binds[0]["source"]).read_text()
+    places = set(re.findall(r"\b(triton:\d+|gateway:\d+)", text))
+    assert places == {"triton:8000", "triton:8001", "gateway:8080"}
+    assert set(service.get("environment", {})) <= set(re.findall(r"\{\$(\w+):", text))
+
+
 @pytest.mark.parametrize("name", ["prometheus", "blackbox", "grafana"])
 def test_what_watches_is_shut_in_too(name):
     service = COMPOSE["services"][name]
@@ -131,7 +146,7 @@ def test_what_watches_is_shut_in_too(name):
     assert all(volume["read_only"] for volume in service["volumes"] if volume["type"] == "bind")
 
 
-@pytest.mark.parametrize("name", ["prometheus", "blackbox", "grafana"])
+@pytest.mark.parametrize("name", ["nginx", "caddy", "prometheus", "blackbox", "grafana"])
 def test_images_of_others_have_versions(name):
     assert re.fullmatch(r"\$\{[A-Z]+_IMAGE:-[a-z/-]+:v?\d+\.\d+\.\d+\}", COMPOSE["services"][name]["image"])
 
@@ -200,7 +215,7 @@ def test_the_engines_command_is_make_engines_with_the_images_environment():
     words = command.removeprefix("exec ").split()
     command = [*words, "--dry-run", "--no-print-directory"]  # under `make test` this make is an inner one
     shown = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    lines = shown.splitlines()
+    lines = shown.replace("\\\n\t", "").splitlines()
     assert all(line.startswith("/opt/clipsieve/venv/bin/python -m ") for line in lines), shown
     assert any("build.engine" in line for line in lines)
 

@@ -21,7 +21,7 @@ from waiting import PATIENCE_S, until
 from clipsieve import Client
 from common.paths import ROOT
 from serving import tritonserver
-from serving.embedded import refuse_unbuilt
+from serving.embedded import main, refuse_unbuilt
 from serving.tritonserver import folder_without_spaces, free_ports, shared_bytes_of_process
 
 
@@ -114,3 +114,10 @@ def test_a_repository_that_is_not_built_names_the_command(repository, tmp_path):
     ) as refused:
         refuse_unbuilt(checked_in, "nsfw-vit-l-14")
     assert str(refused.value).endswith("build with: make engines RECIPE=nsfw-vit-l-14")
+    with pytest.raises(tritonserver.ServingError, match=r"no model repository; build it with: make engines RECIPE=x$"):
+        refuse_unbuilt(tmp_path / "none", "x")
+
+
+def test_a_port_that_is_given_twice_is_named():
+    with pytest.raises(tritonserver.ServingError, match="port 9000 is given twice"):
+        main(["--recipe", "demo", "--http-port", "9000", "--grpc-port", "9000"])

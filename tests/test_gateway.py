@@ -217,10 +217,10 @@ def _make_token(name: str, file: Path) -> str:
     return subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.strip()
 
 
-@pytest.mark.parametrize("path", ["/score", "/invocations", "/heads", "/metrics"])
+@pytest.mark.parametrize("path", ["/score", "/invocations", "/heads", "/token", "/metrics"])
 def test_without_a_token_nobody_is_answered(guarded, path):
     gateway, _, secret = guarded
-    body = None if path in ("/heads", "/metrics") else PICTURE
+    body = None if path in ("/heads", "/token", "/metrics") else PICTURE
     for authorization in (
         "",
         "Bearer",
@@ -237,6 +237,7 @@ def test_without_a_token_nobody_is_answered(guarded, path):
 def test_with_a_token_one_is(guarded):
     gateway, file, secret = guarded
     assert gateway.send("/score", PICTURE, "image/jpeg", authorization=f"Bearer {secret}").status == 200
+    assert gateway.send("/token", authorization=f"Bearer {secret}").json == {"name": "alice"}
     assert "proof" in gateway.send("/health", authorization=f"bearer {secret}").json["message"]
     assert list(gateway.send("/health").json) == ["status"]  # addresses and processors are not for everybody
     assert gateway.send("/").status == gateway.send("/docs").status == 200

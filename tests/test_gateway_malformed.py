@@ -10,11 +10,15 @@ import time
 
 import pytest
 from gateways import BOUNDARY, HOST, form, part, read_all, running_gateway
+from hypothesis import HealthCheck, Phase, given, settings
 from pictures import jpeg
+from waiting import PATIENCE_S
 
 from clipsieve import Client
 from serving.gateway.problems import KINDS
-from trials.malformed.wire import Case, send_http
+from trials.malformed import gateway_requests
+from trials.malformed.gateway import gateway_answer, send_gateway
+from trials.malformed.wire import Case, problem, send_http
 
 PICTURE = jpeg(seed=1)
 TEXT = base64.b64encode(PICTURE).decode()
@@ -341,3 +345,57 @@ def test_what_ends_the_embedded_server_ends_here(gateway, server):
     answer = send_http(f"{HOST}:{gateway.port}", Case("nested", _head(b"", "Content-Length: 0") + b"[" * 1000))
     assert answer.outcome == "refused"
     assert server.poll() is None
+
+
+# ---- generated ----
+
+
+@pytest.fixture(scope="module")
+def honest_score(server):
+    with Client(server.grpc_url) as client:
+        return float(client.score([gateway_requests.PICTURE])[0].scores[0])
+
+
+@pytest.mark.parametrize("kind", gateway_requests.KINDS)
+def test_generated_requests_are_scored_as_meant_or_refused(gateway, honest_score, kind):
+    @settings(
+        max_examples=10, derandomize=True, database=None, deadline=None, phases=[Phase.generate],
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )  # fmt: skip
+    @given(gateway_requests.KINDS[kind])
+    def check(case: Case) -> None:
+        answer = send_gateway(f"{HOST}:{gateway.port}", case, timeout_s=PATIENCE_S)
+        assert problem(case, answer, honest_score) is None, case.data[:1000]
+
+    check()
+
+
+def _received(status: str, body: bytes, media_type: str = "application/problem+json") -> bytes:
+    head = f"HTTP/1.1 {status}\r\ncontent-type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+    return head.encode() + body
+
+
+REFUSED = _received("400 Bad Request", b'{"code": "EMPTY", "status": 400}')
+SCORED = _received("200 OK", b'{"heads": {"demo": {"score": 0.5}}}', "application/json")
+
+
+@pytest.mark.parametrize(
+    ("received", "outcome"),
+    [
+        (REFUSED, "refused"),
+        (SCORED, "scored"),
+        (SCORED + REFUSED, "scored"),
+        (b"HTTP/1.1 100 \r\n\r\n" + SCORED, "scored"),
+        (_received("400 Bad Request", b'{"code": "NOT_AN_IMAGE", "status": 400}'), "undocumented"),
+        (_received("400 Bad Request", b'{"code": "NEW", "status": 400}'), "undocumented"),
+        (_received("400 Bad Request", b"oops"), "undocumented"),
+        (_received("400 Bad Request", b"oops", "text/plain"), "undocumented"),
+        (_received("200 OK", b'[{"error": {"code": "NEW"}}]', "application/json"), "undocumented"),
+        (REFUSED + SCORED, "undocumented"),
+        (b"\x15\x03\x03", "undocumented"),
+    ],
+)
+def test_answers_as_the_trial_reads_them(received, outcome):
+    answer = gateway_answer(received)
+    assert answer.outcome == outcome
+    assert (problem(Case("", b"", tolerated=True), answer, 0.5) is None) == (outcome != "undocumented")

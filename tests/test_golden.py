@@ -70,7 +70,7 @@ def demo_head() -> HeadManifest:
     realised = Realised(recall=Figure(value=0.75, interval_95=[0.5, 1.0]))
     return HeadManifest(
         name="demo",
-        recipe=load_recipe("demo").head(None).model_dump(mode="json"),
+        recipe=load_recipe("demo").head(None).settings(),
         made_by="demo",
         notice="a notice",
         licence="MIT",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -19,7 +20,7 @@ from common.paths import ARTIFACTS
 from recipes.errors import run_step
 from recipes.schema import Head
 from training.errors import StepError
-from training.import_head import Options, import_head, main
+from training.import_head import Options, import_head, main, missing_files
 from training.published import PUBLISHED
 from training.published_torch import expected_shapes
 
@@ -271,3 +272,18 @@ def test_without_a_network_the_file_to_fetch_is_named(tmp_path, monkeypatch):
     with pytest.raises(StepError, match=expected):
         import_head(head, None, tmp_path / "out", QUICK)
     assert not (tmp_path / "out").exists()
+
+
+def test_all_files_that_are_nowhere_are_named_at_once(tmp_path, monkeypatch):
+    names = ("laion-nsfw-l14", "laion-aesthetic-v2")
+    heads = [recipe_head(name) for name in names]
+    folders = [tmp_path / "a", tmp_path / "b"]
+    for name in names:
+        monkeypatch.setitem(PUBLISHED, name, replace(PUBLISHED[name], url=f"http://127.0.0.1:9/{name}"))
+    texts = missing_files(heads, folders)
+    assert [text.partition(":")[0] for text in texts] == list(names)
+    assert all("Connection refused" in text and "published.file" in text for text in texts)
+    there = recipe_head("laion-nsfw-l14", published={"file": tmp_path / "x.zip"})
+    assert f"{tmp_path / 'x.zip'}: no such file" in missing_files([there], [tmp_path])[0]
+    (tmp_path / "x.zip").touch()
+    assert missing_files([there], [tmp_path]) == []

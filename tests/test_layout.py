@@ -26,24 +26,8 @@ MAY_IMPORT = {
     "trials": {"benchmarks", "build", "clipsieve", "common", "recipes", "serving", "training", "trials"},
     "model_repository": set(),
 }
-TEXT = {
-    ".c",
-    ".py",
-    ".typed",
-    ".md",
-    ".txt",
-    ".toml",
-    ".yaml",
-    ".yml",
-    ".pbtxt",
-    ".json",
-    ".html",
-    ".css",
-    ".js",
-    ".svg",
-    ".sh",
-    "",
-}
+TEXT = {".c", ".py", ".typed", ".md", ".txt", ".html", ".css", ".js", ".svg", ".sh", ""}
+TEXT |= {".conf", ".json", ".pbtxt", ".toml", ".yaml", ".yml"}
 
 
 def tracked_files() -> list[Path]:

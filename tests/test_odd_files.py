@@ -196,7 +196,7 @@ def test_every_step_takes_a_folder_and_files_whose_names_are_not_utf8(artifacts,
     assert run(audit.main, *where, "--out", place / "audit.csv") == 0
     (place / "fix.csv").write_text("key,label\nround/na\\udcefve.png,angular\n")
     assert run(relabel.main, *where, place / "fix.csv") == 0
-    assert "1 of 1 pictures have another label now" in said(capfd)
+    assert "1 of 1 known pictures have another label now" in said(capfd)
 
 
 def said(capfd) -> str:
@@ -339,10 +339,8 @@ def test_pictures_that_the_server_does_not_decode_are_named_as_what_they_are(art
         (data / "round" / name).write_bytes(content)
     assert run(embed.main, "--recipe", recipe, "--data", data) == 0
     text = said(capfd)
-    assert (
-        "2 HEIC pictures passed over: convert to JPEG or PNG, here and before pictures are sent to the server" in text
-    )
-    assert "1 TIFF picture passed over: convert to JPEG or PNG" in text
+    assert "2 HEIC pictures passed over: add HEIC to serving.formats of the recipe" in text
+    assert "1 TIFF picture passed over: add TIFF to serving.formats of the recipe" in text
     assert "1 AVIF picture passed over: add AVIF to serving.formats of the recipe" in text
     assert "2 HEIC_NOT_SERVED" in text
     codes = {Path(row["path"]).name: row["code"] for row in errors()}

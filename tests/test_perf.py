@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import socket
 import struct
 
 import pytest
@@ -105,7 +106,12 @@ def test_what_fails_is_a_row_when_the_rest_is_wanted(tmp_path, capsys):
     assert capsys.readouterr().out.count("failed: ") == 2
 
 
-def test_no_server_is_a_message_not_a_traceback(capsys):
-    arguments = ["--recipe", "demo", "--url", "127.0.0.1:1", "--concurrency", "1"]
-    assert run_step("serving.perf", lambda: main(arguments)) == 1
-    assert "perf_analyzer failed at concurrency 1" in capsys.readouterr().err
+def test_without_a_server_the_command_that_starts_one_is_named(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"127.0.0.1:{taken.getsockname()[1]}"
+        assert run_step("serving.perf", lambda: main(["--recipe", "demo", "--url", url])) == 1
+    err = capsys.readouterr().err
+    assert f"the server at {url} does not answer" in err
+    assert "make serve RECIPE=demo" in err
+    assert err.count("\n") == 1

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import struct
 import time
 from typing import cast
 
@@ -177,6 +178,53 @@ def test_sixteen_bit_grey_is_scaled_not_clipped():
     assert np.array_equal(transform_for()(data), open_clip_pixels(eight_bit))
 
 
+PALETTES = {
+    "with white": [(200, 60, 30), (255, 255, 255), (30, 90, 200)],
+    "with room": [(200, 60, 30), (30, 90, 200), (1, 2, 3)],
+    "with a color that the frame lacks": [(200, 60, 30), (30, 90, 200), *((x, 0, 7) for x in range(254))],
+    "of greys": [(x, x, x) for x in range(256)],
+}
+
+
+@pytest.mark.parametrize("what", PALETTES)
+def test_a_first_frame_that_covers_part_of_its_screen_is_on_white(what):
+    colors = PALETTES[what]
+    frame = np.asarray(noise(50, 40, "L")).astype(int) // 86
+    data = gif_of_part(frame, colors, screen=(100, 80), place=(30, 20))
+    expected = np.full((80, 100, 3), 255, np.uint8)
+    expected[20:60, 30:80] = np.array(colors, np.uint8)[frame]
+    image = (
+        Image.fromarray(expected[..., 0])
+        if what == "of greys"
+        else Image.fromarray(expected).quantize(8, dither=Image.Dither.NONE)
+    )
+    assert np.array_equal(np.asarray(image.convert("RGB")), expected)  # a palette too, so that both are resized alike
+    assert np.array_equal(transform_for()(data), transform_for()(encoded(image, "PNG")))
+
+
+def test_a_first_frame_of_all_256_colors_is_on_white():
+    colors = [(x, 255 - x, 7) for x in range(256)]
+    frame = np.arange(256).reshape(16, 16)
+    data = gif_of_part(frame, colors, screen=(32, 32), place=(8, 8))
+    expected = np.full((32, 32, 3), 255, np.uint8)
+    expected[8:24, 8:24] = np.array(colors, np.uint8)[frame]
+    assert np.array_equal(transform_for()(data), open_clip_pixels(Image.fromarray(expected)))
+
+
+def gif_of_part(
+    frame: np.ndarray, colors: list[tuple[int, int, int]], screen: tuple[int, int], place: tuple[int, int]
+) -> bytes:
+    """A GIF whose only frame, (H, W) indices of `colors`, lies at `place` on a larger screen, without transparency."""
+    image = Image.fromarray(frame.astype(np.uint8), "P")
+    image.putpalette([channel for color in colors for channel in color])
+    height, width = frame.shape
+    whole = encoded(image, "GIF", optimize=False)
+    at = whole.index(b"," + bytes(4) + struct.pack("<HH", width, height))
+    flags, palette = whole[10], whole[13 : 13 + 3 * 2 ** ((whole[10] & 7) + 1)]
+    head = whole[:6] + struct.pack("<HH", *screen) + bytes([flags, 0, 0]) + palette
+    return head + b"," + struct.pack("<HHHH", *place, width, height) + whole[at + 9 :]
+
+
 @pytest.mark.parametrize("format", ["GIF", "WEBP", "PNG"])
 def test_first_frame_of_an_animation_is_scored(format):
     frames = [noise(100, 80, seed=seed) for seed in range(3)]
@@ -215,6 +263,35 @@ def test_first_frame_of_an_animation_is_scored(format):
 )
 def test_refusals_have_stable_codes(data, code):
     assert code_of(transform_for(224), data) == code
+
+
+@pytest.mark.parametrize("cut", [30, 60, 0.5, -13, -5, -1])
+@pytest.mark.parametrize("name", ["grey.jpg", "progressive.jpg", "grey.png", "photo.webp", "palette.gif", "photo.bmp"])
+def test_a_file_that_ends_early_is_said_to(name, cut):
+    data = ORDINARY[name]
+    short = data[: int(len(data) * cut) if cut == 0.5 else cut]
+    if cut == -1 and name in ("palette.gif", "photo.bmp"):  # every pixel is there
+        assert np.array_equal(transform_for()(short), transform_for()(data))
+        return
+    with pytest.raises(ImageError, match=rf"^DECODE_FAILED: truncated: {len(short)} "):
+        transform_for()(short)
+
+
+def test_what_is_missing_of_a_png_is_named():
+    data = ORDINARY["grey.png"]
+    with pytest.raises(ImageError, match=f"truncated: {len(data) - 12} bytes without the chunk IEND"):
+        transform_for()(data[:-12])
+    with pytest.raises(
+        ImageError, match=f"{len(data) - 20} bytes, of which a chunk IDAT alone would reach {len(data) - 12}"
+    ):
+        transform_for()(data[:-20])
+
+
+def test_a_file_that_is_whole_is_not_said_to_end_early():
+    data = bytearray(ORDINARY["grey.png"])
+    data[data.index(b"IDAT") + 40] ^= 1
+    with pytest.raises(ImageError, match="the checksum of chunk IDAT of a PNG is wrong"):
+        transform_for()(bytes(data))
 
 
 def test_pixel_limit_is_the_recipes():

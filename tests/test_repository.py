@@ -27,6 +27,7 @@ from common.manifest import EncoderManifest, HeadManifest, ManifestError, read_e
 from common.model_config import ConfigError, read_config
 from common.paths import DEFAULT_RECIPE, MODEL_REPOSITORY, ROOT, encoder_folder
 from common.pixels import served_transform
+from common.score_watch.steps import add_watches
 from recipes.errors import run_step
 from recipes.schema import Head, Recipe, load_recipe, parse_recipe
 
@@ -119,6 +120,34 @@ def test_every_head_gets_outputs_and_a_step(tmp_path):
     steps = ensemble.ensemble_scheduling.step
     assert [step.model_name for step in steps] == ["preprocess", "clip_encoder", "nsfw_head", "aesthetic_head"]
     assert steps[3].output_map["score"] == "aesthetic"
+
+
+def test_a_deviation_is_an_output_of_its_own(tmp_path):
+    options = {"name": "taste", "task": "ranking", "deviation": True}
+    heads = [write_head(tmp_path, encoder_manifest(), ["taste"], **options)]
+    configs = stamped(load_recipe(DEFAULT_RECIPE), encoder_manifest(), heads)
+    ensemble, head = configs["image_score"], configs["taste_head"]
+    names = ["taste", "taste_decision", "taste_revision", "taste_deviation"]
+    assert [output.name for output in ensemble.output] == names
+    assert [output.name for output in head.output] == ["score", "decision", "revision", "deviation"]
+    assert [list(output.dims) for output in head.output] == [[1]] * 4
+    assert ensemble.ensemble_scheduling.step[2].output_map["deviation"] == "taste_deviation"
+
+
+def test_a_deviation_passes_the_watch_by(demo, tmp_path):
+    options = {"name": "taste", "task": "ranking", "deviation": True}
+    heads = [write_head(tmp_path, encoder_manifest(), ["taste"], **options)]
+    data = demo.model_dump(mode="json", exclude_defaults=True) | {"name": "watched", "serving": {"watch": True}}
+    recipe = parse_recipe(data | {"heads": [{"name": "taste", "task": "ranking", "class_names": ["taste"]}]})
+    configs = stamped(recipe, encoder_manifest(), heads)
+    add_watches(configs, recipe, heads)
+    (step,) = (step for step in configs["image_score"].ensemble_scheduling.step if step.model_name == "taste_head")
+    assert dict(step.output_map) == {
+        "score": "taste_head.score",
+        "decision": "taste_head.decision",
+        "revision": "taste_head.revision",
+        "deviation": "taste_deviation",
+    }
 
 
 SPOILED_TEXTS = [

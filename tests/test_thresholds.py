@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from recipes.errors import run_step
 from recipes.schema import load_recipe
 from training import fit, thresholds
 from training.errors import StepError
+from training.sources import HeadData, Mention, Source, mentions_table, write_source
+from training.store import Embedded, Store, store_folder
 from training.thresholds import head_with
 
 CLASSES = ["angular", "round"]
@@ -169,3 +172,38 @@ def test_scores_that_are_gone_damaged_or_of_another_head(fitted: Path, capsys, d
         assert "python -m training.fit --recipe demo" in err
     finally:
         path.write_bytes(content)
+
+
+def test_a_head_of_grades_keeps_its_divider_until_numbers_take_its_place(
+    fitted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(paths, "ARTIFACTS", tmp_path)
+    monkeypatch.setenv("CLIPSIEVE_ARTIFACTS", str(tmp_path))
+    recipe = load_recipe("demo").model_dump(mode="json", exclude_defaults=True)
+    recipe |= {"name": "graded", "heads": [{"name": "taste", "task": "regression", "class_names": ["taste"]}]}
+    path = tmp_path / "graded.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    encoder = write_tiny_encoder(paths.encoder_folder(load_recipe(str(path)))).fingerprint()
+    store = DemoStore(store_folder(load_recipe(str(path))), encoder)
+    store.data = HeadData(store.folder, "graded", "taste")
+    rows = [replace(row, label=str(round(5 + float(row.embedding[0]), 3))) for row in _rows(200)]
+    _write(store, rows)
+    assert _fit(str(path)) == 0
+    folder = tmp_path / "graded" / "heads" / "taste"
+    before = read_head(folder)
+    assert [point.operating_point for point in before.thresholds[0]] == ["good"]
+    assert _change("5.5", "6.5", recipe=str(path)) == 0
+    assert _values(read_head(folder)) == [5.5, 6.5]
+    assert read_head(folder).metrics == before.metrics
+    assert _change(recipe=str(path)) == 0
+    assert read_head(folder).thresholds == before.thresholds
+    capsys.readouterr()
+    assert _change("f1", recipe=str(path)) == 1
+    assert "operating points are for classes" in capsys.readouterr().err
+
+
+def _write(store: DemoStore, rows: list[Row]) -> None:
+    new = Store(store.folder, store.encoder, None)
+    new.append([Embedded(row.sha256, row.width, row.height, row.embedding) for row in rows])
+    mentions = [Mention(row.key, row.path, row.sha256, row.label, row.split, row.group) for row in rows]
+    write_source(store.data, Source("folder /", mentions_table(mentions)))

@@ -24,8 +24,9 @@ from build.encoder import build_encoder, main, up_to_date
 from build.layers import HiddenLayers
 from build.open_clip_tower import preprocessing_of_tag
 from build.parity import embed_through_hooks
+from build.reachable import missing_weights, open_clip_tags
 from build.tower import load_tower
-from build.weights import downloaded_file
+from build.weights import downloaded_file, is_file_of_tag
 from common.manifest import Preprocessing, sha256_of
 from common.photos import verification_pictures
 from common.pixels import served_transform
@@ -297,15 +298,67 @@ def test_a_file_of_a_model_whose_tags_differ_needs_the_tag():
     assert preprocessing_of_tag(Encoder.model_validate({"model": "ViT-L-14"})) == {}  # random weights: open_clip's
 
 
-def test_a_file_is_preprocessed_as_its_tag_says(tmp_path):
-    """A small tower whose mean and std are not OpenAI's."""
+def test_a_file_is_preprocessed_as_its_tag_says_and_compared_with_it(tmp_path, capsys, monkeypatch):
+    """A small tower whose mean and std are not OpenAI's; its tag gets a sum, which it has not got."""
     model = "MobileCLIP-S1"
+    tags = open_clip.pretrained._PRETRAINED[model]
+    monkeypatch.setitem(tags, "datacompdr", tags["datacompdr"] | {"url": "https://example.org/s1-00000000.pt"})
     whole = open_clip.create_model(model)
     torch.save(whole.state_dict(), tmp_path / "weights.pt")
     encoder = Encoder.model_validate({"model": model, "pretrained": "datacompdr", "weights": tmp_path / "weights.pt"})
     tower = load_tower(encoder)
     assert (tower.preprocessing.mean, tower.preprocessing.std) == ((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     assert tower.preprocessing.id == "exact-shortest-bilinear-256"
+    assert tower.source.is_file_of_tag is False
+    assert "weights.pt is not the file of datacompdr" in capsys.readouterr().err
+
+
+def test_weights_that_are_nowhere_are_named_without_the_library(demo, tmp_path, monkeypatch):
+    """As open_clip's own table has them, which takes ten seconds to import with the library around it."""
+    assert open_clip_tags() == open_clip.pretrained._PRETRAINED
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    recipe = demo.model_copy(update={"encoder": Encoder.model_validate(OPENAI)})
+    [text] = missing_weights(recipe)
+    assert "weights of ViT-B-32-quickgelu (openai) could not be downloaded: HF_HUB_OFFLINE is set" in text
+    assert "fetch timm/vit_base_patch32_clip_224.openai on the Hugging Face hub" in text
+    snapshot = tmp_path / "models--timm--vit_base_patch32_clip_224.openai" / "snapshots" / ("a" * 40)
+    snapshot.mkdir(parents=True)
+    (snapshot.parent.parent / "refs").mkdir()
+    (snapshot.parent.parent / "refs" / "main").write_text("a" * 40)
+    (snapshot / "open_clip_model.safetensors").touch()
+    assert missing_weights(recipe) == []
+    address = {"model": "x", "weights": "http://127.0.0.1:9/x.pt", "weights_sha256": "0" * 64}
+    [text] = missing_weights(demo.model_copy(update={"encoder": Encoder.model_validate(address)}))
+    assert "127.0.0.1: Connection refused" in text
+    assert "weights: weights/x.pt" in text
+    assert missing_weights(demo) == []
+
+
+OPENAI = {"model": "ViT-B-32-quickgelu", "pretrained": "openai"}
+
+
+def test_weights_beside_a_tag_are_compared_with_its_sum(tmp_path, capsys):
+    """As far as it can be told: the same weights in another format have another sum."""
+    url = open_clip.get_pretrained_cfg(*OPENAI.values())["url"]
+    (tmp_path / "mine.pt").write_bytes(b"weights")
+    mine = Encoder.model_validate(OPENAI | {"weights": tmp_path / "mine.pt"})
+    assert is_file_of_tag(mine, tmp_path / "mine.pt", url) is False
+    warning = capsys.readouterr().err
+    assert "encoder vit-b-32-quickgelu-openai: mine.pt is not the file of openai (its sha256 begins " in warning
+    assert "that of ViT-B-32.pt 40d365715913" in warning
+    assert "leave out encoder.pretrained" in warning
+    assert is_file_of_tag(mine, tmp_path / "mine.pt", "https://example.org/b32.pt") is None
+    start = hashlib.sha256(b"weights").hexdigest()[:8]
+    assert is_file_of_tag(mine, tmp_path / "mine.pt", f"https://example.org/vit-{start}.pt") is True
+    assert not capsys.readouterr().err
+
+
+def test_another_file_by_the_name_of_the_tags_is_refused(tmp_path):
+    url = open_clip.get_pretrained_cfg(*OPENAI.values())["url"]
+    path = tmp_path / "ViT-B-32.pt"
+    path.write_bytes(b"half of it")
+    with pytest.raises(RecipeError, match=r"ViT-B-32\.pt: these are not the weights of openai, .* fetch it again"):
+        is_file_of_tag(Encoder.model_validate(OPENAI | {"weights": path}), path, url)
 
 
 # ---- the hub ----

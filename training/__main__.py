@@ -11,6 +11,7 @@ print(
   evaluate     metrics with intervals, plots and a model card of a head
   audit        labels that are likely wrong, contradictions and outliers, as a table to mark in
   relabel      corrections, and marks exported from `clipsieve report`, of known and of new pictures → embedding store
+  thresholds   other thresholds for a head that is there, in seconds: nothing is trained or imported again
   prompts      scores of a folder for texts typed now, in the terminal: the wording of a head from words
   text_head    the texts of a recipe's prompts → a head before there is a single label
   import_head  a published head, checked against what its authors published, in place of a trained one

@@ -26,11 +26,10 @@ from common.manifest import read_encoder, write_atomically
 from common.paths import encoder_folder
 from common.writing import check_writable
 from recipes.errors import run_step
-from recipes.schema import Head, load_recipe
+from recipes.schema import Head, Task, load_recipe
 from training.errors import INTERRUPTED, StepError
 from training.labels import LabelError, label_from, label_matrix
 from training.leakage import group_rows
-from training.losses import Task
 from training.neighbours import Neighbours, unit_vectors
 from training.progress import say
 from training.sources import HeadData
@@ -65,7 +64,7 @@ def labelled_rows(embeddings: Embeddings, head: Head, store: Path) -> Labelled:
         raise StepError(f"{store}: the embedding of {embeddings.path[rows[broken[0]]]} is not finite; embed it again")
     return Labelled(
         embedding=matrix,
-        label=np.array(values, np.float64 if head.task == "regression" else np.int64),
+        label=np.array(values, np.float64 if head.is_graded else np.int64),
         text=texts,
         sha256=[embeddings.sha256[row] for row in rows],
         path=[embeddings.path[row] for row in rows],
@@ -156,7 +155,7 @@ def _outliers(neighbours: Neighbours, count: int) -> list[Finding]:
 
 def _value_of(text: str, head: Head) -> int | float | list[int]:
     """A label as the store has it → its number or numbers; LabelError if the head cannot have it."""
-    if head.task == "regression":
+    if head.is_graded:
         return float(label_from(text, head) or "nan")
     if head.task == "multilabel":
         return label_matrix([text], head.class_names)[0].tolist()

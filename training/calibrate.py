@@ -183,6 +183,7 @@ def activated(logits: np.ndarray, activation: Activation) -> np.ndarray:
 
 def scores_from_logits(manifest: HeadManifest, logits: np.ndarray) -> np.ndarray:
     """Compute what the served head answers: (n, L) logits of its layers → (n, L) float64 scores."""
+    logits = logits[:, : len(manifest.labels)]  # a last column is that of the deviation
     return activated(calibrated_logits(logits, manifest.calibration, manifest.prevalence), manifest.activation)
 
 

@@ -2,6 +2,7 @@
 
 photos/safe/…, photos/nsfw/…            folders: one subfolder per class, or train/, val/ and test/ with those
 labels.csv (.json, .jsonl, .parquet)    table: a row per image, see training.tables
+choices.csv                             table: of pairs, which of two pictures is better, see training.choices
 photos/metadata.csv (.jsonl, .parquet)  table: beside its images, as the Hugging Face hub has them; or per split
 data/train-00000-of-00002.parquet, …    table: the hub's Parquet files, with the pictures inside
 shards/, 'shards/*.tar', one.tar        shards: WebDataset tars, see training.shards
@@ -18,6 +19,7 @@ from typing import Literal
 from clipsieve.paths import text_from_path
 from clipsieve.table_batches import SUFFIXES
 from recipes.schema import Head
+from training.choices import is_choices, samples_in_choices
 from training.class_folders import has_class_folders, samples_in_class_folders, subfolder_names
 from training.errors import StepError
 from training.files_below import files_below
@@ -51,7 +53,7 @@ def samples_in(data: str, head: Head, columns: Columns, form: Format | None = No
         unlabelled = [file for file, _ in files if file.name in _METADATA and not has_labels(file, head, columns)]
         if not unlabelled or not _has_classes(Path(data), head.class_names):
             return _samples_in_tables(data, files, head, columns)
-    if head.task in ("multilabel", "regression"):
+    if head.task == "multilabel" or head.is_graded:
         raise StepError(f"{data}: subfolders cannot say a {head.task} head's labels; give a table of paths and labels")
     data_set = samples_in_class_folders(Path(data), head.class_names)
     if form == "table":
@@ -141,10 +143,14 @@ def _split_in_name(file: Path, folder: Path) -> str | None:
 def _samples_in_tables(data: str, files: list[tuple[Path, str | None]], head: Head, columns: Columns) -> DataSet:
     whole = DataSet([], _identity("table", data))
     for file, split in files:
-        part = samples_in_table(file, head, columns, split)
+        if is_choices(file):
+            part = samples_in_choices(file, head, columns.image_root)
+        else:
+            part = samples_in_table(file, head, columns, split)
         whole.samples.extend(part.samples)
         whole.failures.extend(part.failures)
         whole.notes.extend(part.notes)
+        whole.choices.extend(part.choices)
     splits = [f"{file.parent.name}/{file.name}" for file, split in files if split]
     if splits:
         whole.notes.append(f"split: from the names {', '.join(splits[:4])}{' …' if len(splits) > 4 else ''}")

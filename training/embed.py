@@ -5,9 +5,9 @@
     python -m training.embed --recipe demo --data labels.csv --path-column file --label-column class
     python -m training.embed --recipe demo --data 'shards/*.tar' --dtype float16
 
---data is a folder with one subfolder per class, a table of paths and labels (CSV, JSON, JSON lines, Parquet)
-or WebDataset shards; --format names it where it is not as it looks. Embeddings that exist already are taken in by
-training.ingest.
+--data is a folder with one subfolder per class, a table of paths and labels (CSV, JSON, JSON lines, Parquet), a table
+of choices (winner, loser; see training.choices), or WebDataset shards; --format names it where it is not as it looks.
+Embeddings that exist already are taken in by training.ingest.
 
 The store follows the data: running this again embeds only what is new, so that an interrupted run is finished by
 repeating it, and files that are gone, moved or relabelled are so in the store, too; a data set that is no longer where
@@ -24,9 +24,9 @@ import hashlib
 import io
 import sys
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -218,6 +218,29 @@ def _mention(item: Decoded) -> Mention:
     return Mention(sample.key, sample.stored_path, item.sha256, sample.label, sample.split, sample.group)
 
 
+def with_choices(mentions: list[Mention], choices: Sequence[tuple[str, str]]) -> tuple[list[Mention], list[str]]:
+    """The mentions with what each was preferred to, and notes of the choices that are lost.
+
+    Args:
+        mentions: of the files that have an embedding.
+        choices: pairs of paths, the better one first.
+    """
+    content_of = {mention.path: mention.sha256 for mention in mentions}
+    beats: dict[str, list[str]] = {}
+    lost = same = 0
+    for winner, loser in choices:
+        better, worse = content_of.get(winner), content_of.get(loser)
+        if better is None or worse is None:
+            lost += 1
+        elif better == worse:
+            same += 1
+        else:
+            beats.setdefault(winner, []).append(worse)
+    notes = [f"choices: {lost} name a picture that has no embedding and are left out"] if lost else []
+    notes += [f"choices: {same} are between two files of the same picture and are left out"] if same else []
+    return [replace(mention, beats=tuple(beats.get(mention.path, ()))) for mention in mentions], notes
+
+
 def _notes_of_names(mentions: list[Mention]) -> list[str]:
     count = sum(path_from_text(mention.path) != mention.path for mention in mentions)
     return [f"names: {count} are not UTF-8; tables show each such byte as \\udc80 to \\udcff"] if count else []
@@ -298,8 +321,10 @@ def main(argv: list[str] | None = None) -> None:
         raise StepError(f"none of the {len(failures)} files could be embedded; see {errors}")
     adopt_former_files(data)
     data_set.notes.extend(_notes_of_names(summary.mentions))
+    mentions, notes = with_choices(summary.mentions, data_set.choices)
+    data_set.notes.extend(notes)
     reasons = data_set.passed_over | Counter(failure.code for failure in failures)
-    source = Source(data_set.identity, mentions_table(summary.mentions), dict(reasons), data_set.notes)
+    source = Source(data_set.identity, mentions_table(mentions), dict(reasons), data_set.notes)
     changes = write_source(data, source, arguments.keep_missing)
     print_overview(data, read_pictures(data), changes)
     print(folder)

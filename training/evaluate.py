@@ -145,6 +145,7 @@ def _metrics(manifest: HeadManifest, measured: Measured) -> dict[str, Any]:
         seed=0,
         probabilities=manifest.activation != "none",
         prevalence=manifest.prevalence.target if manifest.prevalence else None,
+        divider=manifest.training.accuracy_divider,
     )
 
 
@@ -156,7 +157,7 @@ def _slice_metrics(manifest: HeadManifest, measured: Measured) -> dict[str, Any]
 
 
 def _operating_points(manifest: HeadManifest, measured: Measured) -> dict[str, list[dict[str, Any]]]:
-    if manifest.task == "regression":
+    if manifest.is_graded:
         return {}
     target = manifest.prevalence.target if manifest.prevalence else None
     return {

@@ -11,6 +11,9 @@ measured on the test split, which nothing else sees.
 A head with `prompts` keeps the weights of its texts and is calibrated; with `fit.start: prompts` it is trained from
 them, and compared with the texts alone and with plain training on the same test split. Both need build.texts before.
 
+Of grades, a line is printed for each set of rows: `train` (that the weights were fitted to), `validation` (held out
+from the weights that scored them), `evaluation` (the test split) and `all`.
+
 Near-duplicates share a side of the split, which the store remembers (training.split).
 
 Writes artifacts/<recipe>/heads/<head>/: head.safetensors, head.json, report.json, loss_curve.png, score_histogram.png,
@@ -26,24 +29,18 @@ from pathlib import Path
 import safetensors.numpy
 from rich.table import Table
 
-from common.manifest import (
-    HeadManifest,
-    Threshold,
-    read_encoder,
-)
-from common.paths import encoder_folder, head_folder
+from common.manifest import HeadManifest, Threshold
+from common.paths import head_folder
 from common.writing import check_writable
 from recipes.errors import run_step
 from recipes.schema import load_recipe
-from training.errors import INTERRUPTED, StepError
+from training.errors import INTERRUPTED
+from training.fit_inputs import FitInputs, read_inputs
+from training.grades import figures_line
 from training.head_files import head_manifest, is_fitted, write_head, write_tracked_head
-from training.head_fit import Fitted, fit_head, plan_of
-from training.labelled import grouped_split, labelled_rows
+from training.head_fit import Fitted, fit_head
 from training.overview import print_overview
 from training.progress import console, epochs_shown, say
-from training.sources import HeadData, adopt_former_files
-from training.store import adopt_former_folder, store_folder
-from training.store_view import read_embeddings
 from training.text_fit import print_starts, with_starts, with_words, words_for
 from training.tracking import tracking_uri
 
@@ -68,9 +65,17 @@ def _print_result(fitted: Fitted, manifest: HeadManifest) -> None:
         table.add_row("weight decay", f"{decay:.3g}")
     elif fitted.refit.rows:
         table.add_row("best epoch", str(fitted.curve.best_epoch))
-    table.add_row("weights fitted to", f"{fitted.refit.rows} images" if fitted.refit.rows else "none, the texts' own")
+    if fitted.layer_weights is not None:
+        table.add_row("weights of the layers", ", ".join(f"{weight:.3f}" for weight in fitted.layer_weights))
+    if spread := fitted.report.get("deviation"):
+        table.add_row("deviation", f"{spread['mean']:.3g}; 1.96 of them hold {spread['within_95']:.1%}, 95 % is meant")
+    choices = f" and {fitted.choices} choices" if fitted.choices else ""
+    fitted_to = f"{fitted.refit.rows} images{choices}" if fitted.refit.rows else "none, the texts' own"
+    table.add_row("weights fitted to", fitted_to)
     console.print(table)
     print_starts(fitted)
+    for name, figures in metrics.get("sets", {}).items():
+        say(figures_line(name, figures))
     for warning in fitted.warnings:
         say(f"warning: {warning}")
     if manifest.notice:
@@ -105,54 +110,52 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def _device() -> str:
+def device_name() -> str:
+    """Torch's name of the device to train on."""
     import torch
 
     return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def fit_and_save(inputs: FitInputs, track: str | None = None) -> Path:
+    """Fit a head, write its files and print what came of it; returns the path of head.json.
+
+    Args:
+        inputs: the head and its data.
+        track: MLflow's address, empty for the default one, None for no tracking.
+    """
+    head, folder = inputs.head, head_folder(inputs.recipe, inputs.head)
+    check_writable(folder)
+    data, split, groups = inputs.data, inputs.split, inputs.groups.ids
+    words = words_for(inputs.recipe, head, inputs.encoder, data)
+    with epochs_shown(f"fit {head.name}") as progress:
+        fitted = fit_head(data, head, device_name(), split, groups, progress, inputs.layer_widths, words)
+    weights = safetensors.numpy.save(fitted.tensors)
+    manifest = head_manifest(fitted, data, inputs.recipe, head, inputs.encoder, weights, inputs.groups)
+    if words is not None:
+        fitted = with_starts(fitted, data, head, split, groups, words)
+        manifest = with_words(manifest, words, head)
+    uri = tracking_uri(track)
+    if uri is None:
+        path = write_head(folder, fitted, manifest, weights)
+    else:
+        path = write_tracked_head(folder, uri, head, fitted, manifest, weights)
+    _print_result(fitted, manifest)
+    return path
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
     recipe = load_recipe(arguments.recipe)
     head = recipe.head(arguments.head)
-    if head.source is not None:
-        raise StepError(f"head {head.name} comes from {head.source}, it is not trained here; remove its source to fit")
-    if head.published is not None:
-        raise StepError(
-            f"head {head.name} is the published {head.published.name}, it is not trained here; get it with: "
-            f"python -m training.import_head --recipe {arguments.recipe}"
-        )
-    encoder = read_encoder(encoder_folder(recipe)).fingerprint()
-    plan_of(head)
-    folder = arguments.store or store_folder(recipe)
-    if arguments.store is None:
-        adopt_former_folder(recipe, encoder)
-    head_data = HeadData(folder, recipe.name, head.name)
-    adopt_former_files(head_data)
-    embeddings = read_embeddings(head_data, encoder)
-    data = labelled_rows(embeddings, head.class_names, head.task)
-    groups, split = grouped_split(data, embeddings.pictures, head, head_data.folder)
-    print_overview(head_data, embeddings.pictures, split=split)
-    if arguments.if_changed and is_fitted(head_folder(recipe, head), head, recipe, encoder, data, split):
+    inputs = read_inputs(recipe, head, arguments.store)
+    print_overview(inputs.head_data, inputs.pictures, split=inputs.split)
+    folder = head_folder(recipe, head)
+    if arguments.if_changed and is_fitted(folder, head, recipe, inputs.encoder, inputs.data, inputs.split):
         say(f"head {head.name}: fitted before to the same data, nothing to do")
-        print(head_folder(recipe, head) / "head.json")
+        print(folder / "head.json")
         return
-    check_writable(head_folder(recipe, head))
-    words = words_for(recipe, head, encoder, data)
-    with epochs_shown(f"fit {head.name}") as progress:
-        fitted = fit_head(data, head, _device(), split, groups.ids, progress, words)
-    weights = safetensors.numpy.save(fitted.tensors)
-    manifest = head_manifest(fitted, data, recipe, head, encoder, weights, groups)
-    if words is not None:
-        fitted = with_starts(fitted, data, head, split, groups.ids, words)
-        manifest = with_words(manifest, words, head)
-    uri = tracking_uri(arguments.track)
-    if uri is None:
-        path = write_head(head_folder(recipe, head), fitted, manifest, weights)
-    else:
-        path = write_tracked_head(head_folder(recipe, head), uri, head, fitted, manifest, weights)
-    _print_result(fitted, manifest)
-    print(path)
+    print(fit_and_save(inputs, arguments.track))
 
 
 if __name__ == "__main__":

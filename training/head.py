@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -101,17 +101,22 @@ _PUBLISHED = {
 def hidden_layers(fit: Fit) -> list[Hidden]:
     """Those of the recipe's architecture; a published one has its own sizes and dropout."""
     if fit.architecture == "mlp":
-        return [Hidden(width, True, fit.dropout) for width in fit.hidden_sizes]
-    return _PUBLISHED[fit.architecture]
+        hidden = [Hidden(width, True, fit.dropout) for width in fit.hidden_sizes]
+    else:
+        hidden = _PUBLISHED[fit.architecture]
+    if fit.output_dropout is None or not hidden:
+        return hidden
+    return [*hidden[:-1], replace(hidden[-1], dropout=fit.output_dropout)]
 
 
-def new_layers(hidden: list[Hidden]) -> list[Layer]:
-    """Standardise, the hidden layers, linear to the labels.
+def new_layers(hidden: list[Hidden], input_dropout: float = 0) -> list[Layer]:
+    """Standardise, the hidden layers, linear to the labels; dropout where it acts in training.
 
     Every architecture is standardised, the published ones too: training converges in far fewer epochs, and what
     is served is the same, because build.head folds the standardisation into the first linear layer.
     """
     layers: list[Layer] = [Standardize(mean="standardize.mean", std="standardize.std")]
+    layers += [Dropout(p=input_dropout)] if input_dropout else []
     for number, layer in enumerate(hidden):
         relu = [Relu()] if layer.relu else []
         dropout = [Dropout(p=layer.dropout)] if layer.dropout else []
@@ -122,10 +127,13 @@ def new_layers(hidden: list[Hidden]) -> list[Layer]:
 def initial_tensors(
     embeddings: np.ndarray,  # (n, embed_dim), the training rows
     hidden: list[Hidden],
-    label_count: int,
+    output_count: int,
     seed: int,
+    merged: int = 1,
 ) -> dict[str, np.ndarray]:
     """Tensors for `new_layers`: the data's own mean and std, and seeded random weights as torch's Linear has.
+
+    The first linear layer is as wide as the embedding, or as one of the `merged` layers that it consists of.
 
     The last layer begins at 0: what it begins with stays where the rows say nothing, and would be noise in every score.
     """
@@ -135,7 +143,7 @@ def initial_tensors(
         "standardize.std": np.where(std > 1e-6, std, 1).astype(np.float32),  # a constant column stays harmless
     }
     rng = np.random.default_rng(seed)
-    widths = [embeddings.shape[1], *(layer.width for layer in hidden), label_count]
+    widths = [embeddings.shape[1] // merged, *(layer.width for layer in hidden), output_count]
     for number, (wide_in, wide_out) in enumerate(itertools.pairwise(widths)):
         bound = 1 / np.sqrt(wide_in)
         layer = _linear(number)
@@ -145,10 +153,12 @@ def initial_tensors(
     return tensors | {name: np.zeros_like(tensors[name]) for name in (last.weight, last.bias)}
 
 
-def in_units_of(tensors: Mapping[str, np.ndarray], hidden_count: int, mean: float, std: float) -> dict[str, np.ndarray]:
-    """The tensors of a head that was trained on `(value - mean) / std`, so that it gives the value itself."""
+def in_units_of(
+    tensors: Mapping[str, np.ndarray], hidden_count: int, scale: np.ndarray, offset: np.ndarray
+) -> dict[str, np.ndarray]:
+    """The tensors of a head whose outputs shall be `output * scale + offset`, each (outputs,): in the labels' units."""
     last = _linear(hidden_count)
-    weight, bias = tensors[last.weight] * std, tensors[last.bias] * std + mean
+    weight, bias = tensors[last.weight] * scale[:, None], tensors[last.bias] * scale + offset
     return {**tensors, last.weight: weight.astype(np.float32), last.bias: bias.astype(np.float32)}
 
 

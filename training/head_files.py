@@ -47,7 +47,7 @@ def head_manifest(
     """head.json for the weights, which are the bytes of head.safetensors."""
     return HeadManifest(
         name=head.name,
-        recipe=head.model_dump(mode="json"),
+        recipe=head.settings(),
         made_by=recipe.name,
         notice=recipe.notice,
         task=head.task,
@@ -59,6 +59,7 @@ def head_manifest(
         calibrated=fitted.calibration is not None,
         calibration=fitted.calibration,
         prevalence=fitted.prevalence,
+        deviation=fitted.plan.loss == "nll",
         thresholds=fitted.thresholds,
         weights_sha256=hashlib.sha256(weights).hexdigest(),
         metrics=head_metrics(fitted.metrics),
@@ -73,6 +74,9 @@ def head_manifest(
             best_epoch=None if fitted.curve.weight_decay else fitted.curve.best_epoch,
             weight_decay=fitted.curve.chosen_weight_decay,
             device=fitted.device,
+            accuracy_divider=fitted.divider,
+            layer_weights=fitted.layer_weights,
+            choices=fitted.choices or None,
             refit=fitted.refit,
             calibration=fitted.uncalibrated or None,
             warnings=fitted.warnings or None,
@@ -91,7 +95,7 @@ def is_fitted(
     except ManifestError:
         return False
     return (
-        (manifest.recipe, manifest.notice) == (head.model_dump(mode="json"), recipe.notice)
+        (manifest.recipe, manifest.notice) == (head.settings(), recipe.notice)
         and manifest.encoder == encoder
         and manifest.training.data_sha256 == data.fingerprint
         and manifest.training.counts == _counts(split, data.label, head)
@@ -147,7 +151,7 @@ def write_tracked_head(
 
 def _counts(split: Split, labels: np.ndarray, head: Head) -> dict[str, dict[str, int]]:
     """Rows of each class in each part; of a regression all of them."""
-    if head.task == "regression":
+    if head.is_graded:
         return {part: {head.class_names[0]: len(rows)} for part, rows in split.parts().items()}
     if head.task == "multilabel":
         sums = {part: labels[rows].sum(axis=0) for part, rows in split.parts().items()}

@@ -7,6 +7,7 @@ are fitted to all those rows, as long as the folds found best. The test part see
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ from common.manifest import (
     ScoreDistribution,
     Threshold,
 )
-from recipes.schema import Head
+from recipes.schema import GRADED, Head, Loss, Task
 from training.calibrate import (
     Activation,
     CalibrationChoice,
@@ -32,18 +33,19 @@ from training.calibrate import (
 )
 from training.errors import StepError
 from training.folds import folds_of
+from training.grades import divider_of
 from training.head_thresholds import Scores, chosen_thresholds, measured_thresholds, metrics_at
 from training.labelled import Labelled, targets_of
 from training.leakage import group_rows
-from training.losses import LOSSES, Curve, Loss, Task
+from training.losses import LOSSES, Curve
+from training.metrics import regression_metrics
 from training.operating_points import OperatingPoint, parse_point
 from training.score_distribution import score_distribution
 from training.split import Split
 from training.text_weights import TextWeights
+from training.units import units_of
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from training.optimize import Progress
 
 MOST_CROSS_FITTED = 20_000
@@ -86,6 +88,9 @@ class Fitted:
     device: str
     refit: Refit  # the rows of the final weights
     uncalibrated: str  # why, empty where the head is calibrated as the recipe says
+    divider: float | None  # the grade from which on a picture is good
+    layer_weights: list[float] | None  # of layers that are merged
+    choices: int  # between pictures that the weights were fitted to
     warnings: list[str]  # what a user must not miss
 
 
@@ -101,8 +106,13 @@ def plan_of(head: Head) -> Plan:
             f"fit.loss {loss} does not fit a {head.task} head; take {' or '.join(LOSSES[head.task])}, or leave it out"
         )
     points = [parse_point(text) for text in head.operating_points]
-    if head.task == "regression" and points:
-        raise StepError(f"operating points are for classes, head {head.name} is a regression: give it thresholds")
+    if head.is_graded and points:
+        raise StepError(
+            f"operating points are for classes, head {head.name} is a {head.task}: give it thresholds or an "
+            "accuracy_divider"
+        )
+    if loss == "nll" and head.fit.optimizer == "lbfgs":
+        raise StepError("fit.optimizer lbfgs solves no nll, whose loss is not convex; take adamw, or leave it out")
     activation = _activation(head.task, loss, head.calibration)
     if head.prevalence is not None and activation == "none":
         raise StepError("prevalence corrects probabilities, and with loss mse and calibration none there are none")
@@ -116,6 +126,7 @@ def fit_head(
     split: Split,
     groups: np.ndarray | None = None,
     progress: Progress | None = None,
+    layer_widths: Sequence[int] = (),
     words: TextWeights | None = None,
 ) -> Fitted:
     """Train, calibrate, choose thresholds and measure; writes nothing.
@@ -127,17 +138,20 @@ def fit_head(
         split: of the rows.
         groups: (n,) int; rows of a group share a fold. By default the near-duplicates of the recipe.
         progress: called after every epoch.
+        layer_widths: of the encoder's layers that lie side by side in the embedding, for `merge_layers`.
         words: weights of the head's texts, which are kept, or with `fit.start: prompts` are where the training starts.
 
     Raises:
         StepError: settings that do not go together, an operating point out of reach, a loss that is not finite.
     """
     plan = plan_of(head)
+    merged = merged_layers(head, layer_widths, data.embedding.shape[1])
     if words is not None and head.fit.start is None:
         trained = _untrained(data, head, words, split)
     else:
-        trained = _train(data, head, plan, device, split, groups, progress, words)
+        trained = _train(data, head, plan, device, split, groups, progress, merged, words)
     held_out, test = trained.held_out, trained.test
+    divider = divider_of(head.accuracy_divider, data.label[_fitting_rows(split)]) if head.is_graded else None
     choice = _choose_calibration(head, plan, held_out)
     calibration = choice.calibration
     prevalence = _prevalence(head, calibration, held_out)
@@ -146,8 +160,10 @@ def fit_head(
     )
     scores = Scores(held_out.targets, held_out_scores, test.targets, test_scores)
     chosen = chosen_thresholds(head, plan.points, scores)
-    thresholds = measured_thresholds(head, chosen, scores)
-    metrics = metrics_at(head, thresholds, scores, plan.probabilities)
+    thresholds = measured_thresholds(head, chosen, scores, divider)
+    metrics = metrics_at(head, thresholds, scores, plan.probabilities, divider)
+    if head.is_graded:
+        metrics["sets"] = _sets(trained, data, head.fit.seed, divider, metrics)
     return Fitted(
         plan=plan,
         layers=trained.layers,
@@ -160,15 +176,41 @@ def fit_head(
         scores=scores,
         score_distribution=score_distribution(head.task, np.concatenate([held_out_scores, test_scores])),
         metrics=metrics,
-        report={
+        report=_deviation_report(test)
+        | {
             "calibration": _calibration_report(plan, calibration, held_out, test),
             "operating_points": {name: [point.report() for point in row] for name, row in chosen.items()},
         },
         device=device,
         refit=trained.refit,
         uncalibrated=choice.reason,
+        divider=divider,
+        layer_weights=trained.layer_weights,
+        choices=trained.choices,
         warnings=_warnings(head, metrics, choice),
     )
+
+
+def merged_layers(head: Head, widths: Sequence[int], embed_dim: int) -> int:
+    """How many layers of the encoder are summed into the head's input; 1 where it sees the embedding as it is.
+
+    Raises:
+        StepError: there are no several layers, or their widths differ.
+    """
+    if head.fit.merge_layers == "concatenate":
+        return 1
+    if len(widths) < 2 or sum(widths) != embed_dim:
+        layers = f"{len(widths)} layers" if widths else "no widths of its layers"
+        raise StepError(
+            f"head {head.name}: merge_layers weighted is for an encoder with several layers, this one has {layers}; "
+            "list them in the recipe's encoder (layers: [1, 4, 8]) and run python -m build.encoder again"
+        )
+    if len(set(widths)) > 1:
+        raise StepError(
+            f"head {head.name}: merge_layers weighted sums layers of one width, found {list(widths)}; leave out layer "
+            "0, the model's projected output, or take merge_layers: concatenate"
+        )
+    return len(widths)
 
 
 @dataclass(frozen=True)
@@ -177,6 +219,7 @@ class _Part:
 
     logits: np.ndarray  # (n, L) float64
     targets: np.ndarray  # (n, L)
+    deviation: np.ndarray | None = None  # (n,) of a head that gives it
 
 
 @dataclass(frozen=True)
@@ -189,6 +232,10 @@ class _Trained:
     held_out: _Part
     test: _Part
     refit: Refit
+    refit_rows: np.ndarray
+    everything: _Part  # all rows by the final weights
+    layer_weights: list[float] | None
+    choices: int
 
 
 def _train(
@@ -199,60 +246,53 @@ def _train(
     split: Split,
     groups: np.ndarray | None,
     progress: Progress | None,
+    merged: int,
     words: TextWeights | None,
 ) -> _Trained:
     """Choose the epochs on held-out rows, then fit the final weights to all rows but the test part."""
     # Here and not above: --help needs no torch.
-    from training.head import (
-        head_from_layers,
-        hidden_layers,
-        in_units_of,
-        initial_tensors,
-        logits_of,
-        new_layers,
-        tensors_of,
-    )
-    from training.optimize import Examples, Fold, fit_as_chosen, optimize_folds
+    from training.head import hidden_layers, in_units_of, logits_of, new_layers, tensors_of
+    from training.merge import without_merge
+    from training.optimize import Fold, fit_as_chosen, optimize_folds
+    from training.trainable import Trainables
 
-    fit, label_count = head.fit, len(head.labels)
-    hidden = hidden_layers(fit)
-    layers = new_layers(hidden)
-    rows = np.sort(np.concatenate([split.train, split.validation]))
-    mean, std = _units(head, data.label[rows])
-
-    def new_head(kept: np.ndarray) -> nn.Sequential:
-        tensors = initial_tensors(data.embedding[kept], hidden, label_count, fit.seed)
-        if words is not None:
-            texts = words.tempered(data.embedding[kept], targets_of(data.label[kept], head.task, label_count))
-            tensors |= texts.standardized(tensors["standardize.mean"], tensors["standardize.std"])
-        return head_from_layers(layers, tensors).to(device)
-
-    def examples(kept: np.ndarray) -> Examples:
-        label = (data.label[kept] - mean) / std if head.task == "regression" else data.label[kept]
-        return Examples.from_arrays(data.embedding[kept], label, device, plan.loss)
-
-    def part(module: nn.Sequential, kept: np.ndarray) -> _Part:
-        logits = logits_of(module, data.embedding[kept]) * std + mean
-        return _Part(logits, targets_of(data.label[kept], head.task, label_count))
-
+    fit, hidden = head.fit, hidden_layers(head.fit)
+    rows = _fitting_rows(split)
+    made = Trainables(data, head, plan.loss, rows, device, merged, words)
     sides = _sides(data, head, split, rows, groups)
-    heads = [new_head(train) for train, _ in sides]
+    heads = [made.head(train) for train, _ in sides]
     pairs = zip(heads, sides, strict=True)
-    folds = [Fold(module, examples(train), examples(held_out)) for module, (train, held_out) in pairs]
+    folds = [Fold(module, made.examples(train), made.examples(held_out)) for module, (train, held_out) in pairs]
     curve = optimize_folds(folds, fit, plan.loss, progress)
-    parts = [part(module, held_out) for module, (_, held_out) in zip(heads, sides, strict=True)]
+    outputs = np.concatenate(
+        [logits_of(module, data.embedding[held_out]) for module, (_, held_out) in zip(heads, sides, strict=True)]
+    )
+    held_out_rows = np.concatenate([held_out for _, held_out in sides])
     if len(sides) > 1 or (fit.folds and fit.optimizer == "lbfgs"):
-        module = new_head(rows)
-        fit_as_chosen(module, examples(rows), fit, plan.loss, curve)
+        module = made.head(rows)
+        fit_as_chosen(module, made.examples(rows), fit, plan.loss, curve)
     else:
         module, rows = heads[0], split.train
+    units = units_of(plan.loss, head, outputs, data.label[held_out_rows], made.mean, made.std)
+    served, layer_weights = without_merge(module)
+    layers = new_layers(hidden, fit.input_dropout)
+    everything = logits_of(served, data.embedding)
+
+    def part(values: np.ndarray, kept: np.ndarray) -> _Part:
+        values, targets = units.of(values), targets_of(data.label[kept], head.task, len(head.labels))
+        return _Part(values[:, : targets.shape[1]], targets, np.exp(values[:, 1]) if plan.loss == "nll" else None)
+
     return _Trained(
         layers=layers,
-        tensors=in_units_of(tensors_of(module, layers), len(hidden), mean, std),
+        tensors=in_units_of(tensors_of(served, layers), len(hidden), units.scale, units.offset),
         curve=curve,
-        held_out=_Part(*(np.concatenate([getattr(p, name) for p in parts]) for name in ("logits", "targets"))),
-        test=part(module, split.test),
+        held_out=part(outputs, held_out_rows),
+        test=part(everything[split.test], split.test),
         refit=Refit(folds=len(sides) if len(sides) > 1 else 0, rows=len(rows)),
+        refit_rows=rows,
+        everything=part(everything, np.arange(len(data.label))),
+        layer_weights=layer_weights,
+        choices=made.choice_count(rows),
     )
 
 
@@ -262,10 +302,26 @@ def _untrained(data: Labelled, head: Head, words: TextWeights, split: Split) -> 
     def part(rows: np.ndarray) -> _Part:
         return _Part(words.logits(data.embedding[rows]), targets_of(data.label[rows], head.task, len(head.labels)))
 
-    held_out = part(np.sort(np.concatenate([split.train, split.validation])))
+    held_out = part(_fitting_rows(split))
     loss = float(log_losses(held_out.logits, held_out.targets, _activation(head.task, "bce", "none")).mean())
     curve = Curve([loss], [loss])  # a single epoch, the one before any training
-    return _Trained(words.layers, words.tensors, curve, held_out, part(split.test), Refit(folds=0, rows=0))
+    return _Trained(
+        layers=words.layers,
+        tensors=words.tensors,
+        curve=curve,
+        held_out=held_out,
+        test=part(split.test),
+        refit=Refit(folds=0, rows=0),
+        refit_rows=np.array([], int),
+        everything=part(np.arange(len(data.label))),
+        layer_weights=None,
+        choices=0,
+    )
+
+
+def _fitting_rows(split: Split) -> np.ndarray:
+    """All rows but those of the test part."""
+    return np.sort(np.concatenate([split.train, split.validation]))
 
 
 def _sides(
@@ -282,7 +338,7 @@ def _sides(
 
 def _strata(label: np.ndarray, head: Head) -> np.ndarray:
     """(n,) what the folds have equal shares of: classes, of several labels the rarest, of a regression the fifths."""
-    if head.task == "regression":
+    if head.is_graded:
         return np.searchsorted(np.quantile(label, [0.2, 0.4, 0.6, 0.8]), label)
     if head.task == "multilabel":
         rarity = np.where(label != 0, label.sum(axis=0), np.iinfo(np.int64).max)
@@ -290,16 +346,38 @@ def _strata(label: np.ndarray, head: Head) -> np.ndarray:
     return label
 
 
-def _units(head: Head, label: np.ndarray) -> tuple[float, float]:
-    """Mean and standard deviation of a regression's labels, in which it is trained; 0 and 1 of classes."""
-    if head.task != "regression":
-        return 0.0, 1.0
-    return float(label.mean()), float(label.std()) or 1.0
+def _sets(
+    trained: _Trained, data: Labelled, seed: int, divider: float | None, evaluation: dict[str, Any]
+) -> dict[str, dict[str, Any]]:
+    """The figures of the rows that the weights were fitted to, that were held out, of the test part, and of all."""
+    grades, scores = data.label, trained.everything.logits[:, 0]
+    rows = trained.refit_rows
+    held_out = trained.held_out
+    return {
+        "train": regression_metrics(grades[rows], scores[rows], seed, divider),
+        "validation": regression_metrics(held_out.targets[:, 0], held_out.logits[:, 0], seed, divider),
+        "evaluation": {**evaluation},
+        "all": regression_metrics(grades, scores, seed, divider),
+    }
+
+
+def _deviation_report(test: _Part) -> dict[str, Any]:
+    """How many grades of the test part lie within what the deviation says holds 95 % of them."""
+    if test.deviation is None:
+        return {}
+    inside = np.abs(test.targets[:, 0] - test.logits[:, 0]) <= 1.96 * test.deviation
+    return {"deviation": {"mean": float(test.deviation.mean()), "within_95": float(inside.mean())}}
 
 
 def _warnings(head: Head, metrics: dict[str, Any], choice: CalibrationChoice) -> list[str]:
     """Write what a user must not miss: a head that is not known to be better than none."""
     warnings = []
+    if head.is_graded and metrics["ab_95_interval"] is not None and metrics["ab_95_interval"][0] <= 0.5:
+        low, high = metrics["ab_95_interval"]
+        warnings.append(
+            f"head {head.name} may order pictures no better than chance: AB {metrics['ab']:.3f} "
+            f"(95 %: {low:.3f} to {high:.3f}) on the test part; add labelled images"
+        )
     if head.task == "regression" and not (metrics["r2"] or 0) > 0:
         warnings.append(
             f"head {head.name} is no better than always answering the mean: its mean squared error on the test part is "
@@ -320,13 +398,13 @@ def _warnings(head: Head, metrics: dict[str, Any], choice: CalibrationChoice) ->
 
 def _activation(task: Task, loss: Loss, calibration: str) -> Activation:
     """A head trained with MSE on 0 and 1 gives its raw output, unless calibration makes a probability of it."""
-    if task == "regression" or (loss == "mse" and calibration == "none"):
+    if task in GRADED or (loss == "mse" and calibration == "none"):
         return "none"
     return "softmax" if task == "multiclass" else "sigmoid"
 
 
 def _choose_calibration(head: Head, plan: Plan, held_out: _Part) -> CalibrationChoice:
-    if head.task == "regression" or head.calibration == "none":
+    if head.is_graded or head.calibration == "none":
         return CalibrationChoice(None, "")
     return choose_calibration(head.calibration, held_out.logits, held_out.targets, plan.activation, head.labels)
 

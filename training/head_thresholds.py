@@ -72,8 +72,21 @@ def chosen_thresholds(head: Head, points: list[OperatingPoint], scores: Scores) 
     return chosen
 
 
-def measured_thresholds(head: Head, chosen: dict[str, list[Chosen]], scores: Scores) -> list[list[Threshold]]:
-    """List each label's thresholds, the fixed ones where none are chosen, with what they do to the test part."""
+def measured_thresholds(
+    head: Head, chosen: dict[str, list[Chosen]], scores: Scores, divider: float | None = None
+) -> list[list[Threshold]]:
+    """List each label's thresholds, the fixed ones where none are chosen, with what they do to the test part.
+
+    Args:
+        head: of the recipe.
+        chosen: of each label, by operating points.
+        scores: of the test part.
+        divider: the grade from which on a picture is good, the threshold of a head of grades that has no other.
+    """
+    if divider is not None and not head.fixed_thresholds:
+        good = (scores.test_targets[:, 0] >= divider).astype(np.float32)
+        measure = Realised(**realised(good, scores.test_scores[:, 0], divider, None))
+        return [[Threshold(value=divider, operating_point="good", realised=measure)]]
     rows = []
     for at, name in enumerate(head.labels):
         points = [(point.threshold, point.operating_point) for point in chosen[name]] if chosen else _fixed(head)
@@ -82,7 +95,9 @@ def measured_thresholds(head: Head, chosen: dict[str, list[Chosen]], scores: Sco
     return rows
 
 
-def metrics_at(head: Head, thresholds: list[list[Threshold]], scores: Scores, probabilities: bool) -> dict[str, Any]:
+def metrics_at(
+    head: Head, thresholds: list[list[Threshold]], scores: Scores, probabilities: bool, divider: float | None = None
+) -> dict[str, Any]:
     """The head's figures on the test part, decided by the first threshold of each label."""
     return task_metrics(
         head.task,
@@ -93,6 +108,7 @@ def metrics_at(head: Head, thresholds: list[list[Threshold]], scores: Scores, pr
         seed=head.fit.seed,
         probabilities=probabilities,
         prevalence=head.prevalence,
+        divider=divider,
     )
 
 
@@ -101,7 +117,7 @@ def _fixed(head: Head) -> list[tuple[float, str]]:
 
 
 def _measured(head: Head, value: float, text: str, targets: np.ndarray, scores: np.ndarray) -> Threshold:
-    if head.task == "regression":
+    if head.is_graded:
         return Threshold(value=value, operating_point=text)
     figures = Realised(**realised(targets, scores, value, head.prevalence))
     return Threshold(value=value, operating_point=text, realised=figures)

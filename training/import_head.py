@@ -12,6 +12,7 @@ sha256 is checked either way. What is imported already stays. Prints the path of
 from __future__ import annotations
 
 import argparse
+import functools
 import hashlib
 import sys
 import tempfile
@@ -23,6 +24,7 @@ import numpy as np
 import safetensors.numpy
 
 from common import paths
+from common.download import unreachable
 from common.head_figures import head_metrics
 from common.head_training import HeadTraining, PublishedSource
 from common.manifest import (
@@ -87,7 +89,7 @@ def import_head(head: Head, notice: str | None, folder: Path, options: Options, 
     choice, published = _chosen(head), published_head(_chosen(head).name)
     _check_head(head, published)
     if (there := _imported(head, folder)) is not None:
-        if there.recipe != head.model_dump(mode="json"):
+        if there.recipe != head.settings():
             changed_thresholds(folder, with_recipes_thresholds(there, head), head).write(folder)
         say(f"head {head.name}: {published.name} is imported already")
         return folder / "head.json"
@@ -129,7 +131,7 @@ def head_manifest(
     thresholds = [Threshold(value=value, operating_point="fixed") for value in head.thresholds or published.thresholds]
     return HeadManifest(
         name=head.name,
-        recipe=head.model_dump(mode="json"),
+        recipe=head.settings(),
         notice=notice,
         licence=published.licence,
         task=published.task,
@@ -208,14 +210,41 @@ def _check_known(published: PublishedHead, expected: str | None, accept: bool, s
         )
 
 
+def missing_files(heads: list[Head], folders: list[Path]) -> list[str]:
+    """A text with its remedy for each head whose file is not on this machine and cannot be fetched."""
+    problems, reached = {}, functools.cache(unreachable)
+    for head, folder in zip(heads, folders, strict=True):
+        published, file = published_head(_chosen(head).name), _chosen(head).file
+        if _imported(head, folder) is not None:
+            continue
+        if file is not None and not (paths.ROOT / file).is_file():
+            problems[published.name] = f"{paths.ROOT / file}: no such file; fetch {published.url}"
+        elif file is None and not _download_path(published).is_file() and (problem := reached(_host(published))):
+            problems[published.name] = _with_remedy(published, f"{published.url}: could not be downloaded ({problem})")
+    return list(problems.values())
+
+
+def _host(published: PublishedHead) -> str:
+    """The start of its address, which several heads share."""
+    return "/".join(published.url.split("/")[:3])
+
+
+def _download_path(published: PublishedHead) -> Path:
+    return paths.ARTIFACTS / "downloads" / published.file
+
+
+def _with_remedy(published: PublishedHead, problem: object) -> str:
+    return (
+        f"{published.name}: {problem}\nWithout a network, fetch {published.file} from {published.url} elsewhere "
+        "and name your copy in the recipe as published.file (or with --file)"
+    )
+
+
 def _downloaded(published: PublishedHead, expected: str | None) -> Path:
     try:
-        return download(published.url, paths.ARTIFACTS / "downloads" / published.file, expected)
+        return download(published.url, _download_path(published), expected)
     except StepError as error:
-        raise StepError(
-            f"{published.name}: {error}\nWithout a network, fetch {published.file} from {published.url} elsewhere "
-            "and name your copy in the recipe as published.file (or with --file)"
-        ) from error
+        raise StepError(_with_remedy(published, error)) from error
 
 
 def _imported(head: Head, folder: Path) -> HeadManifest | None:
@@ -225,7 +254,7 @@ def _imported(head: Head, folder: Path) -> HeadManifest | None:
         weights_sha256 = sha256_of(folder / "head.safetensors")
     except (ManifestError, OSError):
         return None
-    same = with_recipes_thresholds(manifest, head).recipe == head.model_dump(mode="json")
+    same = with_recipes_thresholds(manifest, head).recipe == head.settings()
     is_it = manifest.training.published is not None and same and weights_sha256 == manifest.weights_sha256
     return manifest if is_it else None
 
@@ -284,6 +313,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--verify", type=int, default=_VERIFY, help="vectors of each kind checked (default %(default)s)"
     )
     parser.add_argument("--accept-unknown-sha256", action="store_true", help="import a file whose sum nobody knows")
+    parser.add_argument("--check", action="store_true", help="only say which files are missing and cannot be fetched")
     parser.add_argument("--overwrite", action="store_true", help="replace a head that was trained here")
     arguments = parser.parse_args(argv)
     if arguments.verify < 1:
@@ -304,6 +334,11 @@ def main(argv: list[str] | None = None) -> None:
     else:
         recipe = load_recipe(arguments.recipe)
         heads = _recipe_heads(recipe, arguments.head)
+        if arguments.check:
+            missing = missing_files(heads, [paths.head_folder(recipe, head) for head in heads])
+            if missing:
+                raise StepError("\n".join(missing))
+            return
         if not heads:
             say(f"recipe {recipe.name} has no published heads: nothing to import")
         for head in heads:

@@ -8,11 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.schema import Head
+from recipes.schema import GRADED, Head, Task
 from training.errors import StepError
 from training.labels import LabelError, label_matrix
 from training.leakage import Groups, group_rows
-from training.losses import Task
 from training.split import Split, saved_split
 from training.store_view import Embeddings, Pictures
 
@@ -25,11 +24,13 @@ class Labelled:
     label: np.ndarray  # (n,) index into class_names; multilabel (n, L) 0 or 1; regression (n,) float
     sha256: list[str]
     row: np.ndarray = field(default_factory=lambda: np.array([], int))  # (n,) number of the row in the store
+    choices: np.ndarray = field(default_factory=lambda: np.zeros((0, 2), np.int64))  # (m, 2) rows: better, other
 
     @property
     def fingerprint(self) -> str:
-        """Equal images with equal labels have equal fingerprints, wherever they lie."""
+        """Equal images with equal labels and choices have equal fingerprints, wherever they lie."""
         lines = sorted(f"{content} {label}\n" for content, label in zip(self.sha256, self.label.tolist(), strict=True))
+        lines += sorted(f"{self.sha256[better]} > {self.sha256[other]}\n" for better, other in self.choices.tolist())
         return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
@@ -45,7 +46,15 @@ def labelled_rows(embeddings: Embeddings, class_names: list[str], task: Task = "
     label = _labels(texts, names, class_names, task)
     matrix = embeddings.embedding[rows]
     _check_finite(matrix, names)
-    return Labelled(matrix, label, [embeddings.sha256[row] for row in rows], np.array(rows, int))
+    row = np.array(rows, int)
+    choices = choices_among(embeddings.pictures.choices, row) if task in GRADED else np.zeros((0, 2), np.int64)
+    return Labelled(matrix, label, [embeddings.sha256[row] for row in rows], row, choices)
+
+
+def choices_among(choices: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Those of (m, 2) choices whose pictures are both among the ascending rows, by their places there."""
+    kept = choices[np.isin(choices, rows).all(axis=1)]
+    return np.searchsorted(rows, kept).astype(np.int64)
 
 
 def grouped_split(data: Labelled, pictures: Pictures, head: Head, folder: Path) -> tuple[Groups, Split]:
@@ -73,11 +82,11 @@ def targets_of(label: np.ndarray, task: Task, label_count: int) -> np.ndarray:
 
 def strata_of(data: Labelled, task: Task) -> np.ndarray | None:
     """Return what the parts of the split hold equal shares of: classes, or labels; nothing of a regression."""
-    return None if task == "regression" else data.label
+    return None if task in GRADED else data.label
 
 
 def _labels(texts: list[str], names: list[str], class_names: list[str], task: Task) -> np.ndarray:
-    if task == "regression":
+    if task in GRADED:
         return _numbers(texts, names)
     if task == "multilabel":
         return _label_sets(texts, names, class_names)

@@ -59,7 +59,7 @@ def label_from(value: Any, head: Head) -> str | None:
         return None
     if head.task == "multilabel":
         return _names(value, head.class_names)
-    if head.task == "regression":
+    if head.is_graded:
         return _number(value)
     return _class_name(value, head.class_names)
 

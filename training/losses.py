@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 
-Loss = Literal["bce", "mse", "cross_entropy"]
-Task = Literal["binary", "multiclass", "multilabel", "regression"]
+from recipes.schema import Loss, Task
 
 LOSSES: dict[Task, list[Loss]] = {
     "binary": ["bce", "mse"],
     "multiclass": ["cross_entropy"],
     "multilabel": ["bce", "mse"],
-    "regression": ["mse"],
+    "regression": ["mse", "ab", "nll"],
+    "ranking": ["ab", "mse", "nll"],
 }
 """Of each task the losses it can be trained with, the default first."""
 

@@ -25,7 +25,9 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
+from recipes.schema import GRADED
 from training.calibrate import ECE_BINS, ece_bins
+from training.grades import order_figures
 from training.intervals import Interval, auroc_interval, clopper_pearson, combined, wider, wilson
 
 REPLICATES = 1000
@@ -116,6 +118,7 @@ def task_metrics(
     seed: int,
     probabilities: bool,
     prevalence: float | None = None,
+    divider: float | None = None,
 ) -> dict[str, Any]:
     """The figures of a head: of a binary one flat, of several labels each label's beside their mean.
 
@@ -125,9 +128,10 @@ def task_metrics(
         scores: (n, L).
         thresholds: of each label; of a regression none.
         probabilities: whether the scores lie in 0…1.
+        divider: the grade from which on a picture is good, for the accuracy of a regression.
     """
-    if task == "regression":
-        return regression_metrics(targets[:, 0], scores[:, 0], seed)
+    if task in GRADED:
+        return regression_metrics(targets[:, 0], scores[:, 0], seed, divider)
     columns = {
         name: _label_metrics(targets[:, at], scores[:, at], thresholds[at], seed, probabilities, prevalence)
         for at, name in enumerate(labels)
@@ -279,18 +283,24 @@ def confusion(labels: np.ndarray, passed: np.ndarray) -> dict[str, int]:
     }
 
 
-def regression_metrics(values: np.ndarray, scores: np.ndarray, seed: int) -> dict[str, Any]:
-    """MSE, R², Pearson and Spearman, (n,) and (n,), each with its bootstrap interval.
+def regression_metrics(
+    values: np.ndarray, scores: np.ndarray, seed: int, divider: float | None = None
+) -> dict[str, Any]:
+    """MSE, MAE, R², Pearson, Spearman, AB and accuracy at the divider, (n,) and (n,), each with its interval.
 
     `mse_of_mean` is the MSE of always answering the mean of these very values; R² is the share of it that the scores
     take away, below 0 when they are worse than that mean. The bootstrap of Spearman's keeps the ranks of the whole
-    sample.
+    sample. AB and accuracy: `training.grades`.
     """
     row: dict[str, Any] = {"n": len(values)}
-    weights = _row_weights(len(values), seed)
-    squares = np.square(values - scores)
-    errors = np.concatenate([chunk @ squares for chunk in weights()]) / len(values)
-    _add(row, "mse", float(squares.mean()), errors)
+    count = int(np.clip(_MOST_DRAWN // 50 // max(len(values), 1), _FEWEST_REPLICATES, REPLICATES))
+    weights = _row_weights(len(values), seed, count)
+    distances = np.abs(values - scores)
+    errors, absolute = (
+        np.concatenate([chunk @ part for chunk in weights()]) / len(values) for part in (distances**2, distances)
+    )
+    _add(row, "mse", float((distances**2).mean()), errors)
+    _add(row, "mae", float(distances.mean()), absolute)
     row["mse_of_mean"] = float(np.var(values))
     centered = values - values.mean()
     sums = np.concatenate([chunk @ np.stack([centered, centered**2], axis=1) for chunk in weights()]) / len(values)
@@ -301,7 +311,7 @@ def regression_metrics(values: np.ndarray, scores: np.ndarray, seed: int) -> dic
         replicates = np.concatenate([_weighted_pearson(chunk, x, y) for chunk in weights()])
         [value] = _weighted_pearson(np.ones((1, len(x))), x, y)
         _add(row, name, _number(value), replicates)
-    return row
+    return row | order_figures(values, scores, divider)
 
 
 def counts_of(labels: np.ndarray, scores: np.ndarray) -> Counts:

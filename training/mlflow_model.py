@@ -45,7 +45,7 @@ class ServedHead:
         values = embeddings
         for layer in self._manifest["layers"]:
             values = self._after(layer, values)
-        return self._activated(values.astype(np.float64))
+        return self._activated(values[:, : len(self._manifest["labels"])].astype(np.float64))  # without a deviation
 
     def _after(self, layer: dict[str, Any], x: np.ndarray) -> np.ndarray:
         if layer["type"] == "linear":

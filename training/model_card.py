@@ -18,6 +18,8 @@ _FIGURES = {
     "ece": "ECE",
     "brier": "Brier score",
     "mse": "mean squared error",
+    "mae": "mean absolute error",
+    "ab": "AB, the share of pairs in the right order",
     "pearson": "Pearson",
     "spearman": "Spearman",
 }

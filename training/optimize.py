@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -18,10 +18,11 @@ from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from recipes.schema import Fit
+from recipes.schema import Fit, Loss
 from training.errors import StepError
 from training.head import StandardizeModule
-from training.losses import Curve, Loss
+from training.losses import Curve
+from training.order_losses import GaussianLoss, OrderLoss
 
 WEIGHT_DECAYS = np.geomspace(10, 1e-5, 19)
 """Weight decays that lbfgs tries, the strongest first."""
@@ -45,15 +46,29 @@ class Examples:
 
     embedding: torch.Tensor  # (n, embed_dim) float32
     label: torch.Tensor  # (n, L) float32; for cross-entropy (n,) int64, the index of the class
+    choices: torch.Tensor | None = None  # (m, 2) int64, rows of the better picture and the other: trained on instead
 
     @classmethod
-    def from_arrays(cls, embedding: np.ndarray, label: np.ndarray, device: str, loss: Loss = "bce") -> Examples:
+    def from_arrays(
+        cls,
+        embedding: np.ndarray,
+        label: np.ndarray,
+        device: str,
+        loss: Loss = "bce",
+        choices: np.ndarray | None = None,
+    ) -> Examples:
         """`embedding` (n, embed_dim); `label` (n,) or (n, L) values, for cross-entropy (n,) class indices."""
         if loss == "cross_entropy":
             labels = torch.from_numpy(label.astype(np.int64))
         else:
             labels = torch.from_numpy(label.astype(np.float32).reshape(len(label), -1))
-        return cls(torch.from_numpy(np.ascontiguousarray(embedding)).to(device), labels.to(device))
+        pairs = torch.from_numpy(choices).to(device) if choices is not None and len(choices) else None
+        return cls(torch.from_numpy(np.ascontiguousarray(embedding)).to(device), labels.to(device), pairs)
+
+    @property
+    def steps_of(self) -> int:
+        """What an epoch goes through once: rows, or choices."""
+        return len(self.label) if self.choices is None else len(self.choices)
 
 
 @dataclass(frozen=True)
@@ -170,17 +185,25 @@ class _Run:
         """Train for one epoch; returns the mean loss."""
         self.trained.train()
         device, fit = self.train.embedding.device, self.fit
-        batches = torch.randperm(len(self.train.label), generator=self.shuffler).to(device).split(fit.batch_size)
+        batches = torch.randperm(self.train.steps_of, generator=self.shuffler).to(device).split(fit.batch_size)
         total = torch.zeros((), device=device)
-        for number, rows in enumerate(batches):
-            with _mixed_precision(device):
-                logits = self.trained(self.train.embedding.index_select(0, rows))
-            loss = self.loss_of(logits.float(), self.train.label.index_select(0, rows))
+        for number, batch in enumerate(batches):
+            loss = self._loss(batch)
             self.trained.zero_grad()
             loss.backward()
             self.update.step(learning_rate_at(epoch * len(batches) + number, len(batches), fit))
-            total += loss.detach() * len(rows)
-        return float(total) / len(self.train.label)
+            total += loss.detach() * len(batch)
+        return float(total) / self.train.steps_of
+
+    def _loss(self, batch: torch.Tensor) -> torch.Tensor:
+        """The mean loss of some rows, or of some choices."""
+        train = self.train
+        rows = batch if train.choices is None else train.choices.index_select(0, batch).T.reshape(-1)
+        with _mixed_precision(rows.device):
+            logits = self.trained(train.embedding.index_select(0, rows)).float()
+        if train.choices is None:
+            return self.loss_of(logits, train.label.index_select(0, rows))
+        return self.loss_of.of_choices(*logits.split(len(batch)))  # type: ignore[operator]
 
     def held_out_loss(self) -> float:
         return loss_in_eval_mode(self.trained, self.validation, self.loss_of)
@@ -210,7 +233,7 @@ class _ExactRun(_Run):
         def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
             _copy(_split(values, self.parameters), self.parameters)
             self.trained.zero_grad()
-            loss = self.loss_of(self.trained(self.train.embedding), self.train.label)
+            loss = self._whole_loss()
             moved = (self.parameters[at] - self.start[at] for at in pulled)
             penalty = sum((change.square().sum() for change in moved), torch.zeros_like(loss))
             (loss + strength / 2 * penalty).backward()
@@ -221,6 +244,12 @@ class _ExactRun(_Run):
         solution = minimize(objective, _joined(self.parameters), jac=True, method="L-BFGS-B", options=options)
         _copy(_split(solution.x, self.parameters), self.parameters)
         return loss_in_eval_mode(self.trained, self.train, self.loss_of)
+
+    def _whole_loss(self) -> torch.Tensor:
+        logits, choices = self.trained(self.train.embedding), self.train.choices
+        if choices is None:
+            return self.loss_of(logits, self.train.label)
+        return self.loss_of.of_choices(logits[choices[:, 0]], logits[choices[:, 1]])  # type: ignore[operator]
 
 
 class AdamW:
@@ -252,9 +281,13 @@ class AdamW:
 
 
 def loss_function(loss: Loss, train: Examples, class_weights: bool) -> nn.Module:
-    """The loss on logits; its class weights come from the training data. Mean squared error knows no classes."""
+    """The loss on logits; its class weights come from the training data. The losses of grades know no classes."""
     if loss == "mse":
         return nn.MSELoss()
+    if loss == "ab":
+        return OrderLoss()
+    if loss == "nll":
+        return GaussianLoss()
     if loss == "cross_entropy":
         return nn.CrossEntropyLoss(weight=inverse_frequency(train.label) if class_weights else None)
     return nn.BCEWithLogitsLoss(pos_weight=positive_weight(train.label) if class_weights else None)
@@ -301,7 +334,7 @@ def _standardized(head: nn.Module, *parts: Examples) -> tuple[list[Examples], nn
         return list(parts), head
     with torch.no_grad():
         standardized = [head[0](part.embedding) for part in parts]
-    return [Examples(x, part.label) for x, part in zip(standardized, parts, strict=True)], head[1:]
+    return [replace(part, embedding=x) for x, part in zip(standardized, parts, strict=True)], head[1:]
 
 
 def _mixed_precision(device: torch.device) -> torch.autocast:

@@ -6,6 +6,7 @@ from collections import Counter
 
 from rich.table import Table
 
+from training.bradley_terry import choice_texts
 from training.labels import LabelError, names_in
 from training.progress import console
 from training.sources import Changes, HeadData, Source, read_sources
@@ -39,6 +40,8 @@ def overview(
 ) -> list[tuple[str, str]]:
     """The rows of the table: what, and how many."""
     rows = [("pictures", _pictures_text(sources, pictures)), ("labels", _labels_text(pictures))]
+    if len(pictures.choices):
+        rows += [("choices", text) for text in choice_texts(pictures.choices, pictures.path)]
     rows.append(("split", _split_text(pictures, split)))
     rows += [("left out", reason) for reason in _left_out(sources, pictures, split)]
     rows += [("note", note) for source in sources for note in source.notes]

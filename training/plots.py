@@ -36,7 +36,7 @@ class Column:
 
 def score_pngs(manifest: HeadManifest, columns: list[Column]) -> dict[str, bytes]:
     """The pictures of a head's scores by their file names; those of a regression are other ones."""
-    if manifest.task == "regression":
+    if manifest.is_graded:
         return {"predicted.png": predicted_png(columns[0])}
     files = {"score_histogram.png": score_histogram_png(manifest, columns), "roc.png": roc_png(columns)}
     return files if manifest.activation == "none" else files | {"reliability.png": reliability_png(columns)}
@@ -44,7 +44,7 @@ def score_pngs(manifest: HeadManifest, columns: list[Column]) -> dict[str, bytes
 
 def evaluation_pngs(manifest: HeadManifest, columns: list[Column]) -> dict[str, bytes]:
     """The pictures of an evaluation by their file names."""
-    if manifest.task == "regression":
+    if manifest.is_graded:
         return {"predicted.png": predicted_png(columns[0])}
     files = {
         "roc.png": roc_png(columns),

@@ -43,6 +43,15 @@ def epochs_shown(doing: str) -> Iterator[Callable[[int, int, Curve], None]]:
         yield show
 
 
+@contextlib.contextmanager
+def trials_shown(doing: str, done: int, total: int) -> Iterator[Callable[[int, str], None]]:
+    """A bar of trials, with the best so far: called with how many are done and that text."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[best]}"))
+    with Progress(*columns, TimeRemainingColumn(), console=console) as progress:
+        task = progress.add_task(doing, total=total, completed=done, best="")
+        yield lambda count, best: progress.update(task, completed=count, best=best)
+
+
 class _Rate(ProgressColumn):
     def __init__(self, unit: str) -> None:
         super().__init__()

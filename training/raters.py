@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from recipes.schema import Head
+from recipes.schema import GRADED, Head
 from training.sample import DataSet, Failure, Sample
 
 Rows = Sequence[tuple[int, Sample]]
@@ -49,7 +49,7 @@ def _merged(image: Rows, where: Callable[[int], str], task: str) -> Sample | Fai
         if isinstance(conflict, Failure):
             return conflict
     labelled = [(number, sample) for number, sample in image if sample.label is not None]
-    label = _mean(labelled) if task == "regression" else _majority(labelled, where)
+    label = _mean(labelled) if task in GRADED else _majority(labelled, where)
     return label if isinstance(label, Failure) else replace(first, label=label, split=split, group=group)
 
 
@@ -88,7 +88,7 @@ def _notes(rated: list[list[str]], task: str) -> list[str]:
         return []
     counts = sorted({len(labels) for labels in rated})
     raters = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else str(counts[0])
-    if task == "regression":
+    if task in GRADED:
         spreads = [max(map(float, labels)) - min(map(float, labels)) for labels in rated]
         spread = f"median spread (highest less lowest) {statistics.median(spreads):.3g}"
         return [f"labels: mean of {raters} raters an image for {len(rated)} images, {spread}"]

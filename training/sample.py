@@ -95,6 +95,8 @@ class DataSet:
     """What was meant as an image or a label and cannot be one, each named."""
     passed_over: dict[str, int] = field(default_factory=dict)
     """How many files or rows were left out as not meant, by reason: `{"hidden files": 3}`."""
+    choices: list[tuple[str, str]] = field(default_factory=list)
+    """Pairs of samples, by their `stored_path`: the better picture, then the other."""
     notes: list[str] = field(default_factory=list)
     """Facts to print, a line each: `split: from the folders train, val, test`."""
 

@@ -6,6 +6,7 @@ import numpy as np
 
 from common.manifest import ScoreDistribution
 from common.score_edges import default_edges
+from recipes.schema import GRADED
 
 QUANTILES = np.linspace(0.1, 0.9, 9)
 
@@ -13,7 +14,7 @@ QUANTILES = np.linspace(0.1, 0.9, 9)
 def score_distribution(task: str, scores: np.ndarray) -> ScoreDistribution:
     """Cumulative histogram of (n, L) scores; a regression is cut at its own deciles, probabilities at fixed edges."""
     served = scores.astype(np.float32)  # as the server's are, so that both fall on the same side of an edge
-    edges = _decile_edges(served) if task == "regression" else default_edges(task)
+    edges = _decile_edges(served) if task in GRADED else default_edges(task)
     ratios = (served[:, :, None] <= np.array(edges)).mean(axis=0)  # (L, len(edges))
     return ScoreDistribution(images=len(served), edges=edges, ratios=ratios.round(6).tolist())
 

@@ -1,7 +1,7 @@
 """Keeps what data sets say of the pictures a head is fitted to: labels, prescribed splits and groups, by content.
 
     <store>/labels/<recipe>/<head>/
-        source-1f0c9a3e-00002-….parquet     one data set as it was last read: key, path, sha256, label, split, group
+        source-1f0c9a3e-00002-….parquet     one data set as last read: key, path, sha256, label, split, group, beats
         missing-7b02c1d4-00000-….parquet    the same, of one that is no longer where it was
         corrections-00000-….parquet         sha256, was, label                      (training.relabel)
         split-41d2c09b-00000-….parquet      sides that were drawn: sha256, split    (training.split)
@@ -28,9 +28,16 @@ from training.errors import StepError
 from training.parquet_files import read_columns, readable, write_table
 
 COLUMNS = ("key", "path", "sha256", "label", "split", "group")
+BEATS = "beats"
+"""Column of the contents that each file was preferred to; files from before there were choices lack it."""
 
 _METADATA_KEY = b"clipsieve.source"
-_SCHEMA = pa.schema([pa.field(name, pa.string(), nullable=name in ("label", "split", "group")) for name in COLUMNS])
+_SCHEMA = pa.schema(
+    [
+        *(pa.field(name, pa.string(), nullable=name in ("label", "split", "group")) for name in COLUMNS),
+        pa.field(BEATS, pa.list_(pa.string())),
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -59,6 +66,8 @@ class Mention:
     label: str | None
     split: str | None = None
     group: str | None = None
+    beats: tuple[str, ...] = ()
+    """Contents that this one was preferred to, once for each choice."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +77,7 @@ class Source:
     identity: str
     """What it is and where it lies: `folders /data/set`."""
     mentions: pa.Table
-    """COLUMNS, one row a file."""
+    """COLUMNS and BEATS, one row a file."""
     left_out: dict[str, int] = field(default_factory=dict)
     """Reason → files or rows of it that have no embedding or no place among the samples."""
     notes: list[str] = field(default_factory=list)
@@ -89,10 +98,12 @@ class Changes:
 
 
 def mentions_table(mentions: Iterable[Mention]) -> pa.Table:
-    """The rows as a table of COLUMNS."""
+    """The rows as a table of COLUMNS and BEATS."""
     rows = list(mentions)
     columns = [[_utf8(getattr(row, name)) for row in rows] for name in COLUMNS]
-    return pa.table([pa.array(column, pa.string()) for column in columns], schema=_SCHEMA)
+    arrays = [pa.array(column, pa.string()) for column in columns]
+    beats = pa.array([list(row.beats) or None for row in rows], pa.list_(pa.string()))
+    return pa.table([*arrays, beats], schema=_SCHEMA)
 
 
 def read_sources(data: HeadData) -> list[Source]:
@@ -159,6 +170,8 @@ def is_there(identity: str) -> bool:
 
 def _replace(data: HeadData, source: Source, mentions: pa.Table, former: Source | None) -> None:
     """Write what a data set says now; the file from before goes once that is there."""
+    if mentions[BEATS].null_count == len(mentions):
+        mentions = mentions.drop_columns([BEATS])
     stem = f"source-{_short_sum(source.identity)}"
     replaced = list(data.folder.glob(f"{stem}-*.parquet"))
     generation = former.generation + 1 if former else 0
@@ -218,12 +231,16 @@ def _pairs(table: pa.Table, name: str) -> set[tuple[str, str | None]]:
 
 
 def _read(file: Path) -> Source:
-    metadata = readable(file, lambda: read_schema(file)).metadata or {}
+    schema = readable(file, lambda: read_schema(file))
+    metadata = schema.metadata or {}
     try:
         facts = json.loads(metadata[_METADATA_KEY])
     except (KeyError, ValueError) as error:
         raise StepError(f"{file}: says of no data set what it was read from; delete it and embed again") from error
-    mentions = read_columns(file, list(COLUMNS)).replace_schema_metadata(None)
+    mentions = read_columns(file, [name for name in _SCHEMA.names if name in schema.names])
+    if BEATS not in schema.names:
+        mentions = mentions.append_column(_SCHEMA.field(BEATS), pa.nulls(len(mentions), pa.list_(pa.string())))
+    mentions = mentions.replace_schema_metadata(None)
     return Source(facts["identity"], mentions, facts["left_out"], facts["notes"], facts["generation"])
 
 

@@ -3,6 +3,8 @@
 A content is one picture wherever its files lie. A data set that gives no label says nothing. Two that give different
 ones leave the picture without a label until a correction settles it; of two prescribed sides the more held-out one
 counts. A correction says what the label `was` and what it is; it holds until the data sets themselves say another.
+Where the data sets hold choices between pictures and no label at all, the labels are the choices' scores
+(`training.bradley_terry`), of all data sets together.
 """
 
 from __future__ import annotations
@@ -12,11 +14,13 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from common.manifest import EncoderFingerprint
+from training.bradley_terry import bradley_terry
 from training.errors import StepError
 from training.parquet_files import append_table, codes_of, index_in, read_columns, read_tables
-from training.sources import HeadData, read_sources
+from training.sources import BEATS, HeadData, read_sources
 from training.store import check_part, read_matrix, written_parts
 
 SIDES = ("train", "validation", "test")
@@ -45,6 +49,8 @@ class Pictures:
     corrected: list[bool]
     files: np.ndarray
     """(n,) int64: files that each content has."""
+    choices: np.ndarray
+    """(m, 2) int64: rows of the preferred picture and the other one, for each choice between them."""
 
     def __len__(self) -> int:
         return len(self.sha256)
@@ -106,7 +112,7 @@ def read_pictures(data: HeadData) -> Pictures:
 
 
 def read_mentions(data: HeadData) -> pa.Table:
-    """Read what the data sets say of each file: `training.sources.COLUMNS`, sorted by content, then path.
+    """Read what the data sets say of each file: the columns of `training.sources`, sorted by content, then path.
 
     Raises:
         StepError: no data set was read for this head, or a file is damaged.
@@ -135,6 +141,9 @@ def _by_content(data: HeadData, mentions: pa.Table) -> Pictures:
     agreed, disputed = _agreed(label_of, starts)
     own = labels.take(pa.array(agreed, mask=agreed < 0)).to_pylist()
     sums = first["sha256"].to_pylist()
+    choices = _choices(mentions, first["sha256"])
+    if len(choices) and agreed.max() < 0 and not disputed.any():
+        own = _chosen_scores(choices, len(sums))
     label, corrected = _with_corrections(data, sums, own)
     return Pictures(
         key=first["key"].to_pylist(),
@@ -147,7 +156,27 @@ def _by_content(data: HeadData, mentions: pa.Table) -> Pictures:
         disputed=_disputed_files(mentions, starts, np.flatnonzero(disputed)),
         corrected=corrected,
         files=np.diff(starts, append=len(mentions)),
+        choices=choices,
     )
+
+
+def _choices(mentions: pa.Table, contents: pa.ChunkedArray) -> np.ndarray:
+    """(m, 2) rows of winner and loser among the contents; a choice whose other picture is gone is left out."""
+    beats = mentions[BEATS].combine_chunks()
+    losers = index_in(pc.call_function("list_flatten", [beats]), contents.combine_chunks())
+    files = pc.call_function("list_parent_indices", [beats])
+    winners = index_in(mentions["sha256"].combine_chunks().take(files), contents.combine_chunks())
+    pairs = np.stack([np.asarray(winners.fill_null(-1)), np.asarray(losers.fill_null(-1))], axis=1).astype(np.int64)
+    return pairs[(pairs >= 0).all(axis=1)]
+
+
+def _chosen_scores(choices: np.ndarray, count: int) -> list[str | None]:
+    """The score of each picture as its label; None for one that no choice names."""
+    rows = np.unique(choices)
+    labels: list[str | None] = [None] * count
+    for row, score in zip(rows, bradley_terry(np.searchsorted(rows, choices), len(rows)), strict=True):
+        labels[row] = repr(float(score))
+    return labels
 
 
 def _agreed(codes: np.ndarray, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from recipes.schema import GRADED, Task
 from training.errors import StepError
-from training.losses import Task
 from training.progress import say
 
 FOLDS = 5
@@ -183,7 +183,7 @@ def verdict_of(data: Labelled, class_names: list[str], task: Task, groups: np.nd
     Raises:
         StepError: fewer groups than folds, of a class, of all labels of a multilabel head, or of a regression's rows.
     """
-    if task == "regression":
+    if task in GRADED:
         _check_numbers(data, groups)
         return Numbers(data, predicted_numbers(data.embedding, data.label, groups, seed))
     if task == "multilabel":

@@ -135,7 +135,7 @@ def has_labels(file: Path, head: Head, columns: Columns) -> bool:
         StepError: as for `read_table`.
     """
     table = read_table(file)
-    names = [columns.label, *(["score"] if head.task == "regression" else [])]
+    names = [columns.label, *(["score"] if head.is_graded else [])]
     flags = head.task == "multilabel" and all(label in table.names for label in head.labels)
     return flags or any(column_like(table.names, name) is not None for name in names)
 
@@ -230,14 +230,14 @@ class _Rows:
         if name is None and head.task == "multilabel":
             table.require(head.labels, f"Give a 0/1 column per label, or a list in the column {label_name!r}.")
             return lambda row: label_from_columns([row.get(label) for label in head.labels], head)
-        if name is None and head.task == "regression" and label_name == "label":
+        if name is None and head.is_graded and label_name == "label":
             name = column_like(table.names, "score")
             if name is not None:
                 self.notes.append(f"labels: the column {name} of {table.file.name}")
         if name is None:
             name = table.column(label_name, "Name the column of the labels with --label-column.")
         named = class_names_in(table.file, name) if table.file.suffix.lower() == ".parquet" else None
-        if named is None or head.task == "regression":
+        if named is None or head.is_graded:
             return lambda row: label_from(row.get(name), head)
         return lambda row: label_from(_name_of(row.get(name), named), head)
 

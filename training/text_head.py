@@ -92,7 +92,7 @@ def head_manifest(
     row = [Threshold(value=value, operating_point="fixed") for value in head.fixed_thresholds]
     return HeadManifest(
         name=head.name,
-        recipe=head.model_dump(mode="json"),
+        recipe=head.settings(),
         made_by=recipe.name,
         notice=recipe.notice,
         task=head.task,

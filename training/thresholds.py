@@ -84,12 +84,19 @@ def changed_thresholds(folder: Path, manifest: HeadManifest, head: Head) -> Chan
     Raises:
         StepError: an operating point is out of reach, or the scores to choose it on were not kept.
     """
-    if manifest.training.published is not None or manifest.training.counts is None:
+    if manifest.training.published is not None or _is_of_words_alone(manifest):
         return Changed(_with_fixed(manifest, head), {})
+    if head.is_graded and head.operating_points:
+        raise StepError(
+            f"head {head.name}: operating points are for classes, this is a {head.task} head; give numbers in its units"
+        )
     scores = read_scores(folder, manifest)
     chosen = chosen_thresholds(head, [parse_point(text) for text in head.operating_points], scores)
-    thresholds = measured_thresholds(head, chosen, scores)
-    metrics = metrics_at(head, thresholds, scores, manifest.activation != "none")
+    divider = manifest.training.accuracy_divider
+    thresholds = measured_thresholds(head, chosen, scores, divider)
+    metrics = metrics_at(head, thresholds, scores, manifest.activation != "none", divider)
+    if head.is_graded:
+        metrics["sets"] = manifest.metrics.model_dump(mode="json").get("sets")
     changed = manifest.model_copy(update={"thresholds": thresholds, "metrics": head_metrics(metrics)})
     report = {"report.json": _report(folder, metrics, chosen)}
     return Changed(changed, report | score_pngs(changed, columns_of(changed, scores)))
@@ -97,9 +104,13 @@ def changed_thresholds(folder: Path, manifest: HeadManifest, head: Head) -> Chan
 
 def with_recipes_thresholds(manifest: HeadManifest, head: Head) -> HeadManifest:
     """The manifest as one that was made by the recipe with its present thresholds."""
-    entry = head.model_dump(mode="json")
+    entry = head.settings()
     named = {key: entry[key] for key in ("thresholds", "operating_points")}
     return manifest.model_copy(update={"recipe": manifest.recipe | named})
+
+
+def _is_of_words_alone(manifest: HeadManifest) -> bool:
+    return manifest.training.words is not None and manifest.training.counts is None
 
 
 def _with_fixed(manifest: HeadManifest, head: Head) -> HeadManifest:

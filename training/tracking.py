@@ -161,7 +161,7 @@ def flat_metrics(metrics: dict[str, Any], prefix: str = "") -> dict[str, float]:
 
 def flat_params(head: Head) -> dict[str, str]:
     """The recipe's entry, a line for each setting."""
-    settings = head.model_dump(mode="json")
+    settings = head.settings()
     fit = {f"fit.{key}": value for key, value in settings.pop("fit").items()}
     return {key: str(value)[:500] for key, value in (settings | fit).items() if value is not None}
 

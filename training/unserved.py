@@ -57,6 +57,6 @@ def _shown(format: str) -> str:
 
 
 def _remedy(format: str) -> str:
-    if format == "AVIF":
-        return "add AVIF to serving.formats of the recipe, and training and the server decode it"
+    if format in import_served("clip_kinds").CAN_BE_TAKEN:
+        return f"add {format} to serving.formats of the recipe, and training and the server decode it"
     return "convert to JPEG or PNG, here and before pictures are sent to the server, which does not decode it"

@@ -176,7 +176,7 @@ def keep(rows: Iterable[dict], arguments: argparse.Namespace) -> None:
 
 
 def disagrees(row: dict) -> bool:
-    return COMMANDS[row["format"]][0] in row.get("refused_by", {})
+    return row["format"] in COMMANDS and COMMANDS[row["format"]][0] in row.get("refused_by", {})
 
 
 def report(rows: list[dict], arguments: argparse.Namespace, hardware: Machine) -> int:

@@ -108,6 +108,101 @@ def run_length_bmp(width: int, height: int, runs: bytes) -> bytes:
     return head + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 8, 1, len(runs), 0, 0, 256, 0) + palette + runs
 
 
+def box(kind: bytes, *content: bytes) -> bytes:
+    body = b"".join(content)
+    return struct.pack(">I", 8 + len(body)) + kind + body
+
+
+HEIC_BRAND = box(b"ftyp", b"heic", bytes(4), b"mif1heic")
+
+
+def heic_of_items(
+    size: tuple[int, int],
+    parts: int,
+    part_size: tuple[int, int] | None = (64, 64),
+    loop: bool = False,
+) -> bytes:
+    """A grid that names one item again and again; with `loop` that item is made of the grid. It has no pixels."""
+    infos = [(1, b"grid"), (2, b"grid" if loop else b"hvc1")]
+    entries = [box(b"infe", b"\2\0\0\0", struct.pack(">HH", item, 0), kind, b"\0") for item, kind in infos]
+    links = [box(b"dimg", struct.pack(">HH", 1, parts), b"\0\2" * parts)]
+    links += [box(b"dimg", struct.pack(">HHH", 2, 1, 1))] if loop else []
+    sizes = [size, part_size or size]
+    properties = box(b"ipco", *(box(b"ispe", bytes(4), struct.pack(">II", *each)) for each in sizes))
+    owners = struct.pack(">HBB", 1, 1, 1) + (struct.pack(">HBB", 2, 1, 2) if part_size else b"")
+    owned = box(b"ipma", bytes(4), struct.pack(">I", 1 + (part_size is not None)), owners)
+    meta = box(
+        b"meta",
+        bytes(4),
+        box(b"hdlr", bytes(8), b"pict", bytes(13)),
+        box(b"pitm", bytes(4), b"\0\1"),
+        box(b"iinf", bytes(4), struct.pack(">H", len(entries)), *entries),
+        box(b"iref", bytes(4), *links),
+        box(b"iprp", properties, owned),
+    )
+    return HEIC_BRAND + meta
+
+
+def heic_boxes(count: int) -> bytes:
+    return HEIC_BRAND + box(b"free") * count
+
+
+def heic(image: Image.Image, **options) -> bytes:
+    import pillow_heif
+
+    buffer = io.BytesIO()
+    pillow_heif.from_pillow(image).save(buffer, **options)
+    return buffer.getvalue()
+
+
+def noisy_heic(side: int) -> bytes:
+    return heic(Image.frombytes("RGB", (side, side), os.urandom(3 * side * side)), quality=90)
+
+
+def heic_of_tiles(columns: int, rows: int) -> bytes:
+    """A flat picture of tiles of 64 × 64 pixels."""
+    return heic(Image.new("RGB", (64 * columns, 64 * rows), (90, 60, 30)), quality=30, tile_size=64)
+
+
+def tiff_of_tags(
+    pixels: bytes,
+    width: int,
+    height: int,
+    order: str = "<",
+    bits: int = 8,
+    samples: int = 1,
+    more: dict[int, int] | None = None,
+) -> bytes:
+    """An uncompressed TIFF of one strip, with `more` tags of one number."""
+    lists = struct.pack(f"{order}{samples}H", *[bits] * samples)
+    start = 8 + len(lists) + len(lists) % 2
+    tags = {0x0100: width, 0x0101: height, 0x0103: 1, 0x0106: 2 if samples > 1 else 1, 0x0111: start, 0x0115: samples}
+    tags |= {0x0116: height, 0x0117: len(pixels)} | (more or {})
+    entries = [(tag, 4, 1, value) for tag, value in tags.items()]
+    entries.append((0x0102, 3, samples, 8) if samples > 2 else (0x0102, 3, samples, _short_in_place(order, bits)))
+    table = b"".join(struct.pack(f"{order}HHII", *entry) for entry in sorted(entries))
+    head = (b"II" if order == "<" else b"MM") + struct.pack(f"{order}HI", 42, start + len(pixels))
+    body = head + lists.ljust(start - 8, b"\0") + pixels
+    return body + struct.pack(f"{order}H", len(entries)) + table + bytes(4)
+
+
+def _short_in_place(order: str, value: int) -> int:
+    return value if order == "<" else value << 16
+
+
+def tiff_of_tiles(width: int, height: int, edge: int) -> bytes:
+    """A small picture in one tile of edge × edge pixels."""
+    return tiff_of_tags(bytes(width * height), width, height, more={0x0142: edge, 0x0143: edge})
+
+
+def tiff_of_pages(count: int) -> bytes:
+    """Pages without any tags."""
+    first = tiff_of_tags(bytes(1), 1, 1)
+    at = len(first)
+    pages = b"".join(struct.pack("<HI", 0, at + 6 * (page + 1) if page < count - 2 else 0) for page in range(count - 1))
+    return first[:-4] + struct.pack("<I", at) + pages
+
+
 def flat(format: str, mode: str = "RGB", side: int = SIDE, **options) -> bytes:
     buffer = io.BytesIO()
     Image.new(mode, (side, side), 90).save(buffer, format, **options)
@@ -156,6 +251,16 @@ HOSTILE: dict[str, Callable[[], bytes]] = {
     "BMP, 64 megapixels of runs": lambda: run_length_bmp(SIDE, SIDE, b"\1\5\0\0" * SIDE),
     "AVIF, flat": lambda: flat("AVIF", speed=10),
     "AVIF, noise": lambda: noisy("AVIF", 4000, speed=10, quality=100),
+    "HEIC, flat": lambda: heic(Image.new("RGB", (SIDE, SIDE), (90, 60, 30)), quality=30),
+    "HEIC, noise": lambda: noisy_heic(3000),
+    "HEIC, tiles of 64 pixels": lambda: heic_of_tiles(31, 31),
+    "HEIC, one tile 62,500 times": lambda: heic_of_items((64, 64), 62_500, (4000, 4000)),
+    "TIFF, flat, LZMA": lambda: flat("TIFF", compression="lzma"),
+    "TIFF, flat, CMYK, LZW": lambda: flat("TIFF", "CMYK", compression="tiff_lzw"),
+    "TIFF, flat, alpha, deflate": lambda: flat("TIFF", "RGBA", compression="tiff_adobe_deflate"),
+    "TIFF, flat, JPEG": lambda: flat("TIFF", compression="jpeg"),
+    "TIFF, noise": lambda: noisy("TIFF", 3300),
+    "TIFF, a tile of 30,000 pixels": lambda: tiff_of_tiles(64, 64, 30_000),
     "base64 in words of two": lambda: b"/9j/ " + b"AA " * 15_000_000,
 }
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIC", "TIFF")
 TELLING_NUMBERS = (
     0,
     1,
@@ -160,6 +160,8 @@ def _size(rng: random.Random, data: bytes, other: bytes, format: str) -> bytes:
         "GIF": 6,
         "BMP": 18,
         "AVIF": data.find(b"ispe") + 8,
+        "HEIC": data.find(b"ispe") + 8,
+        "TIFF": data.find(b"\0\1") + 8,  # the tag ImageWidth, or something that looks like it
     }
     return _set_number(rng, data, at[format] + rng.choice((0, 2, 4)))
 
@@ -278,6 +280,23 @@ def _bmp_pieces(data: bytes) -> list[bytes]:
     return [part for part in (data[:14], data[14:54], data[54:pixels], data[max(54, pixels) :]) if part]
 
 
+def _tiff_pieces(data: bytes) -> list[bytes]:
+    """The header, and the directory with its tags, each a piece of its own, and what lies between."""
+    order = "<" if data[:2] == b"II" else ">"
+    at = struct.unpack_from(f"{order}I", data, 4)[0] if len(data) > 8 else 0
+    if not 8 <= at <= len(data) - 2:
+        return [data[:8], data[8:]]
+    first = at + 2
+    end = min(len(data), first + 12 * struct.unpack_from(f"{order}H", data, at)[0])
+    return [
+        data[:8],
+        data[8:at],
+        data[at:first],
+        *(data[tag : min(tag + 12, end)] for tag in range(first, end, 12)),
+        data[end:],
+    ]
+
+
 _PIECES = {
     "JPEG": _jpeg_pieces,
     "PNG": _png_pieces,
@@ -285,6 +304,8 @@ _PIECES = {
     "GIF": _gif_pieces,
     "BMP": _bmp_pieces,
     "AVIF": _avif_pieces,
+    "HEIC": _avif_pieces,
+    "TIFF": _tiff_pieces,
 }
 
 
@@ -402,4 +423,42 @@ def _avifs() -> list[bytes]:
     ]
 
 
-SEED_FILES = {"JPEG": _jpegs, "PNG": _pngs, "WEBP": _webps, "GIF": _gifs, "BMP": _bmps, "AVIF": _avifs}
+def _heics() -> list[bytes]:
+    """Plain, turned, with alpha, in tiles, and with a second picture; none without pillow-heif."""
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    return [
+        _encoded(_picture(0), "HEIF", quality=60),
+        _encoded(_picture(1), "HEIF", quality=60, exif=_oriented().tobytes()),
+        _encoded(_picture(2, "RGBA"), "HEIF", quality=60),
+        _encoded(_picture(3).resize((160, 130)), "HEIF", quality=60, tile_size=64),
+        _encoded(_picture(4, "L"), "HEIF", quality=60, save_all=True, append_images=[_picture(5)]),
+    ]
+
+
+def _tiffs() -> list[bytes]:
+    grey16 = _picture(4, "L").convert("I").point(lambda value: value * 257).convert("I;16")
+    return [
+        _encoded(_picture(0), "TIFF", exif=_oriented()),
+        _encoded(_picture(1), "TIFF", compression="tiff_lzw"),
+        _encoded(_picture(2, "RGBA"), "TIFF", compression="tiff_adobe_deflate"),
+        _encoded(_picture(3), "TIFF", compression="jpeg"),
+        _encoded(_picture(3, "CMYK"), "TIFF", compression="packbits"),
+        _encoded(_picture(5, "1"), "TIFF", compression="group4"),
+        _encoded(_picture(2).quantize(16), "TIFF"),
+        _encoded(grey16, "TIFF"),
+        _animation("TIFF"),
+    ]
+
+
+SEED_FILES = {
+    "JPEG": _jpegs,
+    "PNG": _pngs,
+    "WEBP": _webps,
+    "GIF": _gifs,
+    "BMP": _bmps,
+    "AVIF": _avifs,
+    "HEIC": _heics,
+    "TIFF": _tiffs,
+}

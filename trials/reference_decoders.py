@@ -1,7 +1,7 @@
 """Other programs' opinion of an image file: does an independent decoder take it?
 
-Debian's libjpeg-turbo-progs, pngcheck, netpbm, webp and libavif-bin; a program that is not installed has no
-opinion, and `missing()` names it.
+Debian's libjpeg-turbo-progs, pngcheck, netpbm, webp and libavif-bin; HEIC has none beside its decoder. A program that
+is not installed has no opinion, and `missing()` names it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ COMMANDS = {
     "GIF": ("giftopnm", "-image=1", "-quitearly", "{file}"),
     "BMP": ("bmptopnm", "{file}"),
     "AVIF": ("avifdec", "--no-strict", "{file}", "{file}.y4m"),
+    "TIFF": ("tifftopnm", "{file}"),
 }
 STRICT = {"JPEG": ("djpeg", "-strict", "-pnm", "-outfile", "/dev/null", "{file}"), "PNG": ("pngcheck", "-q", "{file}")}
 """Programs that refuse what browsers show: their verdict is counted, not followed."""

@@ -52,6 +52,9 @@ class Client(Settings):
     def chosen_heads(self, names: HeadNames = None) -> list[Head]:
         return self._wait(self._client.chosen_heads(names))
 
+    def formats(self) -> tuple[str, ...]:
+        return self._wait(self._client.formats())
+
     def embed_dim(self) -> int:
         return self._wait(self._client.embed_dim())
 

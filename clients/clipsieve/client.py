@@ -60,6 +60,8 @@ at once."""
 
 _Result = TypeVar("_Result")
 
+USUAL_FORMATS = "JPEG,PNG,WEBP,GIF,BMP"
+"""Formats of a server that does not say which it takes."""
 HeadNames = str | Iterable[str] | None
 """One head, several, or None for all that the server has."""
 
@@ -101,7 +103,8 @@ class AsyncClient(Settings):
         names = _head_names(await self._config(SCORE_MODEL))
         configs = await asyncio.gather(*(self._config(f"{name}_head") for name in names))
         self._known_heads = [
-            Head.from_parameters(name, config.parameters) for name, config in zip(names, configs, strict=True)
+            Head.from_parameters(name, config.parameters, config.output_dims)
+            for name, config in zip(names, configs, strict=True)
         ]
         return self._known_heads
 
@@ -118,6 +121,11 @@ class AsyncClient(Settings):
             problem = f"no head {unknown[0]!r}" if unknown else "no head to score with"
             raise UnknownHead(f"{problem}; this server has: {', '.join(known) or 'none'}")
         return [known[name] for name in chosen]
+
+    async def formats(self) -> tuple[str, ...]:
+        """Names of the image formats that the server takes, such as JPEG and HEIC."""
+        config = await self._config(SCORE_MODEL)
+        return tuple(config.parameters.get("formats", USUAL_FORMATS).split(","))
 
     async def embed_dim(self) -> int:
         """Length of an embedding."""
@@ -189,7 +197,7 @@ class AsyncClient(Settings):
         _check_embeddings(embeddings, await self.embed_dim())
         size = max(1, config.max_batch_size)
         batches = [embeddings[start : start + size] for start in range(0, len(embeddings), size)]
-        outputs = ("score", "decision", "revision")
+        outputs = ("score", "decision", "revision", *(("deviation",) if chosen.gives_deviation else ()))
 
         async def score_batch(batch: np.ndarray) -> dict[str, np.ndarray]:
             return await self._infer(Request(f"{head}_head", embedding_tensor(batch), outputs))
@@ -373,7 +381,11 @@ def _head_names(config: ModelConfig) -> list[str]:
 
 
 def _outputs_of(heads: Sequence[Head]) -> list[str]:
-    return [f"{head.name}{suffix}" for head in heads for suffix in ("", "_decision", "_revision")]
+    return [f"{head.name}{suffix}" for head in heads for suffix in _suffixes(head)]
+
+
+def _suffixes(head: Head) -> tuple[str, ...]:
+    return ("", "_decision", "_revision", *(("_deviation",) if head.gives_deviation else ()))
 
 
 def _scored(heads: Sequence[Head], image: ImageSource, answer: Answer) -> Score:
@@ -388,7 +400,8 @@ def _head_score(head: Head, tensors: dict[str, np.ndarray]) -> HeadScore:
     scores = _finite(tensors[head.name])[0]
     decisions = tensors[f"{head.name}_decision"][0]
     revision = tensors[f"{head.name}_revision"][0]
-    return HeadScore(scores, decisions, head.class_of(scores, decisions), _version(head, revision))
+    deviation = float(_finite(tensors[f"{head.name}_deviation"])[0, 0]) if head.gives_deviation else None
+    return HeadScore(scores, decisions, head.class_of(scores, decisions), _version(head, revision), deviation)
 
 
 def _version(head: Head, revision: np.ndarray) -> str:
@@ -402,7 +415,11 @@ def _joined(head: Head, answers: list[dict[str, np.ndarray]]) -> EmbeddingScores
     columns = len(head.labels)
     empty = {"score": np.empty((0, columns), np.float32), "decision": np.empty((0, columns), np.int32)}
     scores, decisions = (np.concatenate([each[name] for each in [empty, *answers]]) for name in empty)
-    return EmbeddingScores(_finite(scores), decisions, versions[0] if versions else "")
+    deviations = None
+    if head.gives_deviation:
+        parts = [answer["deviation"][:, 0] for answer in answers]
+        deviations = _finite(np.concatenate([np.empty(0, np.float32), *parts]))
+    return EmbeddingScores(_finite(scores), decisions, versions[0] if versions else "", deviations)
 
 
 def _check_embeddings(embeddings: np.ndarray, dim: int) -> None:

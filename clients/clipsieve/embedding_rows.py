@@ -118,6 +118,7 @@ def _scores(by_head: list[tuple[Head, EmbeddingScores]], good: np.ndarray) -> li
                     result.decisions[row],
                     head.class_of(result.scores[row], result.decisions[row]),
                     result.version,
+                    None if result.deviations is None else float(result.deviations[row]),
                 )
                 for head, result in by_head
             },

@@ -16,7 +16,7 @@ import numpy as np
 
 from clipsieve.exceptions import ClipsieveError, InferenceFailed, ServerUnavailable
 from clipsieve.transport import PRIORITIES, Endpoint, ModelConfig, Request, Retry, array_from_wire, check_complete
-from clipsieve.triton_messages import failure_from_status
+from clipsieve.triton_messages import failure_from_status, rejections_from_message
 
 _Answer = TypeVar("_Answer")
 
@@ -38,6 +38,8 @@ _CODES = {
 }
 _TOO_MANY_REQUESTS = 429
 """As 502 and 504, an answer of a gateway before the server."""
+_TOO_LARGE = 413
+"""As well: the whole request has more bytes than it lets through, and the server has not seen it."""
 _LONGEST_PAGE = 4096
 _READINESS = {200: True, 400: False}
 """Triton's answers; any other comes from something else."""
@@ -69,7 +71,7 @@ class HttpTransport:
 
     async def infer(self, request: Request, timeout_s: float) -> dict[str, np.ndarray]:
         header = _header(request)
-        body = header + request.tensor.data
+        body = b"".join([header, *request.tensor.pieces])
         try:
             arrays = await asyncio.wait_for(self._infer_with_retries(request.model, body, len(header)), timeout_s)
         except asyncio.TimeoutError:
@@ -135,6 +137,8 @@ class HttpTransport:
         message = _message_from_body(content) or f"HTTP {status}"
         if status == _TOO_MANY_REQUESTS:
             return InferenceFailed("SERVER_BUSY", message)
+        if status == _TOO_LARGE:
+            return next(iter(rejections_from_message(message)), InferenceFailed("TOO_MANY_BYTES", message))
         return failure_from_status(_CODES.get(status, f"HTTP_{status}"), message, self._url)
 
     def _not_triton(self, error: Exception) -> InferenceFailed:
@@ -151,7 +155,7 @@ def _header(request: Request) -> bytes:
         "name": tensor.name,
         "datatype": tensor.datatype,
         "shape": tensor.shape,
-        "parameters": {"binary_data_size": len(tensor.data)},
+        "parameters": {"binary_data_size": tensor.size},
     }
     outputs = [{"name": name, "parameters": {"binary_data": True}} for name in request.outputs]
     parameters = {"priority": PRIORITIES[request.priority]}

@@ -5,11 +5,12 @@ A folder's names are sorted, so it is listed before its first image is sent; the
 
 from __future__ import annotations
 
+import codecs
 import fnmatch
 import os
 import sys
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 import numpy as np
@@ -21,6 +22,9 @@ from clipsieve.passed_over import LINKED_FOLDER, PassedOver, reason_to_pass_over
 from clipsieve.shards import IMAGE_EXTENSIONS
 
 IMAGE_SUFFIXES = frozenset(f".{extension}" for extension in IMAGE_EXTENSIONS)
+
+MORE_SUFFIXES = {"HEIC": (".heic", ".heif", ".hif"), "TIFF": (".tif", ".tiff")}
+"""Suffixes of the formats that only some servers take, by the names that they say."""
 
 _PIECE = 4096  # names, or bytes of a list on stdin
 _LONGEST_PATH = 4096
@@ -41,8 +45,15 @@ class Inputs:
     paths: tuple[str, ...]
     pattern: str | None = None
     column: str | None = None
+    suffixes: frozenset[str] = IMAGE_SUFFIXES
+    """Suffixes of the files in folders that are taken where there is no pattern."""
     passed_over: PassedOver = field(default_factory=PassedOver, compare=False)
     """Counts of what the folders hold besides; complete once all inputs were given."""
+
+    def taking(self, formats: Iterable[str]) -> Inputs:
+        """The same inputs for a server that takes these formats."""
+        more = (suffix for name in formats for suffix in MORE_SUFFIXES.get(name, ()))
+        return replace(self, suffixes=IMAGE_SUFFIXES.union(more))
 
     def __iter__(self) -> Iterator[str]:
         """Names of the inputs, as `items` gives them."""
@@ -69,7 +80,7 @@ class Inputs:
                 yield from _as_items(self._expanded(path))
 
     def _expanded(self, path: str) -> Iterator[str]:
-        return _walk(path, self.pattern, self.passed_over) if os.path.isdir(path) else iter((path,))
+        return _walk(path, self) if os.path.isdir(path) else iter((path,))
 
     def _matching(self, pattern: str) -> Iterator[str]:
         parts = pattern.split("/")
@@ -105,7 +116,7 @@ def paths_from_list(file: BinaryIO) -> Iterator[str]:
     Raises:
         InputRefused: a NUL comes later, in a list that has lines.
     """
-    data = _first_part(file)
+    data = _first_part(file).removeprefix(codecs.BOM_UTF8)
     separator = b"\0" if b"\0" in data else b"\n"
     while data:
         *entries, rest = data.split(separator)
@@ -137,12 +148,12 @@ def _paths(entries: Iterable[bytes], separator: bytes) -> Iterator[str]:
             yield os.fsdecode(entry)
 
 
-def _walk(folder: str, pattern: str | None, passed_over: PassedOver) -> Iterator[str]:
+def _walk(folder: str, inputs: Inputs) -> Iterator[str]:
     left = [folder]
     while left:
         parent = left.pop()
         try:
-            names, folders = _listed(parent, pattern, folder, passed_over)
+            names, folders = _listed(parent, folder, inputs)
         except OSError:
             yield parent
             continue
@@ -151,8 +162,9 @@ def _walk(folder: str, pattern: str | None, passed_over: PassedOver) -> Iterator
         left += [os.path.join(parent, os.fsdecode(name)) for name in folders[::-1]]
 
 
-def _listed(parent: str, pattern: str | None, top: str, passed_over: PassedOver) -> tuple[np.ndarray, np.ndarray]:
+def _listed(parent: str, top: str, inputs: Inputs) -> tuple[np.ndarray, np.ndarray]:
     """Sorted names, as bytes, of the files to take and of the folders to walk."""
+    pattern, passed_over = inputs.pattern, inputs.passed_over
     files, folders = _Names(), _Names()
     inside = os.path.relpath(parent, top) if pattern and "/" in pattern else ""
     with os.scandir(parent) as entries:
@@ -165,7 +177,7 @@ def _listed(parent: str, pattern: str | None, top: str, passed_over: PassedOver)
                     folders.add(entry.name)
                 else:
                     passed_over.add(reason)
-            elif reason is None and _is_wanted(entry.name, pattern, inside):
+            elif reason is None and _is_wanted(entry.name, inputs, inside):
                 files.add(entry.name)
             else:
                 passed_over.add(reason or passed_over.kind_of(entry.name, pattern))
@@ -198,9 +210,10 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_wanted(name: str, pattern: str | None, inside: str) -> bool:
+def _is_wanted(name: str, inputs: Inputs, inside: str) -> bool:
+    pattern = inputs.pattern
     if pattern is None:
-        return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES
+        return os.path.splitext(name)[1].lower() in inputs.suffixes
     return fnmatch.fnmatchcase(os.path.normpath(os.path.join(inside, name)) if "/" in pattern else name, pattern)
 
 

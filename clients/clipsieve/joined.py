@@ -23,7 +23,7 @@ KEY_COLUMNS = ("key", "__key__")
 _MARK = b"clipsieve"
 _NO_SAMPLE = "NO_SAMPLE: the shard has no sample of this key"
 _OURS = frozenset({"error", "model_version", "probability", "prediction", "class_name", "decision", "embedding"})
-_OURS_END = ("_score", "_decision", "_class_name")
+_OURS_END = ("_score", "_deviation", "_decision", "_class_name")
 _NAMES = frozenset({"image_path", "video_path", "key", "shard"})
 
 

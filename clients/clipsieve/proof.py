@@ -29,7 +29,7 @@ async def fetch_proof(transport: Transport, timeout_s: float) -> Proof | None:
         ProofUnreadable: it is damaged, or of a newer format.
         ClipsieveError: the server fails.
     """
-    newest_format = Tensor("format", "INT32", (1,), np.array([1], "<i4").tobytes())
+    newest_format = Tensor("format", "INT32", (1,), [np.array([1], "<i4").tobytes()])
     try:
         answer = await transport.infer(Request(PROOF_MODEL, newest_format, ("proof",), id=PROBE_ID), timeout_s)
     except AccessDenied:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, cast
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from clipsieve.exceptions import ImageRejected, InferenceFailed
 
-Task = Literal["binary", "multiclass", "multilabel", "regression"]
+Task = Literal["binary", "multiclass", "multilabel", "regression", "ranking"]
 
 
 def _no_scores() -> np.ndarray:
@@ -45,10 +45,12 @@ class Head:
     task: Task = "binary"
     thresholds: tuple[tuple[Threshold, ...], ...] | None = None
     """Thresholds of each label, ascending; None when the server does not give them."""
+    gives_deviation: bool = False
+    """True when each score comes with its standard deviation."""
 
     @classmethod
-    def from_parameters(cls, name: str, parameters: Mapping[str, str]) -> Head:
-        """Read a head from the parameters of its config.pbtxt."""
+    def from_parameters(cls, name: str, parameters: Mapping[str, str], outputs: Collection[str] = ()) -> Head:
+        """Read a head from the parameters of its config.pbtxt, and the names of its outputs."""
 
         def listed(key: str) -> list[Any]:
             return json.loads(parameters.get(key) or "[]")
@@ -61,8 +63,13 @@ class Head:
         )
         return cls(
             name, labels, tuple(listed("class_names")), parameters.get("notice") or None, cast(Task, task),
-            thresholds if "thresholds" in parameters else None,
+            thresholds if "thresholds" in parameters else None, "deviation" in outputs,
         )  # fmt: skip
+
+    @property
+    def is_single(self) -> bool:
+        """True for a head whose answer is one number."""
+        return self.task in ("binary", "regression", "ranking")
 
     def class_of(self, scores: np.ndarray, decisions: np.ndarray) -> str | None:
         """The name of the class, for a binary or multiclass head.
@@ -89,6 +96,8 @@ class HeadScore:
     """Class by the first threshold of a binary head, or the highest score of a multiclass head; otherwise None."""
     version: str
     """`<head>-<revision>`: changes whenever the head on the server does."""
+    deviation: float | None = None
+    """Standard deviation of the score, of a head that gives one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,6 +168,8 @@ class EmbeddingScores:
     """(N, L) int32."""
     version: str
     """`<head>-<revision>`; empty when N is 0."""
+    deviations: np.ndarray | None = None
+    """(N,) float32: standard deviations of the scores, of a head that gives them."""
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,10 @@
 With one binary head the columns are `image_path, probability, prediction, class_name, decision, error, model_version`.
 Otherwise they are `image_path`, then for each head
 
-    <head>_score           binary, regression: float32
+    <head>_score           binary, regression, ranking: float32
     <head>_<label>_score   multiclass, multilabel: float32, one for each label
-    <head>_decision        binary, and a regression that has thresholds: allow, review or block
+    <head>_deviation       a head that gives the standard deviation of its score: float32
+    <head>_decision        binary, and a regression or ranking that has thresholds: allow, review or block
     <head>_<label>_decision   multilabel
     <head>_class_name      binary, multiclass
 
@@ -30,6 +31,7 @@ from clipsieve.exceptions import ClipsieveError, ImageRejected, UnknownThreshold
 from clipsieve.images import ImageSource
 from clipsieve.paths import text_from_path
 from clipsieve.results import Embedding, Head, HeadScore, Score, Threshold
+from clipsieve.score_columns import score_columns
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -82,7 +84,7 @@ class Columns:
     @property
     def score_names(self) -> list[str]:
         """The columns that hold scores."""
-        return ["probability"] if self.is_plain else [name for name, kind in self._typed() if kind == "float"]
+        return ["probability"] if self.is_plain else score_columns(self.names)
 
     def schema(self) -> pa.Schema:
         import pyarrow as pa
@@ -117,6 +119,8 @@ class Columns:
             yield from (shortest(result.scores[0]), int(decisions[0] >= 1), class_name, band)
             return
         yield from map(shortest, result.scores)
+        if head.gives_deviation:
+            yield None if result.deviation is None else shortest(result.deviation)
         if _decides(head):
             yield from (self._band(head, label, decision) for label, decision in enumerate(decisions))
         if _has_classes(head):
@@ -222,8 +226,9 @@ def _embedding_row(key: str, embedding: Embedding) -> Row:
 
 
 def _wide_columns(head: Head) -> list[tuple[str, str]]:
-    names = [head.name] if _is_single(head) else [f"{head.name}_{label}" for label in head.labels]
+    names = [head.name] if head.is_single else [f"{head.name}_{label}" for label in head.labels]
     columns = [(f"{name}_score", "float") for name in names]
+    columns += [(f"{head.name}_deviation", "float")] if head.gives_deviation else []
     if _decides(head):
         columns += [(f"{name}_decision", "string") for name in names]
     if _has_classes(head):
@@ -231,13 +236,11 @@ def _wide_columns(head: Head) -> list[tuple[str, str]]:
     return columns
 
 
-def _is_single(head: Head) -> bool:
-    return head.task in ("binary", "regression")
-
-
 def _decides(head: Head) -> bool:
     """True when the head's decisions are a column; of a multiclass head the class is."""
-    return head.task in ("binary", "multilabel") or (head.task == "regression" and any(head.thresholds or ()))
+    return head.task in ("binary", "multilabel") or (
+        head.task in ("regression", "ranking") and any(head.thresholds or ())
+    )
 
 
 def _has_classes(head: Head) -> bool:

@@ -37,6 +37,9 @@ from clipsieve.exceptions import ClipsieveError, ImageRejected, ShardError
 from clipsieve.images import MAX_IMAGE_BYTES
 
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "jpe", "png", "webp", "gif", "bmp", "avif")
+MORE_IMAGE_EXTENSIONS = ("heic", "heif", "hif", "tif", "tiff")
+"""Of the image of a sample that has none of the others; whether a server takes it, the server says."""
+
 SHARD_SUFFIXES = (".tar", ".tar.gz", ".tgz")
 
 _BLOCK = 512
@@ -85,6 +88,11 @@ class Member:
     @property
     def is_image(self) -> bool:
         return self.extension in IMAGE_EXTENSIONS
+
+    @property
+    def may_be_image(self) -> bool:
+        """True for a format that only some servers take."""
+        return self.extension in MORE_IMAGE_EXTENSIONS
 
 
 @dataclass(frozen=True)
@@ -161,7 +169,8 @@ def iter_samples(
     """
 
     def image_from(member: Member, index: int) -> bytes:
-        is_read = index >= start and member.is_image and not member.kind and member.size <= max_image_bytes
+        is_wanted = member.is_image or member.may_be_image
+        is_read = index >= start and is_wanted and not member.kind and member.size <= max_image_bytes
         return tar.read(member) if is_read else b""
 
     seen: dict[str, int] = {}
@@ -190,7 +199,7 @@ def image_among(members: Sequence[Member]) -> Member:
         ImageRejected: DUPLICATE_MEMBER, NO_IMAGE, DOTTED_NAME, SEVERAL_IMAGES or NOT_A_FILE.
     """
     names = [member.name for member in members]
-    images = [member for member in members if member.is_image]
+    images = [member for member in members if member.is_image] or [each for each in members if each.may_be_image]
     if len(set(names)) < len(names):
         twice = next(name for name in names if names.count(name) > 1)
         raise ImageRejected("DUPLICATE_MEMBER", f"{twice!r} comes twice")
@@ -374,6 +383,13 @@ class _Group:
     index: int
     members: list[Member] = field(default_factory=list)
     image: bytes = b""
+    is_sure: bool = False
+    """Whether `image` is in a format that every server takes."""
+
+    def take(self, member: Member, data: bytes) -> None:
+        """Keep what may be the sample's image: the first in a format of every server, before any other."""
+        if data and (not self.image or (member.is_image and not self.is_sure)):
+            self.image, self.is_sure = data, member.is_image
 
 
 def _groups(tar: _Tar, image_from: Callable[[Member, int], bytes]) -> Iterator[_Group]:
@@ -389,7 +405,7 @@ def _groups(tar: _Tar, image_from: Callable[[Member, int], bytes]) -> Iterator[_
                     yield group
                 group = _Group(member.key, whole)
             group.members.append(member)
-            group.image = group.image or image_from(member, group.index)
+            group.take(member, image_from(member, group.index))
     except _Damage as error:
         damage = error
     if group is not None and (damage is None or damage.after_end):

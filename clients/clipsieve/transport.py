@@ -79,7 +79,17 @@ class Tensor:
     name: str
     datatype: str
     shape: tuple[int, ...]
-    data: bytes
+    pieces: Sequence[bytes]
+    """Its bytes, which are put together once, with those of the request around them: they may be many megabytes."""
+
+    @property
+    def data(self) -> bytes:
+        return b"".join(self.pieces)
+
+    @property
+    def size(self) -> int:
+        """The number of bytes."""
+        return sum(map(len, self.pieces))
 
 
 @dataclass(frozen=True)
@@ -179,13 +189,13 @@ def _without_password(url: str) -> str:
 
 def image_tensor(*images: bytes) -> Tensor:
     """A batch of encoded files: a BYTES element is its length in 4 bytes, then the bytes."""
-    data = b"".join(part for image in images for part in (len(image).to_bytes(4, "little"), image))
-    return Tensor("image", "BYTES", (len(images), 1), data)
+    pieces = [piece for image in images for piece in (len(image).to_bytes(4, "little"), image)]
+    return Tensor("image", "BYTES", (len(images), 1), pieces)
 
 
 def embedding_tensor(embeddings: np.ndarray) -> Tensor:
     """(B, D) float32"""
-    return Tensor("embedding", "FP32", embeddings.shape, np.ascontiguousarray(embeddings, "<f4").tobytes())
+    return Tensor("embedding", "FP32", embeddings.shape, [np.ascontiguousarray(embeddings, "<f4").tobytes()])
 
 
 def array_from_wire(datatype: str, shape: Sequence[int], data: bytes) -> np.ndarray:

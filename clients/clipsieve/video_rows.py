@@ -163,7 +163,9 @@ class Watched:
             decisions = np.stack([each.decisions for each in head_scores]).max(axis=0)
         else:
             decisions = _decisions(head, scores)
-        return HeadScore(scores, decisions, None, head_scores[-1].version)
+        highest = head_scores[int(columns[0].argmax())]
+        deviation = highest.deviation if how == "max" else None
+        return HeadScore(scores, decisions, None, head_scores[-1].version, deviation)
 
 
 async def stream_videos(

@@ -1,7 +1,8 @@
 """Writes the gateway's answers about heads and pictures as JSON.
 
-A head of one number has `score`; a head of several has `scores`, by label. `decision` (or `decisions`, by label) is
-there when the head has thresholds, `class` when it chooses one. `revision` names the very head that spoke.
+A head of one number has `score`, and `deviation` where it knows its standard deviation; a head of several has `scores`,
+by label. `decision` (or `decisions`, by label) is there when the head has thresholds, `class` when it chooses one.
+`revision` names the very head that spoke.
 """
 
 from __future__ import annotations
@@ -28,6 +29,8 @@ def head_score_json(head: Head, result: HeadScore) -> dict[str, Any]:
     decisions = [word_of(head, label, int(passed)) for label, passed in enumerate(result.decisions)]
     if is_single(head):
         answer["score"] = scores[0]
+        if result.deviation is not None:
+            answer["deviation"] = shortest(result.deviation)
     else:
         answer["scores"] = dict(zip(head.labels, scores, strict=True))
     if decides(head):
@@ -54,7 +57,7 @@ def head_json(head: Head) -> dict[str, Any]:
 
 def is_single(head: Head) -> bool:
     """True for a head whose answer is one number."""
-    return head.task in ("binary", "regression")
+    return head.is_single
 
 
 def decides(head: Head) -> bool:

@@ -98,6 +98,10 @@ class Gateway:
         self.caller(request)
         return json_response([head_json(head) for head in await self.triton.heads()])
 
+    async def token(self, request: Request) -> Response:
+        """Whose token this is: proxies ask before they let a request through to Triton itself."""
+        return json_response({"name": self.caller(request)})
+
     def is_inside(self, scope: Scope) -> bool:
         """True for a request to the port of the metrics, which is not shown to the world."""
         port = self.settings.metrics_port
@@ -131,6 +135,7 @@ def create_app(settings: Settings) -> ASGIApp:
         Route("/score", gateway.score, methods=["POST"]),
         Route("/invocations", gateway.invocations, methods=["POST"]),
         Route("/heads", gateway.heads),
+        Route("/token", gateway.token),
         Route("/health", gateway.health),
         Route("/ping", gateway.ping),
         Route("/metrics", gateway.counts),

@@ -32,6 +32,7 @@ def document(settings: Settings) -> dict[str, Any]:
         "paths": {
             "/score": {"post": _score()},
             "/heads": {"get": _heads()},
+            "/token": {"get": _token()},
             "/health": {"get": _health()},
             "/invocations": {"post": _invocations()},
             "/ping": {"get": _text("Whether the server is ready; no picture is scored.", "text/plain", "\n", 503)},
@@ -55,6 +56,7 @@ def _score() -> dict[str, Any]:
         "operationId": "score",
         "summary": "Score one picture or several.",
         "description": (
+            "Raw bytes may also be sent as image/jpeg or any other image type. "
             "One picture of a form, of raw bytes or under `image` is answered by an object, or by its refusal with a "
             "status of its own. Several files of a form, or any number under `images`, are answered by a list with "
             "status 200, in which each has its heads or its error. A head of one number has `score` and `decision`; "
@@ -67,7 +69,6 @@ def _score() -> dict[str, Any]:
             "content": {
                 "multipart/form-data": {"schema": _FORM, "example": {"image": ["a.jpg", "b.txt"], "heads": "nsfw"}},
                 "application/octet-stream": {"schema": _BYTES},
-                "image/*": {"schema": _BYTES},
                 "application/json": {
                     "schema": {"oneOf": [_ref("OneImage"), _ref("ManyImages")]},
                     "examples": {
@@ -128,17 +129,20 @@ def _heads() -> dict[str, Any]:
     }
 
 
-def _health() -> dict[str, Any]:
-    health = {
-        "type": "object",
-        "required": ["status"],
-        "properties": {
-            "status": {"enum": ["ok", "busy", "unavailable", "not_ready", "failing"]},
-            "message": {"type": "string", "description": "For whoever has a token."},
-        },
+def _token() -> dict[str, Any]:
+    return {
+        "operationId": "token",
+        "summary": "The name that a token was given to; a gateway without tokens calls everybody `everybody`.",
+        "responses": _json_answer(
+            "", _object({"name": {"type": "string"}}, ["name"]), {"one": {"value": {"name": "alice"}}}
+        )
+        | _refusals({"UNAUTHORIZED": KINDS["UNAUTHORIZED"]}),
     }
+
+
+def _health() -> dict[str, Any]:
     examples = {"ok": {"value": {"status": "ok", "message": "scored a picture with nsfw in 21 ms"}}}
-    answer = _json_answer("It scores, or is merely busy.", health, examples)
+    answer = _json_answer("It scores, or is merely busy.", _ref("Health"), examples)
     failing = {"503": {"description": "It does not score.", "content": answer["200"]["content"]}}
     return {
         "operationId": "health",
@@ -171,14 +175,14 @@ def _schemas() -> dict[str, Any]:
     text, number = {"type": "string"}, {"type": "number"}
     decision = {"enum": ["allow", "review", "block"]}
     base64 = {"type": "string", "description": "Base64 text of an encoded file, or a data: URI."}
-    named = _object({"image": base64, "name": text}, ["image"])
     heads = {"type": "array", "items": text}
-    threshold = _object({"value": number, "operating_point": text}, ["value", "operating_point"])
+    status = {"enum": ["ok", "busy", "unavailable", "not_ready", "failing"]}
     return {
         "OneImage": _object({"image": base64, "name": text, "heads": heads}, ["image"]),
         "ManyImages": _object(
-            {"images": {"type": "array", "items": {"oneOf": [base64, named]}}, "heads": heads}, ["images"]
+            {"images": {"type": "array", "items": {"oneOf": [base64, _ref("NamedImage")]}}, "heads": heads}, ["images"]
         ),
+        "NamedImage": _object({"image": base64, "name": text}, ["image"]),
         "Result": _object(
             {
                 "image": {"type": ["string", "null"], "description": "The file's name, if it has one."},
@@ -190,6 +194,7 @@ def _schemas() -> dict[str, Any]:
         "HeadScore": _object(
             {
                 "score": number,
+                "deviation": number,
                 "scores": {"type": "object", "additionalProperties": number},
                 "decision": decision,
                 "decisions": {"type": "object", "additionalProperties": decision},
@@ -201,16 +206,20 @@ def _schemas() -> dict[str, Any]:
         "Head": _object(
             {
                 "name": text,
-                "task": {"enum": ["binary", "multiclass", "multilabel", "regression"]},
+                "task": {"enum": ["binary", "multiclass", "multilabel", "regression", "ranking"]},
                 "labels": {"type": "array", "items": text},
                 "class_names": {"type": "array", "items": text},
                 "thresholds": {
                     "type": ["object", "null"],
-                    "additionalProperties": {"type": "array", "items": threshold},
+                    "additionalProperties": {"type": "array", "items": _ref("Threshold")},
                 },
                 "notice": {"type": ["string", "null"]},
             },
             ["name", "task", "labels", "class_names"],
+        ),
+        "Threshold": _object({"value": number, "operating_point": text}, ["value", "operating_point"]),
+        "Health": _object(
+            {"status": status, "message": {"type": "string", "description": "For whoever has a token."}}, ["status"]
         ),
         "Problem": _object(
             {

@@ -15,7 +15,7 @@ from common.triton_messages import is_queue_refusal
 
 service_pb2: Any = _service_pb2  # its messages are made at import, which pyright cannot see
 
-Outcome = Literal["refused", "scored", "closed", "silent"]
+Outcome = Literal["refused", "scored", "closed", "silent", "undocumented"]
 
 TOLERANCE = 1e-5  # a score may differ in its last digits with the batch it happened to be in
 
@@ -36,7 +36,8 @@ class Case:
 @dataclass(frozen=True)
 class Answer:
     outcome: Outcome
-    """`closed`: the connection ended without an answer. `silent`: none came in time."""
+    """`closed`: the connection ended without an answer. `silent`: none came in time. `undocumented`: of the gateway, no
+    answer that it describes."""
     detail: str
     scores: tuple[float, ...] = ()
     """All FP32 values of the outputs."""
@@ -49,6 +50,8 @@ def problem(case: Case, answer: Answer, honest_score: float) -> str | None:
     """
     if answer.outcome == "silent":
         return f"no answer: {answer.detail}"
+    if answer.outcome == "undocumented":
+        return f"an answer that is not documented: {answer.detail}"
     if answer.outcome == "scored" and not case.tolerated:
         return f"a malformed request was answered: {answer.detail}"
     wrong = [score for score in answer.scores if not abs(score - honest_score) <= TOLERANCE]
@@ -56,7 +59,13 @@ def problem(case: Case, answer: Answer, honest_score: float) -> str | None:
 
 
 def send_http(address: str, case: Case, timeout_s: float = 10.0) -> Answer:
-    """Send to `host:port` and read until the server ends the connection."""
+    """Send to Triton at `host:port`."""
+    received = exchange(address, case, timeout_s)
+    return received if isinstance(received, Answer) else http_answer(received)
+
+
+def exchange(address: str, case: Case, timeout_s: float) -> bytes | Answer:
+    """Send to `host:port` and read until the server ends the connection; without any bytes an Answer says why."""
     host, port = address.rsplit(":", 1)
     received = b""
     with socket.create_connection((host, int(port)), timeout_s) as connection:
@@ -64,14 +73,17 @@ def send_http(address: str, case: Case, timeout_s: float = 10.0) -> Answer:
             connection.sendall(case.data)
             if case.half_close:
                 connection.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it was closed before everything was sent; what it said may be there
+        try:
             while block := connection.recv(1 << 16):
                 received += block
         except TimeoutError:
             return Answer("silent", f"{len(received)} bytes within {timeout_s} s")
-        except OSError as error:  # reset, or a broken pipe while sending: an answer may have come before it
+        except OSError as error:  # reset: an answer may have come before it
             if not received:
                 return Answer("closed", type(error).__name__)
-    return http_answer(received) if received else Answer("closed", "end of the connection")
+    return received or Answer("closed", "end of the connection")
 
 
 def http_answer(received: bytes) -> Answer:

@@ -19,6 +19,7 @@ from clipsieve.cli.options import SOME_FAILED, AllowVersionChange, InputOptions,
 from clipsieve.cli.score import HeadOptions
 from clipsieve.cli.streams import run_command
 from clipsieve.exceptions import ClipsieveError, OutputRefused, ServerUnavailable, VersionChanged
+from clipsieve.passed_over import PassedOver
 from clipsieve.progress import Reporter, Tally
 from clipsieve.ray.job import check_installed, connected, outcomes, served_to_workers
 from clipsieve.ray.part import Part, read_part
@@ -152,7 +153,11 @@ class _Bulk:
         tally, damaged = self._run_on_ray(units, kept) if units else (_tally_after(kept), 0)
         delete_leftovers(self.plan.out)
         summary = f"{tally.summary('scored')}; {self.plan.units - damaged} files in {self.plan.out}"
-        self.reporter.tell(summary, "end", **tally.figures(), damaged_shards=damaged)
+        passed_over = PassedOver(self.plan.passed_over)
+        figures = tally.figures() | ({"passed_over": dict(passed_over)} if passed_over else {})
+        self.reporter.tell(summary, "end", **figures, damaged_shards=damaged)
+        if passed_over:
+            self.reporter.tell(passed_over.summary(), "passed_over", counts=dict(passed_over))
         return tally.failed + damaged + sum(sum(part.failures.values()) for part in kept.values())
 
     def _run_on_ray(self, units: list[int], kept: dict[int, Part]) -> tuple[Tally, int]:

@@ -12,7 +12,7 @@ import typer
 
 from clipsieve.cli.grouped import grouped, option
 from clipsieve.cli.options import SOME_FAILED, InputOptions, Paths, RunOptions, ServerOptions, exits
-from clipsieve.cli.run import Rows, Work, identity_of, image_summary, run_over_inputs, started
+from clipsieve.cli.run import Rows, Work, identity_of, image_summary, looked_at, run_over_inputs, taken
 from clipsieve.client import AsyncClient
 from clipsieve.inputs import Inputs
 from clipsieve.outputs import EMBEDDING_SUFFIXES, check_place
@@ -52,13 +52,14 @@ def embed(paths: Paths, output: EmbeddingOutput, inputs: InputOptions, server: S
 
 async def _embed(client: AsyncClient, inputs: Inputs, out: Path, overwrite: bool, reporter: Reporter) -> int:
     """Embed the images into the file; returns how many have no embedding."""
-    items = started(inputs)
+    candidates = looked_at(inputs)
 
     def rows(items: Iterator[Item], run: PartialRun) -> Rows:
         return stream_embeddings(client, items)
 
     work = Work(image_summary("embedded"), rows, limit=_COMMIT_ROWS)
     async with client:
+        items = await taken(inputs, candidates, client)
         identity = identity_of(inputs, embed_dim=await client.embed_dim())
         with PartialRun(out, identity, embedding_schema(), overwrite) as run:
             return await run_over_inputs(run, items, work, reporter, inputs.passed_over)

@@ -13,9 +13,10 @@ from hashlib import sha256
 from itertools import chain
 from typing import Any, BinaryIO
 
+from clipsieve.client import AsyncClient
 from clipsieve.commits import commit_rows, committed_names, failed_rows
 from clipsieve.exceptions import InputRefused, ShardError
-from clipsieve.inputs import Inputs
+from clipsieve.inputs import MORE_SUFFIXES, Inputs
 from clipsieve.outputs import write_table
 from clipsieve.partial import PartialRun
 from clipsieve.passed_over import PassedOver
@@ -157,6 +158,34 @@ def identity_of(inputs: Inputs, **options: object) -> dict[str, object]:
     if len(named) > _LONGEST_SHOWN:
         named = f"{len(inputs.paths)} paths, sha256 {sha256(named.encode()).hexdigest()}"
     return {"inputs": named, "pattern": inputs.pattern, "column": inputs.column, **options}
+
+
+def looked_at(inputs: Inputs) -> Iterator[Item] | None:
+    """The inputs as `started` gives them; None where only a server that takes more formats may find some.
+
+    Raises:
+        InputRefused: there is none for any server.
+    """
+    try:
+        return started(inputs)
+    except InputRefused:
+        if "-" in inputs.paths or next(inputs.taking(MORE_SUFFIXES).items(), None) is None:
+            raise
+        return None
+
+
+async def taken(inputs: Inputs, items: Iterator[Item] | None, client: AsyncClient) -> Iterator[Item]:
+    """The inputs in the formats of the server.
+
+    Args:
+        inputs: which the user named.
+        items: what `looked_at` gave; a list on stdin is not read twice.
+
+    Raises:
+        InputRefused: there is none.
+    """
+    wider = inputs.taking(await client.formats())
+    return items if items is not None and ("-" in inputs.paths or wider == inputs) else started(wider)
 
 
 def started(inputs: Inputs) -> Iterator[Item]:

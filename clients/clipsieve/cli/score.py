@@ -25,7 +25,7 @@ from clipsieve.cli.options import (
     exits,
     finite,
 )
-from clipsieve.cli.run import Rows, Work, identity_of, image_summary, run_over_inputs, run_to_stdout, started
+from clipsieve.cli.run import Rows, Work, identity_of, image_summary, looked_at, run_over_inputs, run_to_stdout, taken
 from clipsieve.cli.shards import ShardJob, are_shards, score_shards, shards_in
 from clipsieve.client import AsyncClient
 from clipsieve.exceptions import OutputRefused
@@ -206,9 +206,10 @@ class _Job:
     async def score_to_file(self, client: AsyncClient, out: Path) -> int:
         check_place(out, TABLE_SUFFIXES)
         self._check_free(out)
-        items = started(self.inputs)
+        candidates = looked_at(self.inputs)
         async with client:
             columns = await self._columns(client)
+            items = await taken(self.inputs, candidates, client)
             work = self._work(client, columns, self._versions())
             source = source_of(columns.names)
             self.arrange.check(source)
@@ -225,9 +226,10 @@ class _Job:
             raise OutputRefused(f"{error}; to arrange the files of this table: clipsieve arrange {out}") from None
 
     async def score_to_stdout(self, client: AsyncClient) -> int:
-        items = started(self.inputs)
+        candidates = looked_at(self.inputs)
         async with client:
             columns = await self._columns(client)
+            items = await taken(self.inputs, candidates, client)
             rows = stream_rows(client, items, columns, self._versions())
 
             async def show(rows: Rows) -> None:

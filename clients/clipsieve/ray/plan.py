@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import PurePosixPath
@@ -60,6 +60,7 @@ class Plan:
         of_shards: the inputs are shards, one in each unit.
         units: how many there are.
         inputs: images, or shards, in all units.
+        passed_over: counts of what the folders held besides, by kind.
     """
 
     out: str
@@ -68,6 +69,7 @@ class Plan:
     of_shards: bool
     units: int
     inputs: int
+    passed_over: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def _table(self) -> pq.ParquetFile:
@@ -78,7 +80,7 @@ class Plan:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without the open file."""
-        return Plan, tuple(getattr(self, field.name) for field in fields(self))
+        return Plan, tuple(getattr(self, each.name) for each in fields(self))
 
     def names(self, unit: int) -> list[str]:
         """Inputs of a unit, as the user named them."""
@@ -128,12 +130,14 @@ def names_in(inputs: Inputs) -> Iterator[str]:
         if not is_remote(path) and is_list(path):
             yield from paths_from_table(local_path(path), inputs.column)
         elif not is_remote(path):
-            yield from Inputs((local_path(path),), inputs.pattern, inputs.column)
+            below = Inputs((local_path(path),), inputs.pattern, inputs.column)
+            yield from below
+            inputs.passed_over.update(below.passed_over)
         elif is_list(path):
             with fetched(path) as copy:
                 yield from paths_from_table(copy, inputs.column)
         else:
-            yield from files_below(path, inputs.pattern)
+            yield from files_below(path, inputs.pattern, inputs.passed_over)
 
 
 def planned(out: str, inputs: Inputs, rows_per_file: int, options: Mapping[str, Any], overwrite: bool = False) -> Plan:
@@ -155,7 +159,7 @@ def planned(out: str, inputs: Inputs, rows_per_file: int, options: Mapping[str, 
     _check_ours(out, names)
     if _RUN in names:
         _delete_run(Plan(out, **_read_run(out)["plan"]))
-    return _new_plan(out, names_in(inputs), rows_per_file, identity)
+    return _new_plan(out, inputs, rows_per_file, identity)
 
 
 def delete_leftovers(out: str) -> None:
@@ -166,10 +170,12 @@ def delete_leftovers(out: str) -> None:
             filesystem.delete_file(f"{path}/{name}")
 
 
-def _new_plan(out: str, names: Iterator[str], rows_per_file: int, identity: Mapping[str, Any]) -> Plan:
+def _new_plan(out: str, inputs: Inputs, rows_per_file: int, identity: Mapping[str, Any]) -> Plan:
+    names = names_in(inputs)
     first = next(names, None)
     if first is None:
-        raise InputRefused("nothing to do: no image files and no shards; see --pattern")
+        passed_over = f" ({inputs.passed_over.summary()})" if inputs.passed_over else ""
+        raise InputRefused(f"nothing to do: no image files and no shards; see --pattern{passed_over}")
     filesystem, path = locate(out)
     filesystem.create_dir(path, recursive=True)
     of_shards = is_shard(first)
@@ -182,6 +188,7 @@ def _new_plan(out: str, names: Iterator[str], rows_per_file: int, identity: Mapp
         "of_shards": of_shards,
         "units": len(counts),
         "inputs": sum(counts),
+        "passed_over": dict(inputs.passed_over),
     }
     with whole_file(joined(out, _RUN)) as file:
         file.write(json.dumps({"identity": identity, "plan": plan}, indent=1).encode())

@@ -20,6 +20,7 @@ from uuid import uuid4
 from clipsieve.exceptions import InputRefused
 from clipsieve.inputs import IMAGE_SUFFIXES
 from clipsieve.partial import sync_folder
+from clipsieve.passed_over import PassedOver, reason_to_pass_over
 
 if TYPE_CHECKING:
     from pyarrow import NativeFile
@@ -81,13 +82,14 @@ def file_names(folder: str) -> list[str]:
     return [entry.base_name for entry in entries if entry.is_file]
 
 
-def files_below(name: str, pattern: str | None) -> Iterator[str]:
+def files_below(name: str, pattern: str | None, passed_over: PassedOver | None = None) -> Iterator[str]:
     """Sorted names of the remote files that are meant: the one of that name, those in a folder, or of `a/**/*.png`.
 
     A folder's whole listing is held in memory. What does not exist is yielded too: reading it makes an error row.
 
     Args:
         pattern: as for `inputs.Inputs`.
+        passed_over: counts what a folder holds besides.
 
     Raises:
         InputRefused: the storage does not answer, or nothing matches.
@@ -103,7 +105,12 @@ def files_below(name: str, pattern: str | None) -> Iterator[str]:
         if not paths:
             raise InputRefused(f"no file matches {name!r}")
     elif paths != [top]:
-        paths = [path for path in paths if _is_wanted(os.path.relpath(path, top), pattern)]
+        listed, paths = paths, []
+        for path in listed:
+            if (kind := _kind_passed_over(os.path.relpath(path, top), pattern)) is None:
+                paths.append(path)
+            elif passed_over is not None:
+                passed_over.add(kind)
     root = base[: -len(top)] if base.endswith(top) else f"{base.partition('://')[0]}://"
     for path in paths:
         yield f"{root}{path}{options}"
@@ -207,10 +214,16 @@ def _listed(filesystem: FileSystem, path: str, name: str) -> list[str]:
     return sorted(entry.path for entry in entries if entry.is_file)
 
 
-def _is_wanted(inside: str, pattern: str | None) -> bool:
+def _kind_passed_over(inside: str, pattern: str | None) -> str | None:
+    """The kind of a file that is not taken; None for one that is."""
+    name = os.path.basename(inside)
+    if reason := next(filter(None, map(reason_to_pass_over, inside.split("/"))), None):
+        return reason
     if pattern is None:
-        return os.path.splitext(inside)[1].lower() in IMAGE_SUFFIXES
-    return fnmatch.fnmatchcase(inside if "/" in pattern else os.path.basename(inside), pattern)
+        is_taken = os.path.splitext(inside)[1].lower() in IMAGE_SUFFIXES
+    else:
+        is_taken = fnmatch.fnmatchcase(inside if "/" in pattern else name, pattern)
+    return None if is_taken else PassedOver.kind_of(name, pattern)
 
 
 def _glob_expression(pattern: str) -> str:

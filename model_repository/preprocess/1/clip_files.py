@@ -184,6 +184,8 @@ def _png_chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
     """(type, start, end) of each chunk up to IEND."""
     position = 8
     for _ in range(MAX_PARTS):
+        if position + 8 > len(data):
+            raise _broken("a PNG ends before its IEND chunk")
         length, kind = struct.unpack_from(">I4s", data, position)
         end = position + 12 + length
         if end > len(data) or not kind.isalpha():
@@ -285,24 +287,24 @@ def _webp(data: bytes, limits: Limits) -> bytes:
 
 
 def _gif(data: bytes, limits: Limits) -> bytes:
-    position, parts, frames = 13 + _gif_palette_bytes(data[10]), 0, 0
+    position, parts, frames = 13 + gif_palette_bytes(data[10]), 0, 0
     while position < len(data) and data[position] in b"!,":
         if data[position] == 0x21:  # an extension
             position += 2
         else:
             frames += 1
             limits.check_frames(frames)
-            position += 11 + _gif_palette_bytes(data[position + 9]) if position + 9 < len(data) else 10
-        position, blocks = _past_gif_blocks(data, position, MAX_PARTS - parts)
+            position += 11 + gif_palette_bytes(data[position + 9]) if position + 9 < len(data) else 10
+        position, blocks = past_gif_blocks(data, position, MAX_PARTS - parts)
         parts += blocks + 1
     return data
 
 
-def _gif_palette_bytes(flags: int) -> int:
+def gif_palette_bytes(flags: int) -> int:
     return 6 << (flags & 7) if flags & 0x80 else 0
 
 
-def _past_gif_blocks(data: bytes, position: int, limit: int) -> tuple[int, int]:
+def past_gif_blocks(data: bytes, position: int, limit: int) -> tuple[int, int]:
     """Position after a row of blocks and their number; a file that ends early is its decoder's matter."""
     size = len(data)
     for blocks in range(limit):

@@ -14,7 +14,11 @@ PICTURES = {
 }
 """Beginnings of pictures in formats that no recipe, or not every one, decodes."""
 
+CAN_BE_TAKEN = ("HEIC", "AVIF", "TIFF")
+"""Those of PICTURES that a recipe may name in `serving.formats`."""
+
 _CONVERT = "convert it to JPEG or PNG"
+_TAKE = "add {} to serving.formats of the server's recipe and build it again"
 _OTHERS = (
     (rb"\x89PNG|\xff\xd8\xff|GIF8|BM|RIFF....WEBP", "a picture in a format that this server does not take"),
     (rb"%PDF-", f"a PDF; {_CONVERT}, page by page"),
@@ -42,7 +46,8 @@ def kind_of(data: bytes) -> str:
     start = data[:_LOOKED_AT]
     format = picture_format(start)
     if format is not None:
-        return f"{'an' if format == 'AVIF' else 'a'} {format.replace('_', ' ')} picture; {_CONVERT}"
+        remedy = f"{_CONVERT}, or {_TAKE.format(format)}" if format in CAN_BE_TAKEN else _CONVERT
+        return f"{'an' if format == 'AVIF' else 'a'} {format.replace('_', ' ')} picture; {remedy}"
     kind = next((kind for beginning, kind in _KINDS if beginning.match(start)), None)
     if kind is not None:
         return kind

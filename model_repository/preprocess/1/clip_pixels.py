@@ -6,11 +6,16 @@ of a decoder is decided before it, in `clip_files`.
 
 For an image in an ordinary mode the pixels are bit-equal to open_clip's own transform
 (`open_clip.transform.image_transform`, torchvision on PIL images), which resizes and crops in the
-file's own mode and converts to RGB last. Three differences are deliberate:
+file's own mode and converts to RGB last. Pillow resizes palettes and 1-bit pictures to the nearest pixel, and so does
+open_clip. Four differences are deliberate:
 
 - EXIF orientation is applied: people see, and label, the upright picture;
 - transparency is composited on white: colour hidden under it would otherwise be scored, or hide;
-- 16-bit grey is scaled to 8 bits, where Pillow's conversion alone clips it to white.
+- 16-bit grey is scaled to 8 bits, where Pillow's conversion alone clips it to white;
+- a GIF whose first frame covers part of its screen is white elsewhere, as in a browser; Pillow shows colour 0 there.
+
+16-bit colours keep their upper eight bits, and CMYK is converted without its profile, as Pillow does. A HEIC is turned
+by its decoder, so that nothing is left to be turned here; so is a TIFF.
 
 With `decode: scaled` a large JPEG is not: it is decoded at 1/2, 1/4 or 1/8 of its size, which costs a fraction,
 and resized from there. Everything else is decoded and cropped as ever.
@@ -26,8 +31,10 @@ import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from clip_ends import early_end
 from clip_files import (
     JPEG_FRAMES,
     JPEG_SOS,
@@ -37,10 +44,22 @@ from clip_files import (
     jpeg_segments,
     without_ballast,
 )
-from clip_kinds import kind_of
+from clip_heif import unlinked_heif
+from clip_kinds import PICTURES, kind_of
+from clip_tiff import check_tiff
 
 # Importing a plugin registers its decoder; only those named by `formats` are ever tried.
-from PIL import AvifImagePlugin, BmpImagePlugin, GifImagePlugin, Image, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
+from PIL import (
+    AvifImagePlugin,
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    UnidentifiedImageError,
+    WebPImagePlugin,
+)
 
 # The limit on pixels below is checked on the header, before anything is decoded.
 Image.MAX_IMAGE_PIXELS = None
@@ -54,17 +73,21 @@ PLUGINS = {
     "GIF": GifImagePlugin,
     "BMP": BmpImagePlugin,
     "AVIF": AvifImagePlugin,
+    "TIFF": TiffImagePlugin,
 }
+FORMATS = (*PLUGINS, "HEIC")
+"""Names of the formats that can be decoded; HEIC needs the package of `heif_decoder`."""
+HEIF_PACKAGE = "pillow-heif"
 SIGNATURES = {
     "JPEG": re.compile(rb"\xff\xd8\xff"),
     "PNG": re.compile(rb"\x89PNG\r\n\x1a\n"),
     "WEBP": re.compile(rb"RIFF....WEBP", re.DOTALL),
     "GIF": re.compile(rb"GIF8[79]a"),
     "BMP": re.compile(rb"BM"),
-    "AVIF": re.compile(rb"....ftypavi[fs]", re.DOTALL),
+    **{name: PICTURES[name] for name in ("AVIF", "TIFF", "HEIC")},
 }
 # How base64 of each signature begins. None of these can begin a raw image file.
-BASE64_STARTS = (b"/9j/", b"iVBORw0KGgo", b"UklGR", b"R0lGOD", b"Qk", b"AAAA")
+BASE64_STARTS = (b"/9j/", b"iVBORw0KGgo", b"UklGR", b"R0lGOD", b"Qk", b"AAAA", b"SUkq", b"SUkr", b"TU0A")
 WHITESPACE = b" \t\n\r\v\f"
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZE_MODES = ("shortest", "longest", "squash")
@@ -85,6 +108,8 @@ UPRIGHT = {  # EXIF orientation → the transposition that undoes it
 TURNED, FROM_RIGHT, FROM_BELOW = {5, 6, 7, 8}, {2, 3, 6, 7}, {3, 4, 7, 8}
 """EXIF orientations that show rows as columns, and those that show the first pixel at the right, or below."""
 EXIF_ORIENTATION = 0x0112
+TIFF_MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "I;16", "I;16B")
+"""Modes of a TIFF in which it is clear what is white; not floating point, 32-bit or signed numbers, and L*a*b*."""
 BAND_PIXELS = 2**20
 """Pixels of a transparent or 16-bit picture that are converted at once."""
 
@@ -190,7 +215,9 @@ class Transform:
 
     def __post_init__(self) -> None:
         for name in self.formats:
-            _require(name, tuple(PLUGINS), "formats")
+            _require(name, FORMATS, "formats")
+        if "HEIC" in self.formats:
+            heif_decoder()
         _require(self.decode, DECODES, "decode")
 
     @classmethod
@@ -236,10 +263,14 @@ class Transform:
         try:
             picture = self._decoded(data)
             return stacked([view.of(picture) for view in self.views])
-        except ImageError:
-            raise
         except Exception as error:  # whatever a decoder raises is this image's error, never its batch's
-            raise ImageError("DECODE_FAILED", _describe(error)) from error
+            if isinstance(error, ImageError) and error.code != "DECODE_FAILED":
+                raise
+            format = self._format_of(data)
+            end = None if format is None else early_end(data, format)
+            if end is None and isinstance(error, ImageError):
+                raise
+            raise ImageError("DECODE_FAILED", end or _describe(error)) from error
 
     def size_of(self, data: bytes) -> tuple[int, int]:
         """(width, height) of an image that was decoded before, as it is stored, before EXIF orientation."""
@@ -263,7 +294,10 @@ class Transform:
             self._check_size(image)
             size = image.size
             extent = self._draft(image, data)
+            covered = image.tile[0].extents if image.format == "GIF" else None
             image.load()
+            if covered not in (None, (0, 0, *size)) and not image.has_transparency_data:
+                image = _white_around(image, covered)
             if image.format == "PNG" and _ends_in_zeros(image):
                 check_png_rows(data)
             return _upright(image, size, extent)
@@ -282,13 +316,24 @@ class Transform:
 
     def _open(self, data: bytes) -> Image.Image:
         """Read the header only."""
-        format = next((name for name in self.formats if SIGNATURES[name].match(data)), None)
+        format = self._format_of(data)
         if format is None:
             raise ImageError("NOT_AN_IMAGE", f"{kind_of(data)}; {', '.join(self.formats)} are taken")
-        image = Image.open(io.BytesIO(without_ballast(data, format, self.limits)), formats=(format,))
-        if format == "AVIF":  # the others' frames are counted already
+        if format == "TIFF":
+            check_tiff(data, self.limits)
+        if format == "HEIC":
+            image = heif_decoder()(io.BytesIO(unlinked_heif(data, self.limits)))
+        else:
+            image = Image.open(io.BytesIO(without_ballast(data, format, self.limits)), formats=(format,))
+        if format in ("AVIF", "HEIC"):  # the others' frames are counted already
             self.limits.check_frames(getattr(image, "n_frames", 1))
+        if format == "TIFF" and image.mode not in TIFF_MODES:
+            raise ImageError("DECODE_FAILED", f"a TIFF of mode {image.mode}; save it as grey or RGB of 8 or 16 bits")
         return image
+
+    def _format_of(self, data: bytes) -> str | None:
+        """The format among those that are taken, by the first bytes."""
+        return next((name for name in self.formats if SIGNATURES[name].match(data)), None)
 
     def _check_size(self, image: Image.Image) -> None:
         width, height = image.size
@@ -301,6 +346,24 @@ class Transform:
                     f"{width} × {height} would become {resized_width} × {resized_height} on its way to "
                     f"{view.image_size} × {view.image_size}, over the limit of {self.max_pixels} pixels",
                 )
+
+
+def heif_decoder() -> Callable[[io.BytesIO], Image.Image]:
+    """The decoder of HEIC: one thread, as each process of the server is one core's, and the picture itself alone.
+
+    Raises:
+        ValueError: its package is not installed where this runs.
+    """
+    try:
+        from pillow_heif import HeifImageFile, options  # pyright: ignore[reportMissingImports] (not in every recipe)
+    except ImportError as error:
+        raise ValueError(
+            f"HEIC in serving.formats needs the package {HEIF_PACKAGE}; run: make heic (or, in an environment of your "
+            f"own: pip install {HEIF_PACKAGE}), or take HEIC out of the recipe"
+        ) from error
+    options.DECODE_THREADS = 1
+    options.THUMBNAILS = options.DEPTH_IMAGES = options.AUX_IMAGES = False
+    return HeifImageFile
 
 
 def stacked(squares: Sequence[np.ndarray]) -> np.ndarray:
@@ -382,6 +445,29 @@ def _orientation(image: Image.Image) -> int:
         return 1
 
 
+def _white_around(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
+    """A GIF's first frame, white outside of `box`; its mode stays where its palette has white, or room for it."""
+    around = Image.new("1", image.size, 1)
+    around.paste(0, box)
+    white: Any = 255
+    if image.mode == "P":
+        palette = (image.getpalette("RGB") or [])[: 3 * 256]
+        colors = list(zip(*[iter(palette)] * 3, strict=True))
+        counts = image.crop(box).histogram()
+        free = next((index for index, count in enumerate(counts) if not count), None)
+        if (255, 255, 255) in colors:
+            white = colors.index((255, 255, 255))
+        elif free is not None:
+            white = free
+            palette += [0] * (3 * (free + 1) - len(palette))
+            palette[3 * free : 3 * free + 3] = [255] * 3
+            image.putpalette(palette)
+        else:
+            image, white = image.convert("RGB"), (255, 255, 255)
+    image.paste(white, mask=around)
+    return image
+
+
 def _composited(image: Image.Image) -> Image.Image:
     """Transparency on white, 16-bit grey to 8 bits; any other image unchanged."""
     if image.mode.startswith("I"):  # I;16, I;16B, or I holding 16-bit values
@@ -414,7 +500,11 @@ def _on_white(image: Image.Image) -> Image.Image:
 
 def _describe(error: Exception) -> str:
     """The decoder's words, without object addresses and paths."""
-    text = re.sub(r"<[^>]*>|0x[0-9a-fA-F]+|(?:/[\w.-]+)+", "…", str(error)).strip()
+    if isinstance(error, UnidentifiedImageError):
+        return "damaged: its header cannot be read"
+    text = re.sub(r"<[^>]*>|(?<!\d)0x[0-9a-fA-F]+|(?:/[\w.-]+)+", "…", str(error)).strip()
+    if isinstance(error, SyntaxError):  # how a plugin of Pillow says that it cannot read a file
+        return f"damaged: {text:.200}"
     return f"{type(error).__name__}: {text:.200}" if text else type(error).__name__
 
 
