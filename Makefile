@@ -80,6 +80,7 @@ train: $(READY)  ## Embed the labelled images in DATA and train the recipe's hea
 	@test -n "$(DATA)" || { echo "make train: name the labelled images: DATA=path (a folder per class, a table or shards)" >&2; exit 2; }
 	$(RUN) training.embed --recipe $(RECIPE) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS) --check
 	$(RUN) build.encoder --recipe $(RECIPE)
+	$(RUN) build.texts --recipe $(RECIPE)
 	$(RUN) training.embed --recipe $(RECIPE) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS)
 	$(RUN) training.fit --recipe $(RECIPE) $(TRAINED_HEAD)
 
@@ -95,6 +96,8 @@ engines: $(READY)  ## Build the recipe's encoder and heads and install them for 
 	$(RUN) build.encoder --recipe $(RECIPE)
 	$(RUN) build.engine --recipe $(RECIPE) --target $(TARGET)
 	$(RUN) training.import_head --recipe $(RECIPE)
+	$(RUN) build.texts --recipe $(RECIPE)
+	$(RUN) training.text_head --recipe $(RECIPE)
 	$(RUN) build.head --recipe $(RECIPE)
 	$(RUN) build.verify --recipe $(RECIPE)
 	$(RUN) build.repository --recipe $(RECIPE) --target $(TARGET)

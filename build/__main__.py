@@ -6,6 +6,7 @@ print(
     """clipsieve's build steps, in order (each: python -m build.<step> --help):
   encoder      image towers → artifacts/encoders/<id>/model.onnx + encoder.json, checked against torch
   engine       model.onnx → TensorRT plan, where TensorRT and a GPU are; says which of the two is served, and why
+  texts        a recipe's prompts → artifacts/<recipe>/texts.safetensors, by the encoder's own text tower
   head         artifacts/<recipe>/heads/<name>/head.safetensors → model.onnx, activation and thresholds inside
   verify       torch → ONNX → fp16 or int8 → plan: cosines, and the scores and decisions that change
   repository   install both into the model repository, stamp the recipe's numbers, check everything

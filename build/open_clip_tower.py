@@ -38,13 +38,19 @@ def load_open_clip(encoder: Encoder) -> tuple[torch.nn.Module, Compose, Preproce
         RecipeError: unknown model or tag (with the nearest names), a missing or unfit weights file, or
             weights that could not be downloaded (with what to fetch and where to put it).
     """
+    model, source = load_clip(encoder)
+    visual = model.get_submodule("visual")
+    config = PreprocessCfg(**cast(dict[str, Any], visual.preprocess_cfg))
+    return visual, cast(Compose, image_transform_v2(config, is_train=False)), _preprocessing(config), source
+
+
+def load_clip(encoder: Encoder) -> tuple[torch.nn.Module, WeightsSource]:
+    """Both towers as they are created, and where their weights came from; raises the errors of `load_open_clip`."""
     with _config_registered(encoder):
         _check_names(encoder)
         checkpoint, source = _checkpoint(encoder)
         torch.manual_seed(encoder.seed)
-        visual = _load_model(encoder, checkpoint).get_submodule("visual")
-    config = PreprocessCfg(**cast(dict[str, Any], visual.preprocess_cfg))
-    return visual, cast(Compose, image_transform_v2(config, is_train=False)), _preprocessing(config), source
+        return _load_model(encoder, checkpoint), source
 
 
 def _checkpoint(encoder: Encoder) -> tuple[Path | None, WeightsSource]:

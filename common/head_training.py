@@ -53,6 +53,23 @@ class PublishedSource(GrowingPart):
     """Of a Keras head each variant's difference from the original, for each kind of vectors."""
 
 
+class Words(GrowingPart):
+    """The texts that a head was made of, and how the checkpoint makes logits of their cosines with a picture."""
+
+    texts: dict[str, list[str]]
+    """Sentences of each class, whose embeddings are averaged."""
+    negatives: dict[str, list[str]]
+    """Sentences that a label of a multilabel head is held against."""
+    neutral: list[str]
+    """Sentences that its other labels are held against; none with a `logit_bias`, which stands for them."""
+    cut: list[str]
+    """Sentences that the tower could not read to their ends."""
+    logit_scale: float
+    logit_bias: float | None
+    weights: str
+    """`texts`: the weights are those of the texts; `trained`: they were trained from them on labelled pictures."""
+
+
 class Refit(GrowingPart):
     """The rows that the final weights were fitted to."""
 
@@ -62,7 +79,11 @@ class Refit(GrowingPart):
 
 
 class HeadTraining(GrowingPart):
-    """The making of a head. A published head has `published` and nothing else."""
+    """The making of a head.
+
+    A published head has `published` and nothing else, one from words without labelled pictures `words` and the reason
+    why it is not calibrated.
+    """
 
     data_sha256: str | None = None
     """Fingerprint of the labelled images: their contents and labels."""
@@ -97,3 +118,5 @@ class HeadTraining(GrowingPart):
     mlflow_tracking_uri: str | None = None
     """The tracking server; `local` for a database on the machine that trained it."""
     published: PublishedSource | None = None
+    words: Words | None = None
+    """The texts of a head from words; None of every other head."""

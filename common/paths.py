@@ -5,6 +5,7 @@ artifacts/encoders/<encoder id>-<precision>/…   the same, made from the fp32 f
 artifacts/embeddings/<encoder id>/…         the embedding store, which all recipes with that encoder share
 artifacts/<recipe>/heads/<head>/head.safetensors, head.json, model.onnx, report.json
 artifacts/<recipe>/searches/<head>.db       the trials of training.search
+artifacts/<recipe>/texts.safetensors        embeddings of the texts that its heads are made of
 artifacts/<recipe>/verification.json        every step from torch to what is served, compared
 artifacts/<recipe>/model_repository/        what Triton loads for any recipe but the default
 
@@ -38,6 +39,11 @@ def head_folder(recipe: Recipe, head: Head) -> Path:
     if head.source is None:
         return ARTIFACTS / recipe.name / "heads" / head.name
     return head.source if head.source.is_absolute() else ROOT / head.source
+
+
+def texts_file(recipe: Recipe) -> Path:
+    """The embeddings of the texts in the recipe's `prompts`."""
+    return ARTIFACTS / recipe.name / "texts.safetensors"
 
 
 def search_file(recipe: Recipe, head: Head) -> Path:

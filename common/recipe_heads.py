@@ -6,6 +6,7 @@ from pathlib import Path
 
 from common import paths
 from common.manifest import EncoderManifest, HeadManifest, ManifestError, compare_fingerprints, read_head
+from recipes.prompts import negatives_of, texts_of
 from recipes.schema import Head, Recipe
 
 
@@ -30,12 +31,23 @@ def read_recipe_head(recipe: Recipe, head: Head, encoder: EncoderManifest) -> He
                 f"{folder}: head {head.name!r} was made for {key} {made}, the recipe {recipe.name} says {expected}; "
                 f"train it again: python -m training.fit --recipe {recipe.name}"
             )
+    if head.prompts and not is_of_words(manifest, head):
+        raise ManifestError(
+            f"{folder}: head {head.name!r} was not made of the texts that the recipe {recipe.name} has now; "
+            f"make it again: make engines RECIPE={recipe.name}, or python -m build.texts and training.text_head"
+        )
     if head.source is None and manifest.made_by not in (None, recipe.name):
         raise ManifestError(
             f"{folder}: head {head.name!r} was made by recipe {manifest.made_by}, not by {recipe.name}; "
             "train it again, or name that folder as the head's source in the recipe"
         )
     return manifest
+
+
+def is_of_words(manifest: HeadManifest, head: Head) -> bool:
+    """True if the head was made of the recipe's texts, be it that it was trained on from there."""
+    words = manifest.training.words
+    return words is not None and (words.texts, words.negatives) == (texts_of(head), negatives_of(head))
 
 
 def _point_to_former_folder(folder: Path) -> None:

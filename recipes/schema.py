@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from recipes.errors import ExpectedError, run_step
+from recipes.prompts import check_prompts, why_no_texts
 
 ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIC", "TIFF"]
 Decode = Literal["exact", "scaled"]
@@ -160,6 +161,11 @@ class Encoder(_Section):
         return self
 
 
+def _is_unset(value: Any) -> bool:
+    """True of a key that a recipe leaves out, which is then left out of manifests, as before there was the key."""
+    return value is None or value == {}
+
+
 _OF_STEPS = ("learning_rate", "weight_decay", "warmup_epochs", "schedule", "batch_size", "patience")
 _EXACT_LOSSES = ("bce", "cross_entropy", "mse", "ab")
 GRADED = ("regression", "ranking")
@@ -219,6 +225,10 @@ class Fit(_Section):
     """Embeddings at least this close share a side of the split; null looks at exact duplicates only."""
     seed: int = 0
     """The seed of the split, the first weights and the order of batches."""
+    start: Literal["prompts"] | None = Field(default=None, exclude_if=_is_unset)
+    """`prompts` trains one linear layer from the weights of the head's `prompts`, pulled towards them as much as
+    held-out rows want (`weight_decay`, if it is given). A head with prompts and without this keeps their weights, which
+    labelled pictures only calibrate."""
 
     @model_validator(mode="before")
     @classmethod
@@ -243,6 +253,14 @@ class Fit(_Section):
                 "optimizer: lbfgs is for no input_dropout, loss nll or merge_layers weighted; take adamw or adam"
             )
         return self
+
+
+def _as_list(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
+Texts = Annotated[list[str], BeforeValidator(_as_list)]
+"""One text, or several."""
 
 
 class Between(_Section):
@@ -370,6 +388,15 @@ class Head(_Section):
     source: Path | None = None
     """Folder with head.json, such as another recipe's; by default artifacts/<recipe>/heads/<name>, where training.fit
     writes."""
+    prompts: dict[str, Texts] = Field(default={}, exclude_if=_is_unset)
+    """Texts of each class, instead of training data: the head compares a picture with them. A binary head's score is
+    that of the second class against the first. Most towers know English alone."""
+    templates: list[str] | None = Field(default=None, exclude_if=_is_unset)
+    """Sentences with {} for each text of `prompts`, whose embeddings are averaged: by default a photo, a picture and an
+    image `of {}.`; with `[]` the texts are taken as they are."""
+    negatives: dict[str, Texts] = Field(default={}, exclude_if=_is_unset)
+    """Texts that a multilabel head's label is held against; by default neutral ones, `a photo.`, and with SigLIP none
+    at all, whose bias stands for them."""
     shadow: ModelName | None = None
     """Another head of the recipe, a candidate for this one's place: whenever this head scores, the candidate does
     beside it, and metrics compare the two. It is no output of `image_score`. Needs `serving: {watch: true}`."""
@@ -410,6 +437,19 @@ class Head(_Section):
             raise ValueError(f"class_names must differ, found {self.class_names}")
         if not all(name.strip() for name in self.class_names):
             raise ValueError(f"class_names must not be empty, found {self.class_names}")
+        return self
+
+    @model_validator(mode="before")
+    @classmethod
+    def _calibration_of_texts(cls, data: Any) -> Any:
+        """One number for all classes, where few labels are what there is."""
+        if isinstance(data, dict) and data.get("prompts") and data.get("task", "binary") != "binary":
+            return {"calibration": "temperature", **data}
+        return data
+
+    @model_validator(mode="after")
+    def _prompts(self) -> Head:
+        check_prompts(self)
         return self
 
     @model_validator(mode="after")
@@ -629,6 +669,14 @@ class Recipe(_Section):
         reserved = [name for name in names if re.search(r"_(decision|deviation|revision|head)$", name)]
         if reserved:
             raise ValueError(f"head names may not end in _decision, _deviation, _revision or _head, found {reserved}")
+        return self
+
+    @model_validator(mode="after")
+    def _texts_have_a_tower(self) -> Recipe:
+        reason = why_no_texts(self.encoder)
+        for head in self.heads:
+            if head.prompts and reason is not None:
+                raise ValueError(f"head {head.name} has prompts: {reason}")
         return self
 
     @model_validator(mode="after")

@@ -12,6 +12,8 @@ print(
   audit        labels that are likely wrong, contradictions and outliers, as a table to mark in
   relabel      corrections, and marks exported from `clipsieve report`, of known and of new pictures → embedding store
   thresholds   other thresholds for a head that is there, in seconds: nothing is trained or imported again
+  prompts      scores of a folder for texts typed now, in the terminal: the wording of a head from words
+  text_head    the texts of a recipe's prompts → a head before there is a single label
   import_head  a published head, checked against what its authors published, in place of a trained one
 `make train RECIPE=<name> DATA=<folder or table>` exports the encoder, embeds and fits. Then `make engines` builds what
 is served.""",

@@ -96,11 +96,11 @@ def _refusal(method: Method, logits: np.ndarray, targets: np.ndarray, activation
         return _Refusal(f"{len(targets)} held-out rows are fewer than {2 * FEWEST_OF_A_CLASS}")
     if min(fit_calibration(method, logits, targets, activation).scale) <= _LEAST_SCALE * (1 + 1e-6):
         return _Refusal("the share of positives does not rise with the logit of held-out rows")
-    gains = _log_losses(logits, targets, activation)
+    gains = log_losses(logits, targets, activation)
     fold = _calibration_folds(targets)
     for held_out in (fold == number for number in range(_FOLDS)):
         fitted = fit_calibration(method, logits[~held_out], targets[~held_out], activation)
-        gains[held_out] -= _log_losses(calibrated_logits(logits[held_out], fitted), targets[held_out], activation)
+        gains[held_out] -= log_losses(calibrated_logits(logits[held_out], fitted), targets[held_out], activation)
     if gains.mean() <= gains.std() / np.sqrt(len(gains)):
         return _Refusal(f"the log loss of held-out rows does not fall ({-gains.mean():+.4f})", needless=True)
     return None
@@ -112,7 +112,7 @@ def _calibration_folds(targets: np.ndarray) -> np.ndarray:
     return folds_of(strata.ravel(), np.arange(len(targets)), _FOLDS, seed=0)
 
 
-def _log_losses(logits: np.ndarray, targets: np.ndarray, activation: Activation) -> np.ndarray:
+def log_losses(logits: np.ndarray, targets: np.ndarray, activation: Activation) -> np.ndarray:
     """(n, L), (n, L) → (n,) negative log likelihood of each row."""
     if activation == "softmax":
         return -(targets * log_softmax(logits, axis=1)).sum(axis=1)

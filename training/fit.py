@@ -8,6 +8,9 @@ All rows but the test split are cut into folds, each held out once: the folds ch
 scores and choose the thresholds of the operating points. The weights are then fitted to all those rows. Every figure is
 measured on the test split, which nothing else sees.
 
+A head with `prompts` keeps the weights of its texts and is calibrated; with `fit.start: prompts` it is trained from
+them, and compared with the texts alone and with plain training on the same test split. Both need build.texts before.
+
 Of grades, a line is printed for each set of rows: `train` (that the weights were fitted to), `validation` (held out
 from the weights that scored them), `evaluation` (the test split) and `all`.
 
@@ -38,6 +41,7 @@ from training.head_files import head_manifest, is_fitted, write_head, write_trac
 from training.head_fit import Fitted, fit_head
 from training.overview import print_overview
 from training.progress import console, epochs_shown, say
+from training.text_fit import print_starts, with_starts, with_words, words_for
 from training.tracking import tracking_uri
 
 
@@ -59,15 +63,17 @@ def _print_result(fitted: Fitted, manifest: HeadManifest) -> None:
         table.add_row("ECE before, after", f"{report['before']['ece']:.4f}, {report['after']['ece']:.4f}")
     if (decay := fitted.curve.chosen_weight_decay) is not None:
         table.add_row("weight decay", f"{decay:.3g}")
-    else:
+    elif fitted.refit.rows:
         table.add_row("best epoch", str(fitted.curve.best_epoch))
     if fitted.layer_weights is not None:
         table.add_row("weights of the layers", ", ".join(f"{weight:.3f}" for weight in fitted.layer_weights))
     if spread := fitted.report.get("deviation"):
         table.add_row("deviation", f"{spread['mean']:.3g}; 1.96 of them hold {spread['within_95']:.1%}, 95 % is meant")
     choices = f" and {fitted.choices} choices" if fitted.choices else ""
-    table.add_row("weights fitted to", f"{fitted.refit.rows} images{choices}")
+    fitted_to = f"{fitted.refit.rows} images{choices}" if fitted.refit.rows else "none, the texts' own"
+    table.add_row("weights fitted to", fitted_to)
     console.print(table)
+    print_starts(fitted)
     for name, figures in metrics.get("sets", {}).items():
         say(figures_line(name, figures))
     for warning in fitted.warnings:
@@ -120,12 +126,15 @@ def fit_and_save(inputs: FitInputs, track: str | None = None) -> Path:
     """
     head, folder = inputs.head, head_folder(inputs.recipe, inputs.head)
     check_writable(folder)
+    data, split, groups = inputs.data, inputs.split, inputs.groups.ids
+    words = words_for(inputs.recipe, head, inputs.encoder, data)
     with epochs_shown(f"fit {head.name}") as progress:
-        fitted = fit_head(
-            inputs.data, head, device_name(), inputs.split, inputs.groups.ids, progress, inputs.layer_widths
-        )
+        fitted = fit_head(data, head, device_name(), split, groups, progress, inputs.layer_widths, words)
     weights = safetensors.numpy.save(fitted.tensors)
-    manifest = head_manifest(fitted, inputs.data, inputs.recipe, head, inputs.encoder, weights, inputs.groups)
+    manifest = head_manifest(fitted, data, inputs.recipe, head, inputs.encoder, weights, inputs.groups)
+    if words is not None:
+        fitted = with_starts(fitted, data, head, split, groups, words)
+        manifest = with_words(manifest, words, head)
     uri = tracking_uri(track)
     if uri is None:
         path = write_head(folder, fitted, manifest, weights)

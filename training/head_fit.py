@@ -29,6 +29,7 @@ from training.calibrate import (
     calibrated_logits,
     calibration_report,
     choose_calibration,
+    log_losses,
 )
 from training.errors import StepError
 from training.folds import folds_of
@@ -41,6 +42,7 @@ from training.metrics import regression_metrics
 from training.operating_points import OperatingPoint, parse_point
 from training.score_distribution import score_distribution
 from training.split import Split
+from training.text_weights import TextWeights
 from training.units import units_of
 
 if TYPE_CHECKING:
@@ -125,6 +127,7 @@ def fit_head(
     groups: np.ndarray | None = None,
     progress: Progress | None = None,
     layer_widths: Sequence[int] = (),
+    words: TextWeights | None = None,
 ) -> Fitted:
     """Train, calibrate, choose thresholds and measure; writes nothing.
 
@@ -136,13 +139,17 @@ def fit_head(
         groups: (n,) int; rows of a group share a fold. By default the near-duplicates of the recipe.
         progress: called after every epoch.
         layer_widths: of the encoder's layers that lie side by side in the embedding, for `merge_layers`.
+        words: weights of the head's texts, which are kept, or with `fit.start: prompts` are where the training starts.
 
     Raises:
         StepError: settings that do not go together, an operating point out of reach, a loss that is not finite.
     """
     plan = plan_of(head)
     merged = merged_layers(head, layer_widths, data.embedding.shape[1])
-    trained = _train(data, head, plan, device, split, groups, progress, merged)
+    if words is not None and head.fit.start is None:
+        trained = _untrained(data, head, words, split)
+    else:
+        trained = _train(data, head, plan, device, split, groups, progress, merged, words)
     held_out, test = trained.held_out, trained.test
     divider = divider_of(head.accuracy_divider, data.label[_fitting_rows(split)]) if head.is_graded else None
     choice = _choose_calibration(head, plan, held_out)
@@ -240,6 +247,7 @@ def _train(
     groups: np.ndarray | None,
     progress: Progress | None,
     merged: int,
+    words: TextWeights | None,
 ) -> _Trained:
     """Choose the epochs on held-out rows, then fit the final weights to all rows but the test part."""
     # Here and not above: --help needs no torch.
@@ -250,7 +258,7 @@ def _train(
 
     fit, hidden = head.fit, hidden_layers(head.fit)
     rows = _fitting_rows(split)
-    made = Trainables(data, head, plan.loss, rows, device, merged)
+    made = Trainables(data, head, plan.loss, rows, device, merged, words)
     sides = _sides(data, head, split, rows, groups)
     heads = [made.head(train) for train, _ in sides]
     pairs = zip(heads, sides, strict=True)
@@ -285,6 +293,29 @@ def _train(
         everything=part(everything, np.arange(len(data.label))),
         layer_weights=layer_weights,
         choices=made.choice_count(rows),
+    )
+
+
+def _untrained(data: Labelled, head: Head, words: TextWeights, split: Split) -> _Trained:
+    """Keep the weights of texts, which have seen none of the rows: all but the test part choose what is chosen."""
+
+    def part(rows: np.ndarray) -> _Part:
+        return _Part(words.logits(data.embedding[rows]), targets_of(data.label[rows], head.task, len(head.labels)))
+
+    held_out = part(_fitting_rows(split))
+    loss = float(log_losses(held_out.logits, held_out.targets, _activation(head.task, "bce", "none")).mean())
+    curve = Curve([loss], [loss])  # a single epoch, the one before any training
+    return _Trained(
+        layers=words.layers,
+        tensors=words.tensors,
+        curve=curve,
+        held_out=held_out,
+        test=part(split.test),
+        refit=Refit(folds=0, rows=0),
+        refit_rows=np.array([], int),
+        everything=part(np.arange(len(data.label))),
+        layer_weights=None,
+        choices=0,
     )
 
 

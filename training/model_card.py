@@ -67,6 +67,9 @@ def _score_text(manifest: HeadManifest) -> str:
 def _data(manifest: HeadManifest, report: dict[str, Any]) -> str:
     rows, counts = report["rows"], manifest.training.counts
     lines = [f"Measured on {rows['n']} labelled images ({rows['which']} of the store, data `{rows['data_sha256']}`)."]
+    if counts is None and manifest.training.words is not None:
+        texts = "; ".join(f"{name}: {', '.join(part)}" for name, part in manifest.training.words.texts.items())
+        return f"## Data\n\n{lines[0]} The head was made from words alone, without pictures. {texts}"
     if counts is None:
         return "## Data\n\n" + lines[0] + " The head was trained elsewhere; its training data is not known here."
     if rows["which"] == "all":

@@ -26,6 +26,9 @@ from training.order_losses import GaussianLoss, OrderLoss
 
 WEIGHT_DECAYS = np.geomspace(10, 1e-5, 19)
 """Weight decays that lbfgs tries, the strongest first."""
+PULLS = np.geomspace(1e3, 1e-5, 17)
+"""Those towards the weights of texts: the strongest leaves them as they are. All are tried: where the texts are wrong,
+many of them are as bad before the first is better."""
 
 _WORK_FOR_THREADS = 50_000_000
 """Multiplications of a step from which on several threads are worth it."""
@@ -99,9 +102,9 @@ def _optimize_folds(folds: list[Fold], fit: Fit, loss: Loss, progress: Progress 
     runs = [_new_run(fold.head, fold.train, fit, loss, fold.validation) for fold in folds]
     held_out = np.array([len(fold.validation.label) for fold in folds])
     strengths = weight_decays(fit)
-    most, patience = (
-        (len(strengths), _STEPS_WITHOUT_GAIN) if fit.optimizer == "lbfgs" else (fit.max_epochs, fit.patience)
-    )
+    most, patience = fit.max_epochs, fit.patience
+    if fit.optimizer == "lbfgs":
+        most, patience = len(strengths), _STEPS_WITHOUT_GAIN if fit.start is None else len(strengths)
     curve = Curve()
     for epoch in range(most):
         curve.train.append(float(np.average([run.step(epoch) for run in runs], weights=held_out)))
@@ -155,7 +158,9 @@ def _few_threads(head: nn.Module, rows: int, fit: Fit) -> Iterator[None]:
 
 def weight_decays(fit: Fit) -> np.ndarray:
     """Weight decays that lbfgs tries, the strongest first: the recipe's alone if it has one."""
-    return WEIGHT_DECAYS if fit.weight_decay is None else np.array([fit.weight_decay])
+    if fit.weight_decay is not None:
+        return np.array([fit.weight_decay])
+    return WEIGHT_DECAYS if fit.start is None else PULLS
 
 
 class _Run:
@@ -171,7 +176,8 @@ class _Run:
         self.train, self.validation = standardized[0], standardized[-1]
         self.loss_of = loss_function(loss, train, fit.class_weights)
         self.parameters = list(head.parameters())
-        self.best = [tensor.detach().clone() for tensor in self.parameters]
+        self.start = [tensor.detach().clone() for tensor in self.parameters]
+        self.best = [tensor.clone() for tensor in self.start]
         self.shuffler = torch.Generator().manual_seed(fit.seed)
         self.update = AdamW(self.parameters, fit)
 
@@ -212,19 +218,24 @@ class _Run:
 
 
 class _ExactRun(_Run):
-    """One linear layer in training; a step is the solution for a weight decay, from that for the one before."""
+    """One linear layer in training; a step is the solution for a weight decay, from that for the one before.
+
+    The decay is towards the weights that the layer starts with: 0, or those of a head's texts, then with their bias.
+    """
 
     def step(self, epoch: int) -> float:
-        """Minimise loss + weight decay / 2 · |weight|² (of the standardised embedding, without the bias)."""
+        """Minimise loss + weight decay / 2 · |weight - start|² (of the standardised embedding, without bias from 0)."""
         strength = float(weight_decays(self.fit)[epoch])
         self.trained.train()
         losses = []
+        pulled = [at for at, p in enumerate(self.parameters) if p.dim() > 1 or self.fit.start is not None]
 
         def objective(values: np.ndarray) -> tuple[float, np.ndarray]:
             _copy(_split(values, self.parameters), self.parameters)
             self.trained.zero_grad()
             loss = self._whole_loss()
-            penalty = sum((p.square().sum() for p in self.parameters if p.dim() > 1), torch.zeros_like(loss))
+            moved = (self.parameters[at] - self.start[at] for at in pulled)
+            penalty = sum((change.square().sum() for change in moved), torch.zeros_like(loss))
             (loss + strength / 2 * penalty).backward()
             losses.append(float(loss.detach()))
             return losses[-1] + strength / 2 * float(penalty.detach()), _joined(p.grad for p in self.parameters)

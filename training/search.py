@@ -159,6 +159,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
     recipe = load_recipe(arguments.recipe)
     head = recipe.head(arguments.head)
+    if head.prompts:
+        raise StepError(f"head {head.name} is made of its prompts, which leave no settings to search; use training.fit")
     search = head.search or Search()
     if arguments.trials is not None:
         search = Search.model_validate(search.model_dump() | {"trials": arguments.trials})

@@ -7,16 +7,26 @@ from torch import nn
 
 from recipes.schema import Head, Loss
 from training.head import head_from_layers, hidden_layers, initial_tensors, new_layers
-from training.labelled import Labelled, choices_among
+from training.labelled import Labelled, choices_among, targets_of
 from training.merge import with_merge
 from training.optimize import Examples
+from training.text_weights import TextWeights
 from training.units import mean_and_spread
 
 
 class Trainables:
     """Makes new heads and examples of one recipe's head from rows of its data."""
 
-    def __init__(self, data: Labelled, head: Head, loss: Loss, rows: np.ndarray, device: str, merged: int = 1) -> None:
+    def __init__(
+        self,
+        data: Labelled,
+        head: Head,
+        loss: Loss,
+        rows: np.ndarray,
+        device: str,
+        merged: int = 1,
+        words: TextWeights | None = None,
+    ) -> None:
         """
         Args:
             data: all labelled rows.
@@ -25,7 +35,9 @@ class Trainables:
             rows: those whose grades say what is standard.
             device: torch's name of it.
             merged: layers of the encoder that are summed, 1 for the embedding as it is.
+            words: weights of the head's texts, where its training starts; by default at 0.
         """
+        self._words = words
         self._data, self._head, self._device, self._merged = data, head, device, merged
         self._loss: Loss = loss
         self.mean, self.std = mean_and_spread(head, data.label[rows])
@@ -35,6 +47,10 @@ class Trainables:
         fit, hidden = self._head.fit, hidden_layers(self._head.fit)
         outputs = 2 if self._loss == "nll" else len(self._head.labels)
         tensors = initial_tensors(self._data.embedding[rows], hidden, outputs, fit.seed, self._merged)
+        if self._words is not None:
+            targets = targets_of(self._data.label[rows], self._head.task, outputs)
+            texts = self._words.tempered(self._data.embedding[rows], targets)
+            tensors |= texts.standardized(tensors["standardize.mean"], tensors["standardize.std"])
         module = head_from_layers(new_layers(hidden, fit.input_dropout), tensors)
         return (module if self._merged == 1 else with_merge(module, self._merged)).to(self._device)
 

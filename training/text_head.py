@@ -1,0 +1,170 @@
+"""Texts' embeddings → artifacts/<recipe>/heads/<head>/: a head from words, before there is a single label.
+
+    python -m build.texts --recipe policy-vit-b-32
+    python -m training.text_head --recipe policy-vit-b-32
+
+Makes each head of the recipe that has `prompts`: head.safetensors and head.json, as training.fit would write them, not
+calibrated and without figures. What would come out the same is kept, and so is a head that training.fit made of the
+same texts and labelled pictures. Prints the path of each head.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+
+import safetensors.numpy
+
+from common.head_figures import head_metrics
+from common.head_training import HeadTraining
+from common.manifest import (
+    EncoderFingerprint,
+    HeadManifest,
+    ManifestError,
+    Threshold,
+    head_weights,
+    read_encoder,
+    read_head,
+    tool_versions,
+    write_atomically,
+    write_manifest,
+)
+from common.paths import encoder_folder, head_folder, texts_file
+from common.recipe_heads import is_of_words
+from common.text_embeddings import TextEmbeddings, read_texts
+from common.writing import check_writable
+from recipes.errors import run_step
+from recipes.schema import Head, Recipe, load_recipe
+from training.errors import INTERRUPTED, StepError
+from training.progress import say
+from training.text_weights import TextWeights, text_weights
+
+NOT_CALIBRATED = "made from words, without labelled pictures"
+
+
+def make_text_head(recipe: Recipe, head: Head, encoder: EncoderFingerprint, texts: TextEmbeddings) -> Path:
+    """Write the head, unless what is there is as good; returns the path of head.json.
+
+    Raises:
+        StepError: a head of other texts was fitted to labelled pictures here, or the recipe asks for what takes some.
+        ManifestError: a text of the head is not embedded.
+    """
+    folder = head_folder(recipe, head)
+    if _is_fitted(folder, recipe, head, encoder):
+        say(f"head {head.name}: fitted to labelled pictures, from the same texts; it stays")
+        return folder / "head.json"
+    _check_without_labels(head)
+    made = text_weights(head, texts)
+    weights = safetensors.numpy.save(made.tensors)
+    manifest = head_manifest(made, recipe, head, encoder, weights)
+    if _is_there(folder, manifest):
+        say(f"head {head.name}: made of the same texts before, nothing to do")
+        return folder / "head.json"
+    check_writable(folder)
+    write_atomically(folder / "head.safetensors", weights)
+    write_manifest(manifest, folder / "head.json")
+    say(f"head {head.name}: from the words of {len(head.prompts)} classes, not calibrated")
+    return folder / "head.json"
+
+
+def texts_for(recipe: Recipe, encoder: EncoderFingerprint) -> TextEmbeddings:
+    """The embeddings of the recipe's texts.
+
+    Raises:
+        ManifestError: there are none, or they are of another encoder's text tower.
+    """
+    texts = read_texts(texts_file(recipe))
+    if texts.description.encoder != encoder:
+        raise ManifestError(
+            f"{texts_file(recipe)}: its texts were embedded for encoder {texts.description.encoder.id}, "
+            f"the recipe's is {encoder.id} with other weights or settings; "
+            f"run: python -m build.texts --recipe {recipe.name}"
+        )
+    return texts
+
+
+def head_manifest(
+    made: TextWeights, recipe: Recipe, head: Head, encoder: EncoderFingerprint, weights: bytes
+) -> HeadManifest:
+    """head.json for the weights, which are the bytes of head.safetensors."""
+    row = [Threshold(value=value, operating_point="fixed") for value in head.fixed_thresholds]
+    return HeadManifest(
+        name=head.name,
+        recipe=head.settings(),
+        made_by=recipe.name,
+        notice=recipe.notice,
+        task=head.task,
+        encoder=encoder,
+        labels=head.labels,
+        class_names=head.class_names,
+        layers=made.layers,
+        activation=made.activation,
+        calibrated=False,
+        thresholds=[row for _ in head.labels],
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        metrics=head_metrics({}),
+        training=HeadTraining(words=made.words, calibration=NOT_CALIBRATED),
+        versions=tool_versions("numpy", "safetensors"),
+    )
+
+
+def _is_fitted(folder: Path, recipe: Recipe, head: Head, encoder: EncoderFingerprint) -> bool:
+    """True if a head that was fitted to labelled pictures is there and has the recipe's texts."""
+    try:
+        manifest = read_head(folder)
+    except ManifestError:
+        return False
+    if manifest.training.counts is None:
+        return False
+    if is_of_words(manifest, head) and manifest.encoder == encoder:
+        return True
+    raise StepError(
+        f"{folder} holds a head that was fitted to labelled pictures, from other texts or for another encoder; fit it "
+        f"again: python -m training.fit --recipe {recipe.name} --head {head.name}, or move it away to have one from "
+        "words alone"
+    )
+
+
+def _check_without_labels(head: Head) -> None:
+    """Refuse what only labelled pictures can answer."""
+    for key in ("operating_points", "prevalence"):
+        if getattr(head, key):
+            raise StepError(
+                f"head {head.name}: {key} {getattr(head, key)} takes labelled pictures, and there is no fit of any; "
+                "give thresholds, or run make train first"
+            )
+
+
+def _is_there(folder: Path, manifest: HeadManifest) -> bool:
+    try:
+        there = read_head(folder)
+        head_weights(there, folder)
+    except ManifestError:
+        return False
+    return there == manifest
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        prog="python -m training.text_head", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    parser.add_argument("--head", help="only this one of the recipe's heads")
+    arguments = parser.parse_args(argv)
+    recipe = load_recipe(arguments.recipe)
+    heads = [head for head in recipe.heads if head.prompts] if arguments.head is None else [recipe.head(arguments.head)]
+    if not heads:
+        say(f"recipe {recipe.name} has no heads from words: nothing to make")
+        return
+    if not heads[0].prompts:
+        raise StepError(f"head {heads[0].name} has no prompts; it is trained with training.fit")
+    encoder = read_encoder(encoder_folder(recipe)).fingerprint()
+    texts = texts_for(recipe, encoder)
+    for head in heads:
+        print(make_text_head(recipe, head, encoder, texts))
+
+
+if __name__ == "__main__":
+    sys.exit(run_step("training.text_head", main, INTERRUPTED))
