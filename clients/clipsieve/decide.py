@@ -77,7 +77,8 @@ class Changes:
 def decide(table: Path, out: Path | None, thresholds: list[float], head: str | None = None) -> Changes:
     """Write the table with the decisions by these thresholds: below the first allow, from the last on block.
 
-    Where the table has the words of grades, these. Rows without a score stay as they are. The file has its name when it is complete.
+    Where the table has the words of grades, these. Rows without a score stay as they are. The file has its name when it
+    is complete.
 
     Args:
         out: None counts alone.
