@@ -171,5 +171,5 @@ def _toolchain(training: TrainingOptions, reviewed: Path | None) -> Toolchain:
 
 
 def _client(server: ServerOptions) -> Client:
-    settings = server.client(wait_s=10.0, priority="bulk")
+    settings = server.client(wait_s=5.0, priority="bulk")
     return Client(**{each.name: getattr(settings, each.name) for each in fields(Settings)})

@@ -31,7 +31,7 @@ _MOST_ROWS = 400
 _T = TypeVar("_T")
 
 
-class BadRequest(ClipsieveError, ValueError):
+class BadRequest(ClipsieveError):
     """The page, or whoever else, sent what no page sends."""
 
 

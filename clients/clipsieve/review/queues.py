@@ -77,7 +77,7 @@ def _disagreeing(known: Known) -> Order:
     places = np.flatnonzero(both)
     if known.graded:
         places = places[np.abs(distance[places]) >= 1]
-    note = "" if len(places) or both.any() else "The head agrees with every answer."
+    note = "" if len(places) else "The head agrees with every answer."
     return Order(places[np.argsort(-np.abs(distance[places]), kind="stable")], note)
 
 
