@@ -93,7 +93,7 @@ def test_two_pages_lose_nothing(tmp_path: Path) -> None:
 def test_rows_and_columns_of_others_stay(tmp_path: Path) -> None:
     """A spreadsheet saved semicolons, a mark at the beginning, Windows' line ends and a column of notes."""
     file = tmp_path / "labels.csv"
-    file.write_bytes("\ufeffpath;note;label\r\n1.jpg;mine;keep\r\n2.jpg;\"a; b\";delete\r\n".encode())
+    file.write_bytes('\ufeffpath;note;label\r\n1.jpg;mine;keep\r\n2.jpg;"a; b";delete\r\n'.encode())
     answers = Answers(tmp_path)
     assert answers.of("label") == {_picture(tmp_path, 1): "keep", _picture(tmp_path, 2): "delete"}
     answers.give("label", _picture(tmp_path, 3), "keep")

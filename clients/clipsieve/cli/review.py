@@ -77,13 +77,14 @@ class PageOptions:
         ),
     ] = Path()
     blur: Annotated[
-        bool | None,
+        bool,
         option(
-            "--blur/--no-blur",
-            "Begin with blurred pictures; by default where a head's name says that it is about safety.",
+            "--blur",
+            "Begin with blurred pictures, whatever the heads are called; by default where a name is about safety.",
             group=_PAGE,
         ),
-    ] = None
+    ] = False
+    no_blur: Annotated[bool, option("--no-blur", "Show the pictures at once.", group=_PAGE)] = False
     port: Annotated[
         int, option("--port", "Port on 127.0.0.1; by default a free one.", group=_PAGE, min=0, max=65535)
     ] = 0
@@ -157,8 +158,14 @@ def review(
             scoring = ServerScores(_client(server), pictures, heads)
             scoring.start()
         title = (reviewed or folder).resolve().name
-        setting = Setting(title, class_names, page.blur, note)
+        setting = Setting(title, class_names, _blur(page), note)
         serve(Review(pictures, answers, setting, toolchain, facts, scoring), page.port, not page.no_browser, run.quiet)
+
+
+def _blur(page: PageOptions) -> bool | None:
+    if page.blur and page.no_blur:
+        raise typer.BadParameter("--blur and --no-blur say the opposite; give one")
+    return True if page.blur else False if page.no_blur else None
 
 
 def _toolchain(training: TrainingOptions, reviewed: Path | None) -> Toolchain:
