@@ -252,8 +252,8 @@ def test_controls_have_names(opened, review: RunningReview) -> None:
         _idle(page)
         unnamed = page.run(
             "[...document.querySelectorAll('button, input, select, img, progress')].filter(node => !(node.alt || "
-            "node.getAttribute('aria-label') || node.closest('button[aria-label]') || node.closest('label')?.textContent.trim()"
-            " || node.textContent.trim())).map(node => node.outerHTML)"
+            "node.getAttribute('aria-label') || node.closest('button[aria-label]') || node.textContent.trim()))"
+            ".map(node => node.outerHTML)"
         )
         assert unnamed == []
 

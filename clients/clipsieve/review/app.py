@@ -22,7 +22,7 @@ from clipsieve.images import MAX_IMAGE_BYTES
 from clipsieve.pages import assembled_page, element_hashes
 from clipsieve.review.access import Door
 from clipsieve.review.answers import KINDS
-from clipsieve.review.images import LARGE, THUMBNAIL, ImageCache
+from clipsieve.review.images import THUMBNAIL, ImageCache
 from clipsieve.review.queues import QUEUES, SORTS
 from clipsieve.review.session import PictureGone, Review
 
@@ -102,10 +102,12 @@ class Routes:
         return JSONResponse({"rows": await self._rows(pair, request), "note": ""})
 
     async def thumbnail(self, request: Request) -> Response:
-        return await self._jpeg(request, THUMBNAIL)
+        path = self._review.path(request.path_params["place"])
+        return _image(await run_in_threadpool(self._images.jpeg, path, THUMBNAIL), "image/jpeg")
 
     async def picture(self, request: Request) -> Response:
-        return await self._jpeg(request, LARGE)
+        path = self._review.path(request.path_params["place"])
+        return _image(*await run_in_threadpool(self._images.large, path))
 
     async def answer(self, request: Request) -> Response:
         body = await _json(request)
@@ -151,10 +153,9 @@ class Routes:
     async def _rows(self, places: Any, request: Request) -> list[dict[str, Any]]:
         return await run_in_threadpool(self._review.rows, list(places), request.query_params.get("column"))
 
-    async def _jpeg(self, request: Request, edge: int) -> Response:
-        path = self._review.path(request.path_params["place"])
-        jpeg = await run_in_threadpool(self._images.jpeg, path, edge)
-        return Response(jpeg, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=600"})
+
+def _image(data: bytes, media_type: str) -> Response:
+    return Response(data, media_type=media_type, headers={"Cache-Control": "private, max-age=600"})
 
 
 def _page() -> Callable[[Request], Response]:
