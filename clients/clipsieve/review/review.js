@@ -14,7 +14,7 @@ async function ask(path, body) {
   } catch {
     throw new Error("The page's server has ended: start `clipsieve review` again. What was answered is kept.");
   }
-  const content = await answer.json();
+  const content = await answer.json().catch(() => ({detail: `The page's server failed (HTTP ${answer.status}); the terminal it was started in says why.`}));
   if (!answer.ok) throw Object.assign(new Error(content.detail), {status: answer.status});
   return content;
 }

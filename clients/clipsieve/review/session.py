@@ -104,6 +104,7 @@ class Review:
     def state(self) -> dict[str, Any]:
         """Everything but the pictures, for the page."""
         labels, given, pairs = self.answers.of("label"), self.answers.of("grade"), self.answers.pairs()
+        counts = {"label": len(labels), "grade": len(given), "pair": len(pairs)}
         server, job = self.server, self.job
         return {
             "title": self.setting.title,
@@ -114,10 +115,10 @@ class Review:
             "blur": self.setting.blur,
             "columns": [_column_json(column) for column in self.pictures.scores],
             "version": {"scores": self.pictures.version, "answers": self.answers.version()},
-            "counts": {"label": len(labels), "grade": len(given), "pair": len(pairs)},
+            "counts": counts,
             "canUndo": self.answers.can_undo,
             "lost": self.answers.lost(),
-            "notices": [*([self.setting.note] if self.setting.note else []), *self.answers.notices()],
+            "notices": [*filter(None, [self.setting.note, self._unused(counts)]), *self.answers.notices()],
             "scoring": server and {
                 "done": server.done, "total": server.total, "failed": server.failed, "running": server.running,
                 "problem": server.problem,
@@ -214,6 +215,16 @@ class Review:
     def _take_scores(self) -> None:
         self._embedded = True
         self.pictures.take(pictures_in_table(scores_file(self.answers.folder), Path()))
+
+    def _unused(self, counts: dict[str, int]) -> str:
+        """Which answers the recipe's head does not learn from; empty where there are none."""
+        if self.facts is None:
+            return ""
+        unused = ("label",) if self.facts.is_graded else ("grade", "pair")
+        names = [f"{kind}s" for kind in unused if counts[kind]]
+        if not names:
+            return ""
+        return f"The head {self.facts.name} is {self.facts.task}: it does not learn from {' and '.join(names)}."
 
     def _row(self, place: int, scores: Scores | None, labels: dict[str, str], given: dict[str, str]) -> dict[str, Any]:
         path = self.pictures.paths[place]

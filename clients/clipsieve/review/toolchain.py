@@ -101,7 +101,7 @@ class Toolchain:
             raise InputRefused(f"there is nothing to learn from yet: {' and '.join(names)} have no rows")
         data = [*([pictures] if pictures else []), *answers]
         commands = [self.command("embed", "--data", file) for file in data]
-        corrections = [file for file in answers if file.name != "pairs.csv"]
+        corrections = [file for file in answers if _has_labels(file)]
         commands += [self.command("relabel", file) for file in corrections]
         return [*commands, self.command("fit"), self.score_command(scores_file(folder))]
 
@@ -195,6 +195,11 @@ class Job:
                     self.line = line.strip()
                     self.lines = [*self.lines[-_LINES_KEPT:], self.line]
         return self._process.wait()
+
+
+def _has_labels(file: Path) -> bool:
+    """True for a table that `training.relabel` takes, which calls the answer `label`."""
+    return "label" in file.read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0]
 
 
 def _has_rows(file: Path) -> bool:
