@@ -37,10 +37,17 @@ _FILES = {
     "process": (
         *("test_client_ray", "test_client_resume", "test_readme", "test_benchmarks", "test_peers", "test_bad_files"),
         *("test_fuzz_images", "test_perf", "test_demo", "test_container", "test_tune"),
-        *("test_interrupts", "test_odd_files", "test_thresholds", "test_client_streams"),
-        "test_text_heads",
+        *(
+            "test_interrupts",
+            "test_odd_files",
+            "test_thresholds",
+            "test_client_streams",
+            "test_review",
+            "test_text_heads",
+        ),
+        "test_review_page",
     ),
-    "browser": ("test_report_page", "test_gateway_page"),
+    "browser": ("test_report_page", "test_gateway_page", "test_review_page"),
 }
 
 

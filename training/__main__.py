@@ -9,6 +9,7 @@ print(
   ingest       embeddings that exist already → embedding store
   fit          embedding store → artifacts/<recipe>/heads/<name>/: trained, calibrated, thresholds chosen, measured
   evaluate     metrics with intervals, plots and a model card of a head
+  scores       a table of a head's scores of the store's pictures, for `clipsieve report` and `review`
   audit        labels that are likely wrong, contradictions and outliers, as a table to mark in
   relabel      corrections, and marks exported from `clipsieve report`, of known and of new pictures → embedding store
   thresholds   other thresholds for a head that is there, in seconds: nothing is trained or imported again

@@ -18,10 +18,12 @@ ClipsieveError
 ├── OutputRefused       the output cannot be written as requested
 ├── ShardError          a WebDataset shard is cut off or damaged
 ├── ArrangeError        files cannot be put in order or linked
+├── AnswersRefused      answers of `clipsieve review` cannot be read or written
+├── ToolchainFailed     a command of the toolchain failed
 ├── RayFailed           a job on a Ray cluster cannot go on
 └── MissingExtra        a library that only one feature needs is not installed
 
-The last eight are raised by the module they are named for, and by no method of a client. Not here is
+The last ten are raised by the module they are named for, and by no method of a client. Not here is
 `proof_format.ProofUnreadable`: that file is the toolchain's, byte for byte. A client turns it into one of these, or
 into a sentence.
 """
@@ -131,6 +133,14 @@ class ShardError(ClipsieveError):
 
 class ArrangeError(ClipsieveError):
     """The files cannot be arranged like this; nothing was changed, unless the message says so."""
+
+
+class AnswersRefused(ClipsieveError, ValueError):
+    """A file of answers is no such file, or cannot be read or written; nothing was changed."""
+
+
+class ToolchainFailed(ClipsieveError):
+    """A command of the toolchain that `clipsieve review` started failed; the message is its last line."""
 
 
 class RayFailed(ClipsieveError):

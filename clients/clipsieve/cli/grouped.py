@@ -49,8 +49,10 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
 
     parameters = [
         flattened
-        for name in inspect.signature(command).parameters
-        for flattened in (_field_parameters(groups[name]) if name in groups else [_parameter(name, hints[name])])
+        for name, given in inspect.signature(command).parameters.items()
+        for flattened in (
+            _field_parameters(groups[name]) if name in groups else [_parameter(name, hints[name], given.default)]
+        )
     ]
     flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     flat.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}

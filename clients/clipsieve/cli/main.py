@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from clipsieve.cli import arrange, bench, decide, embed, filter, report, score, score_embeddings, server, video
+from clipsieve.cli import arrange, bench, decide, embed, filter, report, review, score, score_embeddings, server, video
 from clipsieve.cli.grouped import GroupedCommand
 from clipsieve.cli.streams import run_command
 
@@ -48,6 +48,7 @@ _COMMANDS = (
     ("embed", embed.embed, "Compute the images' embeddings."),
     ("score-embeddings", score_embeddings.score_embeddings, "Score stored embeddings: a row for each."),
     ("report", report.report, "Make an HTML page of a table of scores, to look at and to correct."),
+    ("review", review.review, "Look at pictures, label, grade and compare them, and train anew."),
     ("filter", filter.filter_command, "Keep samples by their scores: a list of names, or new shards."),
     ("decide", decide.decide_command, "Decide anew over a table of scores, by other thresholds."),
     ("arrange", arrange.arrange, "Order scored files by their times, or link them into folders."),

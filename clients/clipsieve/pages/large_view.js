@@ -1,10 +1,11 @@
 // The large view: one picture of a gallery, as large as the window, in <dialog id="large">.
 
 // Options: sources(row) lists addresses of the picture, the best last, which takes the place of those before it once it
-// is there; missing(row) says why there is none; write(row, dialog) fills in the rest.
+// is there; missing(row) says why there is none; write(row, dialog) fills in the rest; failed(row), which need not be
+// given, is called when no address gives a picture.
 class LargeView {
-  constructor(gallery, {sources, missing, write}) {
-    Object.assign(this, {gallery, sources, missing, write});
+  constructor(gallery, {sources, missing, write, failed = () => {}}) {
+    Object.assign(this, {gallery, sources, missing, write, failed});
     this.dialog = byId("large");
     this.row = null;
     this.dialog.addEventListener("close", () => {  // the browser has given the focus back to where it was at first
@@ -50,7 +51,9 @@ class LargeView {
       loader.addEventListener("load", () => { if (place > shown) { shown = place; image.src = address; } });
       loader.addEventListener("error", () => {
         failed += 1;
-        if (failed === sources.length) image.replaceWith(absent("the browser cannot show the file"));
+        if (failed < sources.length) return;
+        image.replaceWith(absent("the browser cannot show the file"));
+        this.failed(row);
       });
       loader.src = address;
     });

@@ -63,19 +63,30 @@ def thumbnail_from_file(path: str, edge: int) -> Thumbnail:
         ImageRejected: UNREADABLE, TOO_MANY_BYTES, NOT_AN_IMAGE, TOO_MANY_PIXELS or DECODE_FAILED.
     """
     data = read_image(path)
+    with opened_image(data) as image:
+        try:
+            return Thumbnail(_jpeg(_flattened(_reduced(image, edge))), hashlib.sha256(data).hexdigest())
+        except Exception as error:
+            raise ImageRejected("DECODE_FAILED", f"{type(error).__name__} in the {image.format} decoder") from error
+
+
+def opened_image(data: bytes) -> Image.Image:
+    """The picture in a file's bytes, of which only the header has been read.
+
+    Raises:
+        ImageRejected: NOT_AN_IMAGE or TOO_MANY_PIXELS.
+    """
     try:
         opened = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise ImageRejected("TOO_MANY_PIXELS", f"at most {MAX_PIXELS} are decoded") from error
     except Exception as error:
         raise ImageRejected("NOT_AN_IMAGE", f"none of {', '.join(FORMATS)}") from error
-    with opened as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ImageRejected("TOO_MANY_PIXELS", f"{image.width} × {image.height}; at most {MAX_PIXELS} are decoded")
-        try:
-            return Thumbnail(_jpeg(_flattened(_reduced(image, edge))), hashlib.sha256(data).hexdigest())
-        except Exception as error:
-            raise ImageRejected("DECODE_FAILED", f"{type(error).__name__} in the {image.format} decoder") from error
+    if opened.width * opened.height > MAX_PIXELS:
+        size = f"{opened.width} × {opened.height}"
+        opened.close()
+        raise ImageRejected("TOO_MANY_PIXELS", f"{size}; at most {MAX_PIXELS} are decoded")
+    return opened
 
 
 def thumbnails(paths: Sequence[str], edge: int, pool: ThreadPoolExecutor) -> Iterator[Thumbnail | Missing]:
