@@ -21,9 +21,9 @@ from clipsieve.exceptions import AnswersRefused, ClipsieveError, ImageRejected, 
 from clipsieve.images import MAX_IMAGE_BYTES
 from clipsieve.pages import assembled_page, element_hashes
 from clipsieve.review.access import Door
-from clipsieve.review.answers import KINDS
+from clipsieve.review.answers import KINDS, Kind
 from clipsieve.review.images import THUMBNAIL, ImageCache
-from clipsieve.review.queues import QUEUES, SORTS
+from clipsieve.review.queues import QUEUES, SORTS, Queue, Sort
 from clipsieve.review.session import PictureGone, Review
 
 _MOST_BYTES = 2**16
@@ -83,8 +83,9 @@ class Routes:
 
     async def order(self, request: Request) -> Response:
         query = request.query_params
-        queue = _one_of(QUEUES, query.get("queue", "all"))
-        sort, kind = _one_of(SORTS, query.get("sort", "highest")), _one_of(KINDS, query.get("kind", "label"))
+        queue: Queue = _one_of(QUEUES, query.get("queue", "all"))
+        sort: Sort = _one_of(SORTS, query.get("sort", "highest"))
+        kind: Kind = _one_of(KINDS, query.get("kind", "label"))
         order = await run_in_threadpool(self._review.order, queue, sort, query.get("column"), kind)
         return JSONResponse({"ids": order.places.tolist(), "note": order.note})
 
@@ -111,7 +112,8 @@ class Routes:
 
     async def answer(self, request: Request) -> Response:
         body = await _json(request)
-        place, kind = _number(body, "id"), _one_of(KINDS, body.get("kind"))
+        place = _number(body, "id")
+        kind: Kind = _one_of(KINDS, body.get("kind"))
         value = body.get("value")
         if value is not None and not isinstance(value, str):
             raise BadRequest("value is a text or null")
