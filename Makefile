@@ -145,6 +145,18 @@ bench: $(READY)  ## List the benchmarks, or run one: make bench NAME=peers OPTIO
 trial: $(HEIC_READY)  ## List the trials, or run one: make trial NAME=overload OPTIONS=--rounds=3
 	$(RUN) trials $(NAME) $(OPTIONS)
 
+# TensorRT's builder and parser without a GPU: TensorRT-RTX's own, under NVIDIA's bindings. The two are not made for one
+# another and NVIDIA promises no ABI between them, so both versions are pinned and `make test` leaves this out.
+TENSORRT := .tensorrt
+TENSORRT_WHEELS := onnxruntime-ep-nv-tensorrt-rtx-cu12==0.5.0 tensorrt-cu13-bindings==11.4.0.106
+TENSORRT_READY := $(TENSORRT)/.installed
+.PHONY: check-tensorrt
+check-tensorrt: $(TENSORRT_READY)  ## Parse and build plans with TensorRT-RTX, without a GPU (340 MB; needs a C compiler)
+	$(RUN) trials.tensorrt
+$(TENSORRT_READY): $(READY)
+	$(UV) pip install --quiet --python $(BIN)/python --target $(TENSORRT)/site --no-deps $(TENSORRT_WHEELS)
+	touch $@
+
 .PHONY: mlflow
 mlflow: $(READY)  ## Install the full MLflow into .mlflow, to look at runs and serve registered heads
 	$(PYTHON) -m venv --without-pip .mlflow

@@ -11,17 +11,16 @@ silence. Without --recipe it only prints its choice. Heads are always served as 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import importlib
-import signal
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from build.builder_thread import leave, run_in_thread
 from common.gpu import Gpu, Machine, comparable_version, find_machine
 from common.manifest import (
     BatchProfile,
@@ -155,7 +154,7 @@ def plan_spec(recipe: Recipe, encoder: EncoderManifest, onnx_path: Path) -> Plan
 
     largest, engine = recipe.serving.max_batch_size, recipe.build.engine
     profile = BatchProfile(min_batch_size=1, opt_batch_size=engine.opt_batch_size or largest, max_batch_size=largest)
-    return PlanSpec(onnx_path, encoder.input, encoder.output, profile, engine.workspace_bytes)
+    return PlanSpec(onnx_path, encoder.input, encoder.output, profile, engine.workspace_bytes, engine.tf32)
 
 
 def describe(encoder: EncoderManifest, spec: PlanSpec, tensorrt: str, gpu: Gpu) -> EngineManifest:
@@ -170,6 +169,7 @@ def describe(encoder: EncoderManifest, spec: PlanSpec, tensorrt: str, gpu: Gpu) 
         profile=spec.profile,
         workspace_bytes=spec.workspace_bytes,
         precision=encoder.precision,
+        tf32=spec.tf32,
         input=encoder.input,
         output=encoder.output,
         parity=Parity(),
@@ -220,8 +220,7 @@ def build_engine(recipe: Recipe, folder: Path, trt: ModuleType, gpu: Gpu, check:
     progress = Progress(report=lambda line: print(f"tensorrt: {line}", file=sys.stderr))
     with tempfile.TemporaryDirectory(dir=target, prefix=".partial-") as partial:
         path = Path(partial) / "model.plan"
-        with stop_on_interrupt(progress):
-            plan = build_plan(trt, spec, timing_cache_path(tensorrt, gpu), progress)
+        plan = run_in_thread(lambda: build_plan(trt, spec, timing_cache_path(tensorrt, gpu), progress), progress)
         with writing(path):
             path.write_bytes(plan)
         parity = check(trt, path, spec)
@@ -231,22 +230,6 @@ def build_engine(recipe: Recipe, folder: Path, trt: ModuleType, gpu: Gpu, check:
             file.replace(target / file.name)
     write_manifest(manifest, target / "engine.json")
     return target, True
-
-
-@contextlib.contextmanager
-def stop_on_interrupt(progress) -> Iterator[None]:
-    """Ctrl-C asks the builder to stop at its next step: an exception may not pass through TensorRT."""
-
-    def stop(number: int, frame: object) -> None:
-        if progress.stopped:  # a second time: at once, and the timing cache with it
-            raise KeyboardInterrupt
-        progress.stopped = True
-
-    before = signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -280,4 +263,4 @@ def _build(recipe: Recipe, folder: Path, toolchain: Toolchain) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(run_step("build.engine", main, "stopped; nothing was installed, the timing cache is kept"))
+    leave(run_step("build.engine", main, "stopped; nothing was installed"))

@@ -29,7 +29,7 @@ def stamped(recipe: Recipe, encoder: EncoderManifest, heads: list[HeadManifest])
     """Every model's config for a recipe, by model name."""
     configs = {
         "preprocess": _preprocess(recipe.serving, encoder),
-        "clip_encoder": _encoder(recipe.serving, encoder),
+        "clip_encoder": _encoder(recipe, encoder),
         "image_embedding": _image_embedding(encoder),
         "image_score": _image_score(recipe.serving, heads),
     }
@@ -54,13 +54,15 @@ def _preprocess(serving: Serving, encoder: EncoderManifest) -> ModelConfig:
     return config
 
 
-def _encoder(serving: Serving, encoder: EncoderManifest) -> ModelConfig:
-    config = _template("clip_encoder")
+def _encoder(recipe: Recipe, encoder: EncoderManifest) -> ModelConfig:
+    config, serving = _template("clip_encoder"), recipe.serving
     config.input[0].dims[:] = encoder.input.dims
     config.output[0].dims[:] = encoder.output.dims
     config.instance_group[0].count = serving.encoder_instances
     config.dynamic_batching.max_queue_delay_microseconds = serving.max_queue_delay_us
     set_queues(config, serving)
+    (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+    cuda.parameters["use_tf32"] = str(int(recipe.build.engine.tf32))
     _set_parameters(config, {"intra_op_thread_count": str(serving.intra_op_threads)})
     return config
 

@@ -1,7 +1,8 @@
 """Builds and runs TensorRT plans: every call into the `tensorrt` module, which is a parameter.
 
 Only names and signatures that 10.12 and 11.x share are used. The network is strongly typed, so precision is the ONNX
-file's: before 11 a flag requests that, from 11 on it is the only way and the flag is accepted and ignored.
+file's: before 11 a flag requests that, from 11 on it is the only way and the flag is accepted and ignored. TF32, which
+the builder takes for fp32 unless told otherwise, is a builder flag all the same.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from common.manifest import BatchProfile, Tensor, write_atomically
 from recipes.errors import ExpectedError
 
 REPORT_SECONDS = 10
+HEARTBEAT_SECONDS = 30
 
 
 class PlanError(ExpectedError):
@@ -35,32 +37,53 @@ class PlanSpec:
     output: Tensor
     profile: BatchProfile
     workspace_bytes: int
+    tf32: bool = False
 
 
 @dataclass
 class Progress:
     """Passes the builder's messages to `report`; set `stopped` and it ends at the next step.
 
-    TensorRT calls the monitor from several threads; each call is one assignment or one line.
+    TensorRT calls the monitor from several threads; each call is a few assignments and at most one line.
     """
 
     report: Any
     stopped: bool = False
     errors: deque[str] = field(default_factory=lambda: deque(maxlen=8))
+    complaints: int = 0
+    """Errors and warnings of the builder so far."""
+    failure: BaseException | None = None
+    """The exception that ended the build from inside a callback; TensorRT's bindings swallow it."""
     steps: dict[str, int] = field(default_factory=dict)
+    latest: str = "the start"
+    """The newest step."""
+    latest_at: float = field(default_factory=time.monotonic)
     reported_at: float = field(default_factory=time.monotonic)
 
     def start(self, phase: str, parent: str | None, steps: int) -> None:
         self.steps[phase] = steps
         if parent is None:
-            self.report(f"{phase} …")
+            self._note(f"{phase} …")
+            self._report(self.latest)
 
     def step(self, phase: str, step: int) -> bool:
         """Report the step; False stops the builder."""
+        self._note(f"{phase}: {step + 1} of {self.steps.get(phase, 0)}")
         if time.monotonic() - self.reported_at >= REPORT_SECONDS:
-            self.reported_at = time.monotonic()
-            self.report(f"{phase}: {step + 1} of {self.steps.get(phase, 0)}")
+            self._report(self.latest)
         return not self.stopped
+
+    def heartbeat(self) -> None:
+        """Report that the builder still runs, when nothing has been reported for a while: one step may take minutes."""
+        if time.monotonic() - self.reported_at >= HEARTBEAT_SECONDS:
+            self._report(f"still building; {time.monotonic() - self.latest_at:.0f} s since {self.latest}")
+
+    def _note(self, step: str) -> None:
+        self.latest, self.latest_at = step, time.monotonic()
+
+    def _report(self, line: str) -> None:
+        self.reported_at = time.monotonic()
+        self.report(line)
 
 
 def build_plan(trt: ModuleType, spec: PlanSpec, timing_cache: Path, progress: Progress) -> memoryview:
@@ -78,6 +101,7 @@ def build_plan(trt: ModuleType, spec: PlanSpec, timing_cache: Path, progress: Pr
     _parse(parser, spec.onnx_path)
     config = builder.create_builder_config()
     config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, spec.workspace_bytes)
+    (config.set_flag if spec.tf32 else config.clear_flag)(trt.BuilderFlag.TF32)  # set unless it is cleared
     config.progress_monitor = monitor
     _add_profile(builder, config, spec)
     _load_timing_cache(config, timing_cache, progress)
@@ -85,6 +109,8 @@ def build_plan(trt: ModuleType, spec: PlanSpec, timing_cache: Path, progress: Pr
         plan = builder.build_serialized_network(network, config)
     finally:
         _save_timing_cache(config, timing_cache)
+    if progress.failure is not None:
+        raise progress.failure
     if progress.stopped:
         raise KeyboardInterrupt
     if plan is None:
@@ -154,6 +180,7 @@ def _logger(trt: ModuleType, progress: Progress):
             if level in (severity.INTERNAL_ERROR, severity.ERROR):
                 progress.errors.append(message)
             if level in (severity.INTERNAL_ERROR, severity.ERROR, severity.WARNING):
+                progress.complaints += 1
                 progress.report(message)
 
     return Logger()
@@ -165,10 +192,17 @@ def _monitor(trt: ModuleType, progress: Progress):
             trt.IProgressMonitor.__init__(self)
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            progress.start(phase_name, parent_phase, num_steps)
+            try:
+                progress.start(phase_name, parent_phase, num_steps)
+            except BaseException as error:
+                progress.failure = error
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            return progress.step(phase_name, step)
+            try:
+                return progress.step(phase_name, step) and progress.failure is None
+            except BaseException as error:
+                progress.failure = error
+                return False
 
         def phase_finish(self, phase_name: str) -> None:
             progress.steps.pop(phase_name, None)
@@ -182,10 +216,15 @@ def _parse(parser, onnx_path: Path) -> None:
         return
     errors = [parser.get_error(index) for index in range(parser.num_errors)]
     lines = [
-        f"node {error.node()} {error.node_name()!r} ({error.node_operator()}): {error.desc()} [{error.code().name}]"
+        f"node {error.node()} {error.node_name()!r} ({error.node_operator()}): {error.desc()} [{_code(error)}]"
         for error in errors
     ]
     raise PlanError(f"{onnx_path}: TensorRT's parser refuses it:\n{_lines(lines)}")
+
+
+def _code(error) -> str:
+    """The code of a parser's error by name: `UNSUPPORTED_NODE`; its attribute `name` is no text on 10.12."""
+    return str(error.code()).rpartition(".")[2]
 
 
 def _add_profile(builder, config, spec: PlanSpec) -> None:
@@ -197,12 +236,17 @@ def _add_profile(builder, config, spec: PlanSpec) -> None:
 
 
 def _load_timing_cache(config, path: Path, progress: Progress) -> None:
-    """Start from earlier measurements; a file of another GPU or release is set aside, never trusted."""
+    """Start from earlier measurements; a file of another GPU or release, or a damaged one, is set aside.
+
+    The bindings return an empty cache for such a file, and only the log says so.
+    """
     data = path.read_bytes() if path.is_file() else b""
+    complaints = progress.complaints
     cache = config.create_timing_cache(data)
-    if cache is None or not config.set_timing_cache(cache, False):
-        progress.report(f"{path}: made for another GPU or TensorRT; starting an empty timing cache")
+    if cache is None or progress.complaints > complaints or not config.set_timing_cache(cache, False):
+        progress.report(f"{path}: damaged, or made for another GPU or TensorRT; starting an empty timing cache")
         config.set_timing_cache(config.create_timing_cache(b""), False)
+        progress.errors.clear()  # a build that fails later does so for other reasons
 
 
 def _save_timing_cache(config, path: Path) -> None:

@@ -187,6 +187,8 @@ class EngineManifest(Part):
     workspace_bytes: int
     precision: str
     """The ONNX file's; the network is strongly typed."""
+    tf32: bool = True
+    """Products of fp32 may be computed in TF32; so they were in plans whose manifest does not say."""
     input: Tensor
     output: Tensor
     parity: Parity

@@ -468,7 +468,7 @@ class Head(_Section):
 
 
 class Engine(_Section):
-    """Settings of `build.engine`, which makes a TensorRT plan from the ONNX file; ONNX serving ignores them.
+    """Settings of `build.engine`, which makes a TensorRT plan from the ONNX file; of ONNX serving only `tf32` is one.
 
     The plan takes 1 to `serving.max_batch_size` images. Its precision is the ONNX file's (`build.precision`).
     """
@@ -477,14 +477,16 @@ class Engine(_Section):
     """The batch that kernels are chosen for; by default the largest."""
     workspace_bytes: int = Field(default=4 * 2**30, ge=2**20)
     """GPU memory that one kernel may use for scratch."""
+    tf32: bool = False
+    """Let GPUs multiply fp32 numbers in TF32, with 10 bits of mantissa, which is faster; also serving ONNX on a GPU."""
 
 
 MAX_IR_VERSION = 10
 """Newest IR version of an ONNX file that onnxruntime 1.19, in the oldest container promised (24.10), reads."""
 MAX_OPSET = 21
 """Newest opset of the default operators that it reads."""
-MIN_OPSET = 17
-"""The first with LayerNormalization as one node."""
+MIN_OPSET = 18
+"""The oldest that torch's exporter writes; asked for 17, it writes 18."""
 
 Precision = Literal["fp32", "fp16", "int8"]
 Cosine = Annotated[float, Field(gt=0, le=1)]
@@ -519,7 +521,7 @@ class Build(_Section):
     """The precision of the encoder that is served: fp16 for GPUs, int8 for CPUs. It is made from the fp32 file; heads
     stay fp32."""
     opset: int = 18
-    """The ONNX operator set of every file, 17 to 21."""
+    """The ONNX operator set of every file, 18 to 21."""
     minimum_cosine: MinimumCosine = MinimumCosine()
     """The limits that each step is held to."""
     maximum_score_difference: float = Field(default=0.05, gt=0)
@@ -538,7 +540,7 @@ class Build(_Section):
     def _readable_opset(cls, opset: int) -> int:
         if not MIN_OPSET <= opset <= MAX_OPSET:
             raise ValueError(
-                f"must be {MIN_OPSET} (the first with LayerNormalization as one node) to {MAX_OPSET} (the newest that "
+                f"must be {MIN_OPSET} (the oldest that torch's exporter writes) to {MAX_OPSET} (the newest that "
                 "onnxruntime 1.19 reads, in the oldest container promised, 24.10)"
             )
         return opset

@@ -2,7 +2,9 @@
 
 It has the names and parameter names of the real 10.12 and 11.4 bindings that the build uses, and no others: what does
 not exist there is an AttributeError or TypeError here too, also when it is set. It computes nothing; it records what
-it was asked, and plays a builder that succeeds, fails, or is stopped.
+it was asked, and plays a builder that succeeds, fails, or is stopped. Where the real bindings surprise, it does as they
+do (`make check-tensorrt` runs them): TF32 is on unless it is cleared, an unusable timing cache comes back empty with
+lines in the log, an exception in a callback is swallowed and ends the build, and 10.12's error codes have no name.
 """
 
 from __future__ import annotations
@@ -65,8 +67,18 @@ class MemoryPoolType(enum.Enum):
     WORKSPACE = 0
 
 
-class ErrorCode(enum.Enum):
-    UNSUPPORTED_NODE = 8
+class ErrorCode:
+    """UNSUPPORTED_NODE as pybind11 shows it: on 10.12 its attribute `name` is an object of C."""
+
+    def __init__(self, version: str) -> None:
+        self.name = object() if version.startswith("10.12.") else "UNSUPPORTED_NODE"
+
+    def __str__(self) -> str:
+        return "ErrorCode.UNSUPPORTED_NODE"
+
+
+class BuilderFlag(enum.Enum):
+    TF32 = 6
 
 
 class Flag(int):
@@ -80,10 +92,10 @@ def creation_flags(version: str) -> types.SimpleNamespace:
 
 
 class ParserError:
-    __slots__ = ("_error",)
+    __slots__ = ("_error", "_version")
 
-    def __init__(self, error: tuple[int, str, str, str]) -> None:
-        self._error = error
+    def __init__(self, error: tuple[int, str, str, str], version: str) -> None:
+        self._error, self._version = error, version
 
     def node(self) -> int:
         return self._error[0]
@@ -98,7 +110,7 @@ class ParserError:
         return self._error[3]
 
     def code(self) -> ErrorCode:
-        return ErrorCode.UNSUPPORTED_NODE
+        return ErrorCode(self._version)
 
 
 class IOptimizationProfile:
@@ -123,16 +135,26 @@ class ITimingCache:
 
 
 class IBuilderConfig:
-    __slots__ = ("_cache", "_script", "pools", "profiles", "progress_monitor")
+    __slots__ = ("_cache", "_flags", "_logger", "_script", "pools", "profiles", "progress_monitor")
 
-    def __init__(self, script: Script) -> None:
-        self._script, self._cache = script, None
+    def __init__(self, script: Script, logger: ILogger) -> None:
+        self._script, self._logger, self._cache = script, logger, None
+        self._flags = {BuilderFlag.TF32}
         self.pools: dict[MemoryPoolType, int] = {}
         self.profiles: list[IOptimizationProfile] = []
         self.progress_monitor: IProgressMonitor | None = None
 
     def set_memory_pool_limit(self, pool: MemoryPoolType, pool_size: int) -> None:
         self.pools[MemoryPoolType(pool)] = pool_size
+
+    def set_flag(self, flag: BuilderFlag) -> None:
+        self._flags.add(BuilderFlag(flag))
+
+    def clear_flag(self, flag: BuilderFlag) -> None:
+        self._flags.discard(BuilderFlag(flag))
+
+    def get_flag(self, flag: BuilderFlag) -> bool:
+        return flag in self._flags
 
     def add_optimization_profile(self, profile: IOptimizationProfile) -> int:
         low, opt, high = zip(*profile.shapes.values(), strict=True)
@@ -141,11 +163,13 @@ class IBuilderConfig:
         self.profiles.append(profile)
         return len(self.profiles) - 1
 
-    def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache | None:
+    def create_timing_cache(self, serialized_timing_cache: bytes) -> ITimingCache:
         try:
             return ITimingCache(json.loads(serialized_timing_cache or b"[]"))
         except ValueError:
-            return None
+            self._logger.log(Severity.ERROR, "Error Code 1: Cuda Runtime (in catchCudaError)")
+            self._logger.log(Severity.WARNING, "Failed to deserialize timing cache. Returning an empty timing cache.")
+            return ITimingCache([])
 
     def set_timing_cache(self, cache: ITimingCache, ignore_mismatch: bool) -> bool:
         if not ignore_mismatch and "another GPU" in cache.entries:
@@ -179,7 +203,7 @@ class OnnxParser:
         return len(self._script.parser_errors)
 
     def get_error(self, index: int) -> ParserError:
-        return ParserError(self._script.parser_errors[index])
+        return ParserError(self._script.parser_errors[index], self._script.version)
 
 
 class Builder:
@@ -197,7 +221,7 @@ class Builder:
         return network
 
     def create_builder_config(self) -> IBuilderConfig:
-        return IBuilderConfig(self._script)
+        return IBuilderConfig(self._script, self._logger)
 
     def create_optimization_profile(self) -> IOptimizationProfile:
         return IOptimizationProfile()
@@ -206,6 +230,7 @@ class Builder:
         self._script.seen |= {
             "strongly_typed": network.strongly_typed,
             "pools": config.pools,
+            "tf32": config.get_flag(BuilderFlag.TF32),
             "shapes": [profile.shapes for profile in config.profiles],
         }
         cache, monitor = config.get_timing_cache(), config.progress_monitor
@@ -224,7 +249,10 @@ class Builder:
         cache.entries.append(f"layer {step}")
         if callable(self._script.on_step):
             self._script.on_step()
-        return monitor.step_complete("Building Engine", step)
+        try:
+            return monitor.step_complete("Building Engine", step)
+        except BaseException:  # so do the bindings
+            return False
 
 
 class IExecutionContext:
@@ -286,6 +314,7 @@ def fake_tensorrt(script: Script) -> types.ModuleType:
     scripted = {kind.__name__: type(kind.__name__, (kind,), {"script": script, "__slots__": ()}) for kind in kinds}
     module.__dict__.update(
         __version__=script.version,
+        BuilderFlag=BuilderFlag,
         ILogger=ILogger,
         IProgressMonitor=IProgressMonitor,
         MemoryPoolType=MemoryPoolType,

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -12,10 +16,10 @@ from artefacts import encoder_manifest
 from fake_tensorrt import Script, fake_tensorrt
 from tiny_graph import INPUT, OUTPUT, write_graph
 
-from build import engine
+from build import builder_thread, engine
 from build.engine import EngineError, Toolchain, build_engine, choose_target, main, obstacles, plan_spec
 from build.engine_parity import check_plan, plan_checker
-from build.tensorrt_plan import PlanError, PlanSpec
+from build.tensorrt_plan import PlanError, PlanSpec, Progress
 from common.gpu import Gpu, Machine
 from common.manifest import BatchProfile, ManifestError, Parity, read_engine, sha256_of, write_manifest
 from common.paths import ROOT, encoder_folder
@@ -213,14 +217,87 @@ def test_a_failure_installs_nothing_and_keeps_what_was_there(folder, script, che
     assert (folder / "engines/9.0/model.plan").read_bytes() == before
 
 
-def test_an_interrupted_build_installs_nothing_and_keeps_its_timings(folder, tmp_path):
-    script = Script(steps=50, on_step=lambda: signal.raise_signal(signal.SIGINT))
+def interrupt(progress: Progress) -> None:
+    """Press Ctrl-C, and wait until the main thread has heard it."""
+    os.kill(os.getpid(), signal.SIGINT)
+    while not progress.stopped:
+        time.sleep(0.001)
+
+
+@pytest.fixture
+def progress(monkeypatch):
+    """The Progress of the next build."""
+    progress = Progress(report=lambda line: print(line, file=sys.stderr))
+    monkeypatch.setattr("build.tensorrt_plan.Progress", lambda report: progress)
+    return progress
+
+
+def test_an_interrupted_build_installs_nothing_and_keeps_its_timings(folder, tmp_path, progress, capsys):
+    script = Script(steps=50, on_step=lambda: interrupt(progress))
     with pytest.raises(KeyboardInterrupt):
         build(folder, script)
+    assert "stopping at the builder's next step" in capsys.readouterr().err
     assert list((folder / "engines/9.0").iterdir()) == []
     (cache,) = (tmp_path / "timing_caches").iterdir()
     assert cache.name == "tensorrt-10.12.0.36-nvidia-h200-9.0.cache"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_second_interrupt_does_not_wait_for_the_builder(folder, progress, capsys):
+    in_step, go_on = threading.Event(), threading.Event()
+
+    def long_step() -> None:
+        interrupt(progress)
+        os.kill(os.getpid(), signal.SIGINT)
+        in_step.set()
+        go_on.wait()
+
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            build(folder, Script(on_step=long_step))
+        assert in_step.wait()
+        assert "what this build has measured is not kept" in capsys.readouterr().err
+        assert list((folder / "engines/9.0").iterdir()) == []
+        assert any(thread.name == builder_thread.NAME for thread in threading.enumerate())
+    finally:
+        go_on.set()
+        for thread in threading.enumerate():
+            if thread.name == builder_thread.NAME:
+                thread.join()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_process_does_not_wait_for_a_builder_that_is_left():
+    code = (
+        "import atexit, threading; from build.builder_thread import NAME, leave;"
+        "atexit.register(print, 'exit handlers'); {}; leave(130)"
+    )
+    thread = "threading.Thread(target=threading.Event().wait, name=NAME).start()"
+    for start, printed in (("0", "exit handlers\n"), (thread, "")):
+        done = subprocess.run(
+            [sys.executable, "-c", code.format(start)], cwd=ROOT, capture_output=True, text=True, check=False
+        )
+        assert (done.returncode, done.stdout) == (130, printed)
+
+
+def test_another_word_on_tf32_builds_again(folder):
+    script = Script()
+    build(folder, script)
+    assert script.seen["tf32"] is False
+    assert not read_engine(folder / "engines/9.0/engine.json").tf32
+    data = load_recipe("demo").model_dump(mode="json")
+    data["build"]["engine"]["tf32"] = True
+    assert build(folder, script, recipe=parse_recipe(data))[1]
+    assert script.seen["tf32"] is True
+
+
+def test_a_plan_from_before_tf32_was_cleared_is_built_again(folder):
+    build(folder)
+    path = folder / "engines/9.0/engine.json"
+    fields = json.loads(path.read_text())
+    del fields["tf32"]
+    path.write_text(json.dumps(fields))
+    assert build(folder)[1]
 
 
 def test_an_onnx_file_that_is_not_its_manifests_is_refused(folder):

@@ -199,10 +199,10 @@ def test_a_wrong_list_of_encoders_is_explained(demo, encoder, message):
 # ---- what cannot be built ----
 
 
-@pytest.mark.parametrize("opset", [16, 22, 25])
+@pytest.mark.parametrize("opset", [17, 22, 25])
 def test_an_opset_that_a_promised_runtime_does_not_read_is_refused(demo, opset):
     data = demo.model_dump(mode="json") | {"build": {"opset": opset}}
-    with pytest.raises(RecipeError, match=rf"build.opset: must be 17 .* to 21 .*onnxruntime 1.19.*found {opset}"):
+    with pytest.raises(RecipeError, match=rf"build.opset: must be 18 .* to 21 .*onnxruntime 1.19.*found {opset}"):
         parse_recipe(data)
 
 

@@ -217,6 +217,7 @@ def test_engine_json(tmp_path: Path) -> None:
             "profile": {"min_batch_size": 1, "opt_batch_size": 8, "max_batch_size": 32},
             "workspace_bytes": 2**30,
             "precision": "fp16",
+            "tf32": False,
             "input": encoder.input,
             "output": encoder.output,
             "parity": PARITY,

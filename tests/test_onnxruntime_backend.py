@@ -10,6 +10,7 @@ from typing import Any
 
 import onnxruntime
 import pytest
+from google.protobuf.json_format import MessageToDict
 
 from common.model_config import read_config
 from common.paths import ROOT
@@ -65,6 +66,20 @@ def test_session_settings_go_to_onnxruntime_and_others_do_not(backend: Any) -> N
 def test_graph_level(backend: Any, level: str, name: str) -> None:
     options = backend.session_options({"optimization": {"graph": {"level": level}}})
     assert options.graph_optimization_level == getattr(onnxruntime.GraphOptimizationLevel, f"ORT_ENABLE_{name}")
+
+
+def test_a_gpu_computes_fp32_as_fp32_unless_the_config_allows_tf32(backend: Any, monkeypatch: Any) -> None:
+    """CUDA is on no machine of these tests: onnxruntime's list of providers is all that is pretended."""
+    config = MessageToDict(
+        read_config(ROOT / "model_repository/clip_encoder/config.pbtxt"), preserving_proto_field_name=True
+    )
+    cpu = ["CPUExecutionProvider"]
+    assert backend.providers(config, "GPU", "1") == cpu
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", *cpu])
+    assert backend.providers(config, "CPU", "0") == cpu
+    cuda = ("CUDAExecutionProvider", {"device_id": 1, "use_tf32": "0"})
+    assert backend.providers(config, "GPU", "1") == [cuda, *cpu]
+    assert backend.providers({}, "GPU", "0") == [("CUDAExecutionProvider", {"device_id": 0}), *cpu]
 
 
 def test_the_encoders_threads_sleep_while_they_wait(backend: Any) -> None:

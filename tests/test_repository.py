@@ -92,6 +92,15 @@ def test_a_default_recipe_that_was_edited_is_noticed(tmp_path):
         compare_configs(stamped(edited, default_encoder(), default_heads(tmp_path)), MODEL_REPOSITORY)
 
 
+def test_tf32_is_the_recipes(tmp_path):
+    data = load_recipe(DEFAULT_RECIPE).model_dump(mode="json", exclude_defaults=True)
+    for tf32, option in ((False, "0"), (True, "1")):
+        recipe = parse_recipe(data | {"build": {"engine": {"tf32": tf32}}})
+        config = stamped(recipe, default_encoder(), default_heads(tmp_path / option))["clip_encoder"]
+        (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
+        assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": option})
+
+
 def test_installed_repository_has_no_problems(repository):
     assert check(repository) == []
 

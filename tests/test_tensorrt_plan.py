@@ -1,19 +1,31 @@
 """build.tensorrt_plan against a fake `tensorrt`: a mock, because TensorRT itself cannot be here.
 
 The fake has the names and signatures of the real bindings and refuses any other, so these tests hold the calls, their
-order of effects and every failure. They do not show that TensorRT builds the plan or that it runs.
+order of effects and every failure. They do not show that TensorRT builds the plan (`make check-tensorrt` does, with a
+sister of the library) or that it runs.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
-from fake_tensorrt import IBuilderConfig, MemoryPoolType, Script, fake_tensorrt
+from fake_tensorrt import IBuilderConfig, ILogger, MemoryPoolType, Script, fake_tensorrt
 from tiny_graph import INPUT, OUTPUT, write_graph
 
-from build.tensorrt_plan import PlanError, PlanSpec, Progress, build_plan, check_uint8_input, run_plan
+from build import tensorrt_plan
+from build.tensorrt_plan import (
+    HEARTBEAT_SECONDS,
+    PlanError,
+    PlanSpec,
+    Progress,
+    build_plan,
+    check_uint8_input,
+    run_plan,
+)
 from common.manifest import BatchProfile
 
 VERSIONS = ("10.12.0.36", "10.16.1.11", "11.4.0.106")
@@ -33,6 +45,13 @@ def cache(tmp_path):
 
 def quiet() -> Progress:
     return Progress(report=lambda line: None)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_fp32_is_fp32_unless_the_recipe_allows_tf32(spec, cache, tf32):
+    script = Script()
+    build_plan(fake_tensorrt(script), dataclasses.replace(spec, tf32=tf32), cache, quiet())
+    assert script.seen["tf32"] is tf32
 
 
 @pytest.mark.parametrize("version", VERSIONS)
@@ -62,8 +81,10 @@ def test_a_profile_that_tensorrt_refuses(spec, cache):
         build_plan(fake_tensorrt(Script()), impossible, cache, quiet())
 
 
-def test_parser_errors_name_their_nodes(spec, cache):
-    script = Script(parser_errors=((3, "/attn/Softmax", "Softmax", "no FP8"), (7, "mean", "ReduceMean", "no axes")))
+@pytest.mark.parametrize("version", VERSIONS)
+def test_parser_errors_name_their_nodes(spec, cache, version):
+    errors = ((3, "/attn/Softmax", "Softmax", "no FP8"), (7, "mean", "ReduceMean", "no axes"))
+    script = Script(version, parser_errors=errors)
     with pytest.raises(PlanError) as caught:
         build_plan(fake_tensorrt(script), spec, cache, quiet())
     assert str(caught.value).splitlines()[1:] == [
@@ -97,7 +118,15 @@ def test_timings_of_another_gpu_or_a_damaged_file_are_not_used(spec, cache, data
     script, reports = Script(), []
     build_plan(fake_tensorrt(script), spec, cache, Progress(report=reports.append))
     assert script.seen["timings_before"] == []
-    assert f"{cache}: made for another GPU or TensorRT; starting an empty timing cache" in reports
+    assert f"{cache}: damaged, or made for another GPU or TensorRT; starting an empty timing cache" in reports
+
+
+def test_a_failure_is_not_explained_by_an_unusable_timing_cache(spec, cache):
+    cache.parent.mkdir()
+    cache.write_bytes(b"\x00 cut short")
+    with pytest.raises(PlanError) as caught:
+        build_plan(fake_tensorrt(Script(builds=False)), spec, cache, quiet())
+    assert str(caught.value).splitlines()[1:] == ["  Could not find any implementation for node MatMul_7"]
 
 
 def test_a_stopped_build_ends_at_the_next_step_and_keeps_its_timings(spec, cache):
@@ -108,11 +137,34 @@ def test_a_stopped_build_ends_at_the_next_step_and_keeps_its_timings(spec, cache
     assert json.loads(cache.read_bytes()) == ["layer 0"]
 
 
-def test_progress_is_reported(spec, cache):
+def test_progress_is_reported(spec, cache, monkeypatch):
+    monkeypatch.setattr(tensorrt_plan, "REPORT_SECONDS", 0)
     reports = []
-    progress = Progress(report=reports.append, reported_at=float("-inf"))
-    build_plan(fake_tensorrt(Script()), spec, cache, progress)
-    assert reports == ["Building Engine …", "Building Engine: 1 of 3"]
+    build_plan(fake_tensorrt(Script(steps=2)), spec, cache, Progress(report=reports.append))
+    assert reports == ["Building Engine …", "Building Engine: 1 of 2", "Building Engine: 2 of 2"]
+
+
+def test_a_report_that_fails_in_a_callback_is_not_lost(spec, cache):
+    def report(line: str) -> None:
+        raise BrokenPipeError("nobody reads on")
+
+    with pytest.raises(BrokenPipeError, match="nobody reads on"):
+        build_plan(fake_tensorrt(Script()), spec, cache, Progress(report=report))
+
+
+def test_a_long_step_is_reported_while_it_runs():
+    reports = []
+    progress = Progress(report=reports.append)
+    progress.start("Building Engine", None, 12)
+    progress.step("Building Engine", 2)
+    progress.heartbeat()
+    assert reports == ["Building Engine …"]
+    progress.reported_at -= HEARTBEAT_SECONDS
+    progress.latest_at -= HEARTBEAT_SECONDS
+    progress.heartbeat()
+    assert re.fullmatch(r"still building; 3\d s since Building Engine: 3 of 12", reports[1])
+    progress.heartbeat()
+    assert len(reports) == 2
 
 
 def test_a_uint8_input_has_to_be_cast_at_once(spec, cache, tmp_path):
@@ -148,10 +200,12 @@ def test_a_plan_with_other_tensors(spec):
 def test_the_fake_refuses_names_that_tensorrt_does_not_have():
     """The fake is strict, so that the tests above mean something."""
     trt = fake_tensorrt(Script("11.4.0.106"))
-    for name in ("BuilderFlag", "OnnxParserFlag", "init_libnvinfer_plugins"):
+    for name in ("OnnxParserFlag", "init_libnvinfer_plugins"):
         with pytest.raises(AttributeError):
             getattr(trt, name)
     with pytest.raises(AttributeError):
-        IBuilderConfig(Script()).max_workspace_size = 1  # pyright: ignore[reportAttributeAccessIssue] (the point)
+        _ = trt.BuilderFlag.FP16
+    with pytest.raises(AttributeError):
+        IBuilderConfig(Script(), ILogger()).max_workspace_size = 1  # pyright: ignore[reportAttributeAccessIssue] (the point)
     with pytest.raises(TypeError):
-        IBuilderConfig(Script()).set_timing_cache(None)  # pyright: ignore[reportCallIssue] (the point)
+        IBuilderConfig(Script(), ILogger()).set_timing_cache(None)  # pyright: ignore[reportCallIssue] (the point)

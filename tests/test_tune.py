@@ -154,7 +154,7 @@ heads: [{name: any, class_names: ['no', 'yes']}]
 SERVINGS = {
     "none": "",
     "block": "serving:\n  # as it was\n  encoder_instances: 4   # copies\n  watch: true\n",
-    "block in the middle": "serving:\n    encoder_instances: 4\n    watch: true # too\n\nbuild: {opset: 17}\n",
+    "block in the middle": "serving:\n    encoder_instances: 4\n    watch: true # too\n\nbuild: {opset: 19}\n",
     "block that ends in a list": "serving:\n  watch: true # too\n  formats:\n    - JPEG\n    # the other\n    - PNG\n",
     "a list alone": "serving:\n  formats:\n    - JPEG\n",
     "in braces": "serving: {encoder_instances: 4, watch: true}  # both\n",

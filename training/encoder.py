@@ -23,9 +23,10 @@ class OnnxEncoder:
         self.manifest: EncoderManifest = read_encoder(folder)
         path = folder / "model.onnx"
         _check_file(path, self.manifest)
-        preferred = ("CUDAExecutionProvider", "CPUExecutionProvider")
+        preferred = {"CUDAExecutionProvider": {"use_tf32": "0"}, "CPUExecutionProvider": {}}  # fp32 is fp32
         available = onnxruntime.get_available_providers()
-        self._session = onnxruntime.InferenceSession(path, providers=[name for name in preferred if name in available])
+        providers = [(name, options) for name, options in preferred.items() if name in available]
+        self._session = onnxruntime.InferenceSession(path, providers=providers)
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
         """(B, H, W, 3) uint8 → (B, embed_dim) float32."""

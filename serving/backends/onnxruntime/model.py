@@ -3,7 +3,8 @@
 Triton looks for libtriton_onnxruntime.so first and for this file second, so one config.pbtxt runs
 on the native backend in NVIDIA's container and on this one with a pip-installed server. It honours
 the native backend's settings: parameters intra_op_thread_count, inter_op_thread_count and
-execution_mode, optimization.graph.level, default_model_filename, and uses CUDA on a GPU instance.
+execution_mode, optimization.graph.level, default_model_filename, and uses CUDA on a GPU instance,
+with the parameters of the gpu_execution_accelerator `cuda`.
 Parameters whose names begin with `session.` are onnxruntime's own session settings.
 """
 
@@ -51,12 +52,17 @@ def session_options(config):
     return options
 
 
-def providers(instance_kind, device_id):
-    """CUDA on a GPU instance when this onnxruntime has it, else the CPU."""
+def providers(config, instance_kind, device_id):
+    """CUDA on a GPU instance when this onnxruntime has it, with the config's options for it, else the CPU."""
     cpu = ["CPUExecutionProvider"]
     if instance_kind != "GPU" or "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
         return cpu
-    return [("CUDAExecutionProvider", {"device_id": int(device_id)}), *cpu]
+    accelerators = config.get("optimization", {}).get("execution_accelerators", {}).get("gpu_execution_accelerator", [])
+    options = {"device_id": int(device_id)}
+    for accelerator in accelerators:
+        if accelerator["name"] == "cuda":
+            options |= accelerator.get("parameters", {})
+    return [("CUDAExecutionProvider", options), *cpu]
 
 
 class TritonPythonModel:
@@ -66,7 +72,7 @@ class TritonPythonModel:
         self.session = onnxruntime.InferenceSession(
             os.path.join(args["model_repository"], args["model_version"], file_name),
             session_options(config),
-            providers=providers(args["model_instance_kind"], args["model_instance_device_id"]),
+            providers=providers(config, args["model_instance_kind"], args["model_instance_device_id"]),
         )
         self.batches = config.get("max_batch_size", 0) > 0
         self.input_names = [value.name for value in self.session.get_inputs()]
