@@ -10,12 +10,12 @@ from reviews import write_scores
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from clipsieve.exceptions import InputRefused
+from clipsieve.exceptions import InputRefused, PictureGone
 from clipsieve.review.answers import Answers
 from clipsieve.review.pairs import next_pair
 from clipsieve.review.pictures import Pictures, pictures_in_folder, pictures_in_table
-from clipsieve.review.queues import Known, order_of
-from clipsieve.review.session import PictureGone, Review, Setting
+from clipsieve.review.queues import Known, Queue, Sort, order_of
+from clipsieve.review.session import Review, Setting
 
 SCORES = np.array([0.9, 0.1, 0.55, np.nan, 0.4, 0.8], np.float32)
 
@@ -27,7 +27,7 @@ def _known(answers: dict[int, float] | None = None, graded: bool = False, groups
     return Known(scores, 0.5, answered, values, graded, groups)
 
 
-def _places(known: Known, queue, sort="highest") -> list[int]:
+def _places(known: Known, queue: Queue, sort: Sort = "highest") -> list[int]:
     return order_of(known, queue, sort).places.tolist()
 
 

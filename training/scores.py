@@ -23,10 +23,11 @@ from pathlib import Path
 import numpy as np
 import safetensors.numpy
 
+from clipsieve.bands import band_of, words_of
 from clipsieve.paths import path_from_text
 from clipsieve.results import Threshold
 from clipsieve.run_record import RunRecord, ScoreFacts, write_record
-from clipsieve.scoring import band_of, shortest
+from clipsieve.scoring import shortest
 from common.manifest import HeadManifest, head_weights, read_encoder, write_atomically
 from common.paths import encoder_folder, head_folder
 from common.recipe_heads import read_recipe_head
@@ -86,14 +87,13 @@ def score_rows(
     if manifest is None or scores is None:
         return [[""] * len(columns)] * count
     limits = [np.array([point.value for point in row], np.float32) for row in manifest.thresholds]
-    rows = []
+    rows, words = [], words_of(manifest.task)
     for row in scores:
         cells = [str(shortest(score)) for score in row]
         passed = [int((score >= limit).sum()) for score, limit in zip(row, limits, strict=True)]
         if manifest.task != "multiclass":
-            cells += [
-                band_of(each, len(limit)) if len(limit) else "" for each, limit in zip(passed, limits, strict=True)
-            ]
+            pairs = zip(passed, map(len, limits), strict=True)
+            cells += [band_of(each, count, words) if count else "" for each, count in pairs]
         if manifest.task == "binary":
             cells.append(manifest.class_names[int(passed[0] >= 1)])
         if manifest.task == "multiclass":

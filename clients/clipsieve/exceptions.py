@@ -13,6 +13,7 @@ ClipsieveError
 │   │   └── VideoError  a video cannot be read, or not to its end
 │   └── InferenceFailed because of the server or the time limit: sending it again may succeed
 ├── InputRefused        what was named is no list of images, or there is nothing to score
+│   ├── PictureGone     a picture that is looked at on the review page is no longer there
 │   ├── TableError      a table cannot be read, or lacks what is needed
 │   └── FilterError     tables, shards and what is to be kept do not fit together
 ├── OutputRefused       the output cannot be written as requested
@@ -103,6 +104,10 @@ class VideoError(ImageRejected):
 
 class InputRefused(ClipsieveError, ValueError):
     """An input cannot be read as a list of images; the run ends here, so that nothing after it is lost silently."""
+
+
+class PictureGone(InputRefused):
+    """The file of a picture is not there any more."""
 
 
 class TableError(InputRefused):

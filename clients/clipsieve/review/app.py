@@ -17,14 +17,14 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp
 
-from clipsieve.exceptions import AnswersRefused, ClipsieveError, ImageRejected, InputRefused
+from clipsieve.exceptions import AnswersRefused, ClipsieveError, ImageRejected, InputRefused, PictureGone
 from clipsieve.images import MAX_IMAGE_BYTES
 from clipsieve.pages import assembled_page, element_hashes
 from clipsieve.review.access import Door
 from clipsieve.review.answers import KINDS, Kind
 from clipsieve.review.images import THUMBNAIL, ImageCache
 from clipsieve.review.queues import QUEUES, SORTS, Queue, Sort
-from clipsieve.review.session import PictureGone, Review
+from clipsieve.review.session import Review
 
 _MOST_BYTES = 2**16
 _MOST_ROWS = 400

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from clipsieve.bands import band_of, words_of
 from clipsieve.blocking import Client
 from clipsieve.exceptions import ClipsieveError
 from clipsieve.results import Head, HeadScore, Score
 from clipsieve.review.pictures import Pictures, Scores
-from clipsieve.scoring import band_of, shortest
+from clipsieve.scoring import shortest
 
 
 class ServerScores:
@@ -132,6 +133,6 @@ def _rows(head: Head, answer: HeadScore) -> Iterator[dict[str, Any]]:
         yield {
             "name": _title(head, label),
             "score": shortest(float(answer.scores[label])),
-            "band": "" if passed is None else band_of(passed, thresholds),
+            "band": "" if passed is None else band_of(passed, thresholds, words_of(head.task)),
             "className": answer.class_name or "",
         }

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from clipsieve.exceptions import InputRefused
+from clipsieve.exceptions import InputRefused, PictureGone
 from clipsieve.paths import text_from_path
 from clipsieve.review.answers import Answers, Kind, class_names_in, grades
 from clipsieve.review.pairs import next_pair
@@ -25,10 +25,6 @@ DEFAULT_CLASSES = ("keep", "delete")
 _MOST_CLASSES = 9
 _MOST_MISSING = 100
 LOWEST_GRADE, HIGHEST_GRADE = 1, 10
-
-
-class PictureGone(InputRefused):
-    """The file of a picture is not there any more."""
 
 
 @dataclass(frozen=True)
