@@ -23,6 +23,7 @@ from build.errors import PrecisionError
 from build.onnx_model import (
     MATRIX_OPS,
     MAX_FILE_BYTES,
+    dimensions,
     downstream_of,
     element_types,
     read_model,
@@ -66,16 +67,26 @@ def to_float16(source: Path, target: Path, *, max_file_bytes: int = MAX_FILE_BYT
     write_model(with_nodes(model, rewriter.nodes, rewriter.constants), source.parent, target, max_file_bytes)
 
 
+ACCUMULATED = 16
+"""Products that a GPU's matrix instruction adds exactly, before it rounds the sum to the accumulator's type."""
+
+
 def write_as_gpu(float16: Path, path: Path) -> None:
     """Write a model in fp32 arithmetic that rounds each fp16 node's output to fp16, as `path` and `path`.data.
 
-    For checks without a GPU: onnxruntime's CPU computes between the Casts in fp32 and is nearer to fp32 than a GPU is.
+    Attention's product of softmax and values is rounded after every 16 tokens, because TensorRT's fused kernel
+    accumulates it in fp16. For checks without a GPU: onnxruntime's CPU computes between the Casts in fp32 and is nearer
+    to fp32 than a GPU is.
     Run it without graph optimisation, which may remove the rounding again.
     """
     model = onnx.load(float16)
     types = element_types(model)
+    products = _attention_products(model)
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
+        if node.output[0] in products:
+            nodes += _rounded_sum(node, products[node.output[0]])
+            continue
         nodes.append(node)
         if node.op_type == "Cast" and types[node.output[0]] == TensorProto.FLOAT16:
             node.attribute[0].i = TensorProto.FLOAT
@@ -88,9 +99,53 @@ def write_as_gpu(float16: Path, path: Path) -> None:
         if tensor.data_type == TensorProto.FLOAT16:
             array = numpy_helper.to_array(tensor).astype(np.float32)
             tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    if products:
+        model.graph.initializer.extend(_bounds(max(products.values())))
     del model.graph.node[:], model.graph.value_info[:]
     model.graph.node.extend(nodes)
     onnx.save(model, path, save_as_external_data=True, location=f"{path.name}.data")
+
+
+def _attention_products(model: onnx.ModelProto) -> dict[str, int]:
+    """The outputs of fp16 products softmax @ values, each with its number of tokens."""
+    types, shapes = element_types(model), dimensions(model)
+    made_by = {name: node for node in model.graph.node for name in node.output}
+    products = {}
+    for node in model.graph.node:
+        cast = made_by.get(node.input[0]) if node.op_type == "MatMul" else None
+        softmax = made_by.get(cast.input[0]) if cast is not None and cast.op_type == "Cast" else None
+        tokens = shapes.get(node.input[0], [0])[-1]
+        is_float16 = types.get(node.output[0]) == TensorProto.FLOAT16
+        if softmax is not None and softmax.op_type == "Softmax" and is_float16 and tokens:
+            products[node.output[0]] = tokens
+    return products
+
+
+def _rounded_sum(product: onnx.NodeProto, tokens: int) -> list[onnx.NodeProto]:
+    """Nodes that compute a product over so many tokens, 16 at a time, each sum rounded to fp16."""
+    (left, right), (output,) = product.input, product.output
+    nodes, total = [], ""
+    for start in range(0, tokens, ACCUMULATED):
+        name = f"{output}.from{start}"
+        bounds = [f"as_gpu.{start}", f"as_gpu.{start + ACCUMULATED}"]
+        nodes.append(helper.make_node("Slice", [left, *bounds, "as_gpu.last_axis"], [f"{name}.left"]))
+        nodes.append(helper.make_node("Slice", [right, *bounds, "as_gpu.axis_before"], [f"{name}.right"]))
+        nodes.append(helper.make_node("MatMul", [f"{name}.left", f"{name}.right"], [f"{name}.product"]))
+        exact = f"{name}.product"
+        if total:
+            exact = f"{name}.sum"
+            nodes.append(helper.make_node("Add", [total, f"{name}.product"], [exact]))
+        total = output if start + ACCUMULATED >= tokens else f"{name}.total"
+        nodes.append(helper.make_node("Cast", [exact], [f"{name}.float16"], to=TensorProto.FLOAT16))
+        nodes.append(helper.make_node("Cast", [f"{name}.float16"], [total], to=TensorProto.FLOAT))
+    return nodes
+
+
+def _bounds(tokens: int) -> list[onnx.TensorProto]:
+    """The constants of `_rounded_sum`."""
+    values = {f"as_gpu.{start}": start for start in range(0, tokens + ACCUMULATED, ACCUMULATED)}
+    values |= {"as_gpu.last_axis": -1, "as_gpu.axis_before": -2}
+    return [numpy_helper.from_array(np.array([value], np.int64), name) for name, value in values.items()]
 
 
 class _Float16Rewriter:

@@ -72,6 +72,13 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
     return types | {tensor.name: tensor.data_type for tensor in graph.initializer}
 
 
+def dimensions(model: onnx.ModelProto) -> dict[str, list[int]]:
+    """Tensor name → its dimensions, 0 for a free one, of every computed tensor whose shape is known."""
+    graph = onnx.shape_inference.infer_shapes(_without_weights(model)).graph
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in (*graph.value_info, *graph.output)}
+    return {name: [dim.dim_value for dim in dims] for name, dims in shapes.items() if dims}
+
+
 def downstream_of(graph: onnx.GraphProto, kinds: Iterable[str]) -> list[bool]:
     """Tell for each node whether it is of these kinds, or computes from the output of one that is."""
     reached: set[str] = set()

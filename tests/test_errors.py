@@ -37,6 +37,7 @@ NOT_OF_THE_CLIENTS_TREE = {
     "ProofUnreadable": "its file is common/proof.py, byte for byte, which knows no client",
     "_Damage": "never leaves clipsieve/shards.py, which raises a ShardError instead",
     "_MoreAfterEnd": "a _Damage",
+    "BadRequest": "the review page's answer to a request that it refuses; never leaves its server",
 }
 
 

@@ -14,10 +14,11 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 from pictures import noise
 
+import build.float16 as float16_module
 from build.cosine import cosines
 from build.errors import PrecisionError
 from build.export import EncoderGraph, export_onnx
-from build.float16 import float16_array, to_float16
+from build.float16 import float16_array, to_float16, write_as_gpu
 from build.onnx_model import MATRIX_OPS, downstream_of, element_types, read_model
 from build.quantize import quantize_columns, smoothing, to_int8
 from build.tensorrt_plan import PlanSpec, check_uint8_input
@@ -91,6 +92,35 @@ def embed(path: Path, pixels: np.ndarray = PIXELS) -> np.ndarray:
     options.log_severity_level = 3
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return np.asarray(session.run(["embedding"], {"pixels": pixels})[0])
+
+
+def test_attention_is_accumulated_in_float16_as_the_fused_kernel_does(float16: Path, tmp_path: Path):
+    write_as_gpu(float16, tmp_path / "as_gpu.onnx")
+    nodes = onnx.load(tmp_path / "as_gpu.onnx", load_external_data=False).graph.node
+    blocks = sum(node.op_type == "Softmax" for node in nodes)
+    slices = [node for node in nodes if node.op_type == "Slice" and "as_gpu.last_axis" in node.input]
+    assert blocks
+    assert len(slices) >= blocks
+
+
+def test_a_sum_in_float16_is_rounded_after_every_sixteen_tokens(tmp_path: Path):
+    """2048 + 1 is 2048 in fp16: sixteen at a time the small ones count, one at a time none would, at once all do."""
+    tokens = 16 * 3
+    product = helper.make_node("MatMul", ["left", "right"], ["sum"])
+    value = helper.make_tensor_value_info
+    graph = helper.make_graph(
+        float16_module._rounded_sum(product, tokens),
+        "sum",
+        [value("left", TensorProto.FLOAT, [1, tokens]), value("right", TensorProto.FLOAT, [tokens, 1])],
+        [value("sum", TensorProto.FLOAT, [1, 1])],
+        float16_module._bounds(tokens),
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    left = np.zeros((1, tokens), np.float32)
+    left[0, 0], left[0, 16], left[0, 32:34] = 2048, 1, 1
+    (total,) = session.run(["sum"], {"left": left, "right": np.ones((tokens, 1), np.float32)})
+    assert float(np.asarray(total)[0, 0]) == 2050  # 2048 + 1 is lost, 2048 + 2 is not
 
 
 def signature(path: Path) -> list[tuple[str, int, list]]:

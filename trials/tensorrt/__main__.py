@@ -165,9 +165,7 @@ def head(folder: Path) -> PlanSpec:
     weights = np.random.default_rng(0).standard_normal
     steps = [Affine(weights((512, 16)), np.zeros(16)), Relu(), Affine(weights((16, 1)), np.zeros(1))]
     onnx.save(head_model(manifest, steps, 18), folder / "head.onnx")
-    embedding, score = (
-        Tensor(name=name, dtype="FP32", dims=[width]) for name, width in (("embedding", 512), ("score", 1))
-    )
+    embedding, score = Tensor(name="embedding", dtype="FP32", dims=[512]), Tensor(name="score", dtype="FP32", dims=[1])
     return PlanSpec(folder / "head.onnx", embedding, score, PROFILE, 4 * 2**30)
 
 
