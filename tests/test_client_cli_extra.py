@@ -443,7 +443,8 @@ def test_durations(text, seconds):
 
 
 def test_without_pyav_the_extra_is_named(videos):
-    code = "import sys; sys.modules['av'] = None; from clipsieve.cli.main import app; app()"
+    missing = "for name in ('av', 'ray', 'starlette', 'uvicorn'): sys.modules[name] = None"
+    code = f"import sys\n{missing}\nfrom clipsieve.cli.main import app\napp()"
     command = [sys.executable, "-c", code, "video", str(videos)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 1
@@ -451,11 +452,12 @@ def test_without_pyav_the_extra_is_named(videos):
 
 
 def test_commands_that_need_no_extra_start_without_it():
-    code = "import sys; sys.modules['av'] = None; from clipsieve.cli.main import app; app()"
+    missing = "for name in ('av', 'ray', 'starlette', 'uvicorn'): sys.modules[name] = None"
+    code = f"import sys\n{missing}\nfrom clipsieve.cli.main import app\napp()"
     result = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True, check=False)
     listed = re.findall(r"^  (\S+)  ", result.stdout.partition("Commands:")[2], re.MULTILINE)
     made = ["score", "video", "embed", "score-embeddings"]
-    assert listed[:11] == [*made, "report", "filter", "decide", "arrange", "heads", "health", "bench"]
+    assert listed[:12] == [*made, "report", "review", "filter", "decide", "arrange", "heads", "health", "bench"]
 
 
 def test_report_and_filter_take_the_table(server, photos, tmp_path):
