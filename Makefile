@@ -162,8 +162,9 @@ mlflow: $(READY)  ## Install the full MLflow into .mlflow, to look at runs and s
 	$(PYTHON) -m venv --without-pip .mlflow
 	$(UV) pip install --quiet --python .mlflow/bin/python --requirements requirements/mlflow.txt
 
-# Test files that run side by side; a file's tests share its server, so they stay together.
-JOBS := 2
+# Test files that run side by side, one more than two cores have since tests of servers wait; a file's tests share its
+# server, so they stay together.
+JOBS := 3
 PYTEST := $(RUN) pytest -n $(JOBS) --dist loadfile
 # Compiling modules and rewriting asserts anew would take each test process half a minute. Where bytecode may not lie
 # beside the sources, tests keep it in a folder of their own.
