@@ -19,13 +19,12 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import defaultdict
-from pathlib import Path
 
 import numpy as np
 from scipy.stats import t as student
 
 from benchmarks.comparison import rounded
-from benchmarks.head_quality import Pictures, figures_of, sets_of
+from benchmarks.head_quality import Pictures, figures_of, parsed, sets_of
 from benchmarks.machine import machine, print_result
 from benchmarks.tables import print_table
 from common.manifest import EncoderFingerprint
@@ -128,14 +127,9 @@ def _print_figures(name: str, figures: Figures) -> None:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--stamps", type=Path, help="folder of tuxpaint-stamps-default")
-    parser.add_argument("--emoji", type=Path, help="folder of emoji-datasource-google")
-    parser.add_argument("--cache", type=Path, help="folder that keeps the embeddings")
     parser.add_argument("--seeds", type=int, default=5, help="draws")
     parser.add_argument("--means", type=int, default=30, help="pictures of a class whose mean imitates a text")
-    arguments = parser.parse_args(argv)
-    if not (arguments.stamps or arguments.emoji):
-        parser.error("give --stamps or --emoji, or both")
+    arguments = parsed(parser, argv)
     hardware, results = machine(), {}
     for pictures in sets_of(arguments):
         figures = measured(pictures, arguments.seeds, arguments.means)

@@ -246,16 +246,22 @@ def _print_figures(name: str, figures: dict[str, np.ndarray]) -> None:
     print()
 
 
-def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parsed(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+    """The parser's arguments, and those of the pictures that `sets_of` reads."""
     parser.add_argument("--stamps", type=Path, help="folder of tuxpaint-stamps-default")
     parser.add_argument("--emoji", type=Path, help="folder of emoji-datasource-google")
     parser.add_argument("--cache", type=Path, help="folder that keeps the embeddings")
-    parser.add_argument("--seeds", type=int, default=5, help="splits")
-    parser.add_argument("--recall", action="store_true", help="measure recall>=0.99 too")
     arguments = parser.parse_args(argv)
     if not (arguments.stamps or arguments.emoji):
         parser.error("give --stamps or --emoji, or both")
+    return arguments
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=5, help="splits")
+    parser.add_argument("--recall", action="store_true", help="measure recall>=0.99 too")
+    arguments = parsed(parser, argv)
     hardware, results = machine(), {}
     for pictures in sets_of(arguments):
         figures = measured(pictures, arguments.seeds)

@@ -237,7 +237,7 @@ def searched(trials: int) -> dict[str, Any]:
 
 
 def _inputs(graded: Graded, folder: Path) -> FitInputs:
-    """What a search reads from a store, without one."""
+    """Make what a search reads from a store, without one."""
     count, data = len(graded.data.label), graded.data
     fingerprint = EncoderFingerprint(
         id="drawn", weights_sha256="0" * 64, preprocessing="none", normalize=True, embed_dim=data.embedding.shape[1]

@@ -21,7 +21,7 @@ WAIT_SECONDS = 0.5
 
 
 def run_in_thread(build: Callable[[], T], progress: Progress) -> T:
-    """What `build` returns or raises. Ctrl-C asks it to stop at its next step; a second one does not wait for that.
+    """Return or raise what `build` does. Ctrl-C asks it to stop at its next step; a second one does not wait for that.
 
     Raises:
         KeyboardInterrupt: it was stopped; after the second Ctrl-C its thread still runs (see `leave`).

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 OF_CLASSES = ("allow", "review", "block")
 OF_GRADES = ("bad", "fair", "good")
-"""Of a head that grades, where a high score is what one looks for."""
+"""The words of a head that grades, where a high score is what one looks for."""
 
 BANDS = frozenset(OF_CLASSES + OF_GRADES)
 LOWEST = frozenset({"0", OF_CLASSES[0], OF_GRADES[0]})
-"""What a decision is called, as a word or a number, where the score passed no threshold."""
+"""Names of a decision, as a word or a number, where the score passed no threshold."""
 
 
 def words_of(task: str) -> tuple[str, str, str]:

@@ -214,7 +214,7 @@ class AsyncClient(Settings):
                 images has died.
             timeout_s: deadline of each step.
         """
-        if len(self.endpoints()) > 1:
+        if len(self.urls) > 1:
             return await self._health_of_each(deep, timeout_s)
         try:
             await self._check_ready(timeout_s)
@@ -228,17 +228,15 @@ class AsyncClient(Settings):
 
     async def _health_of_each(self, deep: bool, timeout_s: float) -> Health:
         settings = {each.name: getattr(self, each.name) for each in fields(Settings)}
-        urls = (self.url or "").split(",")
 
-        async def health_of(url: str) -> Health:
+        async def health_of(url: str | None) -> Health:
             async with AsyncClient(**{**settings, "url": url}) as client:
                 return await client.health(deep, timeout_s)
 
-        healths = await asyncio.gather(*map(health_of, urls))
+        healths = await asyncio.gather(*map(health_of, self.urls))
         worst = max(healths, key=lambda health: not health.ok)
-        described = (
-            f"{url.strip()} {health.status}, {health.message}" for url, health in zip(urls, healths, strict=True)
-        )
+        pairs = zip(self.urls, healths, strict=True)
+        described = (f"{url} {health.status}, {health.message}" for url, health in pairs)
         return Health(worst.status, "; ".join(described))
 
     async def _probe(self, transport: Transport, timeout_s: float) -> Health:

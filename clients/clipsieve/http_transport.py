@@ -39,7 +39,7 @@ _CODES = {
 _TOO_MANY_REQUESTS = 429
 """As 502 and 504, an answer of a gateway before the server."""
 _TOO_LARGE = 413
-"""As well: the whole request has more bytes than it lets through, and the server has not seen it."""
+"""A gateway's too: the whole request has more bytes than it lets through, and the server has not seen it."""
 _LONGEST_PAGE = 4096
 _READINESS = {200: True, 400: False}
 """Triton's answers; any other comes from something else."""

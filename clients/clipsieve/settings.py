@@ -59,6 +59,11 @@ class Settings:
         self.endpoints()
 
     @property
+    def urls(self) -> list[str | None]:
+        """Each server's own `url`; None for the default."""
+        return [None] if self.url is None else [url.strip() for url in self.url.split(",")]
+
+    @property
     def addresses(self) -> str:
         """The servers' addresses, for messages."""
         return ", ".join(endpoint.address for endpoint in self.endpoints())
@@ -72,8 +77,8 @@ class Settings:
             _check_text("the token", token := self.token.strip())
             headers["authorization"] = f"Bearer {token}"
         ca_file = Path(self.ca_file) if self.ca_file is not None else None
-        urls = [None] if self.url is None else self.url.split(",")
-        if len(urls) > 1 and not all(url and url.strip() for url in urls):
+        urls = self.urls
+        if len(urls) > 1 and not all(urls):
             raise ValueError(f"url {self.url!r} names no server between two commas, or at an end")
         parsed = [parse_url(url, self.protocol) for url in urls]
         return [

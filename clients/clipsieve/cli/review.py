@@ -93,7 +93,7 @@ class PageOptions:
 
 @dataclass
 class TrainingOptions:
-    """What the page trains with."""
+    """The recipe and the store that the page trains with."""
 
     recipe: Annotated[
         str | None,

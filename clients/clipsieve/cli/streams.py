@@ -9,10 +9,10 @@ import os
 import sys
 from collections.abc import Callable
 
-FAILURE = 1
+from clipsieve.cli.options import FAILURE
 
 _WAYS = (("stdin", os.O_WRONLY), ("stdout", os.O_RDONLY), ("stderr", os.O_RDWR))
-"""How a closed one is opened again: the use of stdin and stdout then fails as on a closed one, stderr says nothing."""
+"""The way in which a closed one is opened again: stdin and stdout then fail as closed ones do, stderr says nothing."""
 
 
 def run_command(name: str, command: Callable[[], object]) -> None:

@@ -1,4 +1,4 @@
-"""What pages share, and how each becomes one file: a page names its stylesheets and scripts, and they are put in.
+"""Parts that pages share, and their way into one file: a page names its stylesheets and scripts, and they are put in.
 
     <style>{{base.css gallery.css report.css}}</style>
     <script>{{elements.js gallery.js report.js}}</script>
