@@ -148,7 +148,7 @@ def heic_boxes(count: int) -> bytes:
 
 
 def heic(image: Image.Image, **options) -> bytes:
-    import pillow_heif
+    import pillow_heif  # pyright: ignore[reportMissingImports] (its extra)
 
     buffer = io.BytesIO()
     pillow_heif.from_pillow(image).save(buffer, **options)

@@ -425,7 +425,7 @@ def _avifs() -> list[bytes]:
 
 def _heics() -> list[bytes]:
     """Plain, turned, with alpha, in tiles, and with a second picture; none without pillow-heif."""
-    import pillow_heif
+    import pillow_heif  # pyright: ignore[reportMissingImports] (its extra)
 
     pillow_heif.register_heif_opener()
     return [
