@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from common.download import DownloadError, check_sha256, download, unreachable
+from common.download import DownloadError, check_sha256, download
+from common.hub import first_line as first_line  # for the modules beside this one
+from common.hub import offline_if_unreachable as offline_if_unreachable
 from common.manifest import sha256_of
 from common.paths import ARTIFACTS, ROOT
 from recipes.schema import Encoder, RecipeError
@@ -112,28 +112,6 @@ def hub_revision(repository: str, revision: str | None) -> str | None:
     return main.read_text().strip() if main.is_file() else None
 
 
-@contextlib.contextmanager
-def offline_if_unreachable(url: str | None, on_hub: bool) -> Iterator[None]:
-    """Let a library look for weights only in its caches where it could try for minutes to reach nobody.
-
-    Args:
-        url: of the weights, for those that are not on the hub.
-        on_hub: they come from the Hugging Face hub.
-    """
-    address = constants.ENDPOINT if on_hub else url
-    if address is None or constants.HF_HUB_OFFLINE or unreachable(address) is None:
-        yield
-        return
-    timeout = socket.getdefaulttimeout()
-    constants.HF_HUB_OFFLINE = True
-    socket.setdefaulttimeout(1.0)  # for libraries that set none
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = False
-        socket.setdefaulttimeout(timeout)
-
-
 def download_advice(encoder: Encoder, source: Mapping[str, Any], problem: str) -> str:
     """The message about weights that could not be downloaded: what to fetch, and where to put it.
 
@@ -151,11 +129,6 @@ def download_advice(encoder: Encoder, source: Mapping[str, Any], problem: str) -
         f"On a machine with a network fetch {' or '.join(where)} (its open_clip .safetensors, .bin or .pt file), "
         f"put it into weights/, and name it in the recipe:\n  encoder:\n    weights: weights/{name}"
     )
-
-
-def first_line(error: Exception) -> str:
-    """The kind of a library's error and the first line of its text."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
 
 def _local_file(encoder: Encoder) -> Path:
