@@ -9,7 +9,7 @@ read are listed and left out, up to a limit; near-duplicates, by a perceptual ha
 
 The validation part chooses the epoch, and later calibrates the scores; the test part is looked at once, at the end.
 A run that is killed goes on where it was when the same command is started again, and its result is the same, bit for
-bit on one machine. Needs the extra `finetune`: make finetune-extra.
+bit on one machine. Needs the extra `finetune`: make lightning.
 
 Writes the folder that the recipe's encoder is loaded from, by default artifacts/classifiers/<recipe>/: config.json and
 model.safetensors as timm's hub layout has them, finetune.json, pictures.parquet and curves.png. Prints its path.
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
+from common.finetuned import EXTRA
 from common.manifest import Preprocessing, sha256_of, tool_versions
 from common.paths import finetune_folder, named_path
 from common.timm_preprocessing import timm_preprocessing
@@ -112,7 +113,7 @@ def _fabric(recipe: Recipe) -> Any:
         import imagehash  # noqa: F401  # pyright: ignore[reportMissingImports] (its extra)
         from lightning_fabric import Fabric  # pyright: ignore[reportMissingImports] (its extra)
     except ImportError as error:
-        raise StepError(f"fine-tuning needs the extra `finetune` ({error}); run: make finetune-extra") from error
+        raise StepError(f"fine-tuning needs the extra `finetune` ({error}); run: {EXTRA}") from error
     import torch
 
     from training.finetune_run import PRECISIONS

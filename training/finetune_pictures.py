@@ -194,7 +194,7 @@ def random_changes(view: Preprocessing, augment: Augment) -> v2.Compose:
         steps.append(v2.RandomHorizontalFlip(augment.flip))
     if augment.rotation:
         grey = [round(255 * mean) for mean in view.mean]
-        steps.append(v2.RandomRotation(augment.rotation, v2.InterpolationMode.BILINEAR, fill=grey))
+        steps.append(v2.RandomRotation([-augment.rotation, augment.rotation], v2.InterpolationMode.BILINEAR, fill=grey))
     if augment.brightness or augment.contrast or augment.saturation or augment.hue:
         steps.append(v2.ColorJitter(augment.brightness, augment.contrast, augment.saturation, augment.hue))
     if augment.blur:
@@ -232,7 +232,7 @@ def _scanned(
 
 
 def _look(sample: Sample, transform: Any) -> _Seen | Failure:
-    from imagehash import phash
+    from imagehash import phash  # pyright: ignore[reportMissingImports] (its extra)
 
     try:
         data = sample.read()
