@@ -52,8 +52,10 @@ if TYPE_CHECKING:
 _TOOLS = ("torch", "torchvision", "timm", "lightning-fabric", "imagehash", "numpy", "pillow")
 
 
-def finetune(recipe: Recipe, head: Head, data_set: Any, track: str | None = None, workers: int | None = None) -> Path:
-    """Fine-tune the recipe's encoder and write the classifier's folder, whose path is returned.
+def finetune(
+    recipe: Recipe, head: Head, data_set: Any, track: str | None = None, workers: int | None = None
+) -> Path | None:
+    """Fine-tune the recipe's encoder and write the classifier's folder, whose path the first process returns.
 
     Args:
         recipe: with `encoder.finetune`.
@@ -100,7 +102,7 @@ def finetune(recipe: Recipe, head: Head, data_set: Any, track: str | None = None
         _print_result(head, record, tuned)
         _track(track, recipe, head, record, tuned, folder)
     fabric.barrier()
-    return folder
+    return folder if fabric.is_global_zero else None
 
 
 def _fabric(recipe: Recipe) -> Any:
@@ -302,7 +304,8 @@ def main(argv: list[str] | None = None) -> None:
     from training.finetune_pictures import labelled_samples
 
     data_set = labelled_samples(arguments.data, head, columns, arguments.format)
-    print(finetune(recipe, head, data_set, arguments.track, arguments.workers))
+    if folder := finetune(recipe, head, data_set, arguments.track, arguments.workers):
+        print(folder)
 
 
 if __name__ == "__main__":

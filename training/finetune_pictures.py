@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -260,7 +261,7 @@ def _check_readable(failures: list[Failure], readable: int, limit: float, folder
         return
     write_atomically(
         folder / "unreadable.csv",
-        "".join(f"{f.path}\t{f.code}\t{f.message}\n" for f in failures).encode(errors="backslashreplace"),
+        _failures_csv(failures).encode(errors="backslashreplace"),
     )
     share = len(failures) / (len(failures) + readable)
     if not readable or share > limit:
@@ -270,6 +271,14 @@ def _check_readable(failures: list[Failure], readable: int, limit: float, folder
             f"finetune.maximum_unreadable {limit:g} allows: {first}. All are in {folder / 'unreadable.csv'}; repair "
             "them or take them away, or raise the limit"
         )
+
+
+def _failures_csv(failures: list[Failure]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "code", "message"))
+    writer.writerows((failure.path, failure.code, failure.message) for failure in failures)
+    return text.getvalue()
 
 
 def _file_state(sample: Sample) -> tuple[str, int, int]:
