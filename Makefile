@@ -82,6 +82,14 @@ $(TRANSFORMERS_READY): requirements/transformers.txt $(READY)
 	$(INSTALL) --python $(BIN)/python --requirements requirements/transformers.txt
 	touch $@
 
+# For training.finetune: Lightning's Fabric, and the library of perceptual hashes.
+LIGHTNING_READY := $(VENV)/.lightning
+.PHONY: lightning
+lightning: $(LIGHTNING_READY)  ## Install what fine-tuning needs into .venv
+$(LIGHTNING_READY): requirements/finetune.txt $(READY)
+	$(INSTALL) --python $(BIN)/python --requirements requirements/finetune.txt
+	touch $@
+
 HEAD :=
 TRAINED_HEAD = $(if $(HEAD),--head $(HEAD))
 .PHONY: train
@@ -90,6 +98,14 @@ train: $(READY)  ## Embed the labelled images in DATA and train the recipe's hea
 	$(RUN) training.embed --recipe $(RECIPE) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS) --check
 	$(RUN) build.encoder --recipe $(RECIPE)
 	$(RUN) build.texts --recipe $(RECIPE)
+	$(RUN) training.embed --recipe $(RECIPE) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS)
+	$(RUN) training.fit --recipe $(RECIPE) $(TRAINED_HEAD)
+
+.PHONY: finetune
+finetune: $(LIGHTNING_READY)  ## Fine-tune the recipe's encoder on the labelled images in DATA, export and calibrate it
+	@test -n "$(DATA)" || { echo "make finetune: name the labelled images: DATA=path (a folder per class, a table or shards)" >&2; exit 2; }
+	$(RUN) training.finetune --recipe $(RECIPE) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS)
+	$(RUN) build.encoder --recipe $(RECIPE)
 	$(RUN) training.embed --recipe $(RECIPE) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS)
 	$(RUN) training.fit --recipe $(RECIPE) $(TRAINED_HEAD)
 
@@ -182,7 +198,7 @@ ifdef PYTHONDONTWRITEBYTECODE
 PYTEST := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/.pytest_cache/bytecode $(PYTEST)
 endif
 .PHONY: test
-test: $(READY) $(TRITON_READY) $(PERF_READY) $(TRAINED_READY) $(HEIC_READY) $(TRANSFORMERS_READY)  ## Run every test
+test: $(READY) $(TRITON_READY) $(PERF_READY) $(TRAINED_READY) $(HEIC_READY) $(TRANSFORMERS_READY) $(LIGHTNING_READY)  ## Run every test
 	$(PYTEST)
 
 .PHONY: quick
@@ -211,6 +227,7 @@ requirements: $(READY)  ## Pin the dependency groups of pyproject.toml again
 	$(COMPILE) --group pyproject.toml:triton -o requirements/triton.txt
 	$(COMPILE) --group pyproject.toml:heic -c requirements/triton.txt -o requirements/heic.txt
 	$(COMPILE) --group pyproject.toml:transformers -c requirements/dev.txt -o requirements/transformers.txt
+	$(COMPILE) --group pyproject.toml:finetune -c requirements/dev.txt -o requirements/finetune.txt
 	$(COMPILE) --group pyproject.toml:mlflow -o requirements/mlflow.txt
 
 .PHONY: clean

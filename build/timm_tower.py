@@ -9,7 +9,6 @@ or repository of the hub, which is a classifier's, its last layer is kept for a 
 from __future__ import annotations
 
 import difflib
-import math
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +19,7 @@ from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 from torchvision.transforms import Compose
 
+import common.small_cnn  # noqa: F401 (registers its model)
 from build.checkpoint import misfit
 from build.classifier import Classifier, parted
 from build.classifier_folder import check_library, folder_source, read_config
@@ -33,11 +33,11 @@ from build.weights import (
 )
 from common.classifier_layer import LayerDescription
 from common.manifest import Preprocessing, WeightsSource
+from common.timm_preprocessing import timm_preprocessing
 from recipes.schema import Encoder, RecipeError
 
 CLIP_EMBED_DIMS = {384, 512, 640, 768, 1024, 1152, 1280}
 """Widths of CLIP projections. No classifier of timm has as many classes."""
-RESIZE_MODES = {"center": "shortest", "squash": "squash"}
 
 
 def load_timm(encoder: Encoder) -> tuple[torch.nn.Module, Compose, Preprocessing, WeightsSource]:
@@ -89,32 +89,6 @@ def load_timm_classifier(encoder: Encoder, folder: Path) -> tuple[Classifier, Co
 def is_projection(pretrained_cfg: dict[str, Any]) -> bool:
     """True if the layer that timm calls the classifier is a CLIP projection."""
     return pretrained_cfg["num_classes"] in CLIP_EMBED_DIMS
-
-
-def timm_preprocessing(config: dict[str, Any]) -> Preprocessing:
-    """The preprocessing that timm's data config describes.
-
-    Raises:
-        RecipeError: the input is not square RGB, or its resize is not served.
-    """
-    channels, height, width = config["input_size"]
-    if channels != 3 or height != width:
-        raise RecipeError(f"timm input_size {config['input_size']}: only square RGB inputs are supported")
-    if config["crop_mode"] not in RESIZE_MODES:
-        raise RecipeError(f"timm crop_mode {config['crop_mode']!r}: only {', '.join(RESIZE_MODES)} are supported")
-    if config["interpolation"] not in ("bicubic", "bilinear"):
-        raise RecipeError(f"timm interpolation {config['interpolation']!r}: only bicubic and bilinear are supported")
-    resize_size = math.floor(height / config["crop_pct"])  # as timm rounds it
-    return Preprocessing.model_validate(
-        {
-            "image_size": height,
-            "resize_size": None if resize_size == height else resize_size,
-            "resize_mode": RESIZE_MODES[config["crop_mode"]],
-            "interpolation": config["interpolation"],
-            "mean": config["mean"],
-            "std": config["std"],
-        }
-    )
 
 
 def timm_name(encoder: Encoder) -> str:

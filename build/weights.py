@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from common.download import DownloadError, check_sha256, download, unreachable
+from common.download import DownloadError, check_sha256, download
+from common.hub import first_line as first_line  # for the modules beside this one
+from common.hub import offline_if_unreachable as offline_if_unreachable
 from common.manifest import sha256_of
-from common.paths import ARTIFACTS, ROOT
+from common.paths import ARTIFACTS, named_path
 from recipes.schema import Encoder, RecipeError
 
 _SUM_IN_URL = re.compile(r"/(?P<whole>[0-9a-f]{64})/[^/]+$|-(?P<start>[0-9a-f]{8})\.\w+$")
@@ -55,9 +55,9 @@ def weights_file(encoder: Encoder) -> Path | None:
 
 def weights_folder(encoder: Encoder) -> Path | None:
     """The folder that `weights` names, when it is one with a model config of its own."""
-    if not isinstance(encoder.weights, Path) or not (ROOT / encoder.weights).is_dir():
+    if not isinstance(encoder.weights, Path) or not named_path(encoder.weights).is_dir():
         return None
-    return ROOT / encoder.weights  # an absolute path stays itself
+    return named_path(encoder.weights)
 
 
 def is_file_of_tag(encoder: Encoder, path: Path, url: str | None) -> bool | None:
@@ -127,28 +127,6 @@ def hub_revision(repository: str, revision: str | None) -> str | None:
     return main.read_text().strip() if main.is_file() else None
 
 
-@contextlib.contextmanager
-def offline_if_unreachable(url: str | None, on_hub: bool) -> Iterator[None]:
-    """Let a library look for weights only in its caches where it could try for minutes to reach nobody.
-
-    Args:
-        url: of the weights, for those that are not on the hub.
-        on_hub: they come from the Hugging Face hub.
-    """
-    address = constants.ENDPOINT if on_hub else url
-    if address is None or constants.HF_HUB_OFFLINE or unreachable(address) is None:
-        yield
-        return
-    timeout = socket.getdefaulttimeout()
-    constants.HF_HUB_OFFLINE = True
-    socket.setdefaulttimeout(1.0)  # for libraries that set none
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = False
-        socket.setdefaulttimeout(timeout)
-
-
 def download_advice(encoder: Encoder, source: Mapping[str, Any], problem: str) -> str:
     """The message about weights that could not be downloaded: what to fetch, and where to put it.
 
@@ -166,11 +144,6 @@ def download_advice(encoder: Encoder, source: Mapping[str, Any], problem: str) -
         f"On a machine with a network fetch {' or '.join(where)} (its open_clip .safetensors, .bin or .pt file), "
         f"put it into weights/, and name it in the recipe:\n  encoder:\n    weights: weights/{name}"
     )
-
-
-def first_line(error: Exception) -> str:
-    """The kind of a library's error and the first line of its text."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
 
 def checkpoint_in(folder: Path) -> Path:
@@ -201,7 +174,7 @@ def _local_file(encoder: Encoder) -> Path:
     folder = weights_folder(encoder)
     if folder is not None:
         return _checkpoint_in(folder, encoder)
-    path = ROOT / str(encoder.weights)
+    path = named_path(Path(str(encoder.weights)))
     if not path.is_file():
         raise RecipeError(
             f"encoder.weights: no file {path}; give the path of a .pt, .bin or .safetensors checkpoint, "

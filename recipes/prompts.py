@@ -52,6 +52,11 @@ def why_no_texts(encoder: Encoder) -> str | None:
     """The reason why texts cannot be compared with an encoder's embeddings; None where they can."""
     if encoder.concatenate:
         return "several encoders are concatenated, and a text has no embedding in what they give together"
+    if encoder.finetune is not None:
+        return (
+            "the encoder is fine-tuned, and its embeddings are no longer those that the text tower was trained with; "
+            "take the encoder as it was, or a head that is trained"
+        )
     if encoder.library != "open_clip":
         return f"the encoder is of {encoder.library}, whose models have an image tower alone; take one of open_clip"
     if encoder.layers != [0]:

@@ -45,6 +45,94 @@ class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
 
+def _is_unset(value: Any) -> bool:
+    """True of a key that a recipe leaves out, which is then left out of manifests, as before there was the key."""
+    return value is None or value == {}
+
+
+class Augment(_Section):
+    """Random changes of each training picture, drawn anew in every epoch. The order is that of the keys."""
+
+    crop_scale: float = Field(default=0.6, gt=0, le=1)
+    """The least share of the picture that a random crop keeps; 1 crops nothing."""
+    flip: float = Field(default=0.5, ge=0, le=1)
+    """The share of pictures that are mirrored left to right."""
+    rotation: float = Field(default=10, ge=0, le=180)
+    """The most degrees that a picture is turned either way."""
+    brightness: float = Field(default=0.2, ge=0, le=1)
+    """The most that brightness changes, as a share of itself."""
+    contrast: float = Field(default=0.2, ge=0, le=1)
+    """The most that contrast changes, as a share of itself."""
+    saturation: float = Field(default=0.2, ge=0, le=1)
+    """The most that saturation changes, as a share of itself."""
+    hue: float = Field(default=0.02, ge=0, le=0.5)
+    """The most that hue is turned either way, in turns of the colour wheel."""
+    blur: float = Field(default=0.1, ge=0, le=1)
+    """The share of pictures that are blurred."""
+
+
+class Finetune(_Section):
+    """Settings of `training.finetune`, which trains the whole encoder with one linear layer on its features.
+
+    The split is that of the head (`fit.test_fraction`, `fit.validation_fraction`, `fit.seed`): early stopping looks at
+    the validation part, and nothing at the test part.
+    """
+
+    model: str
+    """A model of timm, with the tag of its pretrained weights as timm writes it: `convnext_tiny.fb_in22k`, or
+    `vit_base_patch32_clip_quickgelu_224.openai` for a CLIP tower; `clipsieve_cnn` is a baseline of two convolutions
+    for any CPU. Without a tag and `weights` it starts from random weights."""
+    weights: Path | None = None
+    """A checkpoint of the model to start from: a file (.safetensors, .pth, .bin) or a folder as the hub has it
+    (config.json and model.safetensors), be it one that `training.finetune` wrote."""
+    image_size: int | None = Field(default=None, ge=1)
+    """The input, in pixels along an edge, instead of the model's own."""
+    resize: Literal["shortest", "squash"] | None = None
+    """How pictures get there, instead of the model's own way: `shortest` resizes the short edge and crops the centre,
+    `squash` ignores the aspect ratio; both without a margin."""
+    freeze: Annotated[int, Field(ge=0)] | list[str] = 0
+    """Parameters that keep their weights: those of so many of the lowest layers, as timm counts them, or patterns of
+    names, of which the last that matches counts: `['stem.*', 'stages.0.*']`. `['*', '!*.bias']` trains biases alone.
+    The last linear layer is always trained."""
+    layer_decay: float = Field(default=1.0, gt=0, le=1)
+    """The learning rate of each layer in units of that of the layer above it."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    """The learning rate of AdamW after warm-up; it falls to 0 along a cosine."""
+    warmup_epochs: float = Field(default=1, ge=0)
+    """Epochs of linear warm-up."""
+    weight_decay: float = Field(default=0.05, ge=0)
+    """The weight decay of matrices and kernels; biases and norms have none."""
+    dropout: float | None = Field(default=None, ge=0, lt=1)
+    """The share of features that the last layer does not see; by default the model's own, mostly none."""
+    drop_path: float | None = Field(default=None, ge=0, lt=1)
+    """The share of residual branches that are left out, of models that can; by default the model's own, mostly none."""
+    loss: Literal["bce", "cross_entropy"] | None = None
+    """By default cross_entropy of a multiclass head, and bce of others."""
+    class_weights: bool = False
+    """Weigh classes by the inverse of their frequency (bce's pos_weight)."""
+    label_smoothing: float = Field(default=0, ge=0, lt=1)
+    """The share of each target that goes to the other classes alike."""
+    augment: Augment = Augment()
+    """Random changes of training pictures."""
+    batch_size: int = Field(default=32, ge=1)
+    """Pictures in one step, on all devices together."""
+    epochs: int = Field(default=10, ge=1)
+    """The most passes over the training pictures."""
+    patience: int = Field(default=4, ge=1)
+    """Stop after this many epochs without a better AUROC on the validation part; the best epoch is kept."""
+    seed: int = 0
+    """The seed of the new layer, the order of pictures, their changes and what is left out."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Precision of products in training: bf16 and fp16 are for GPUs, and mixed with fp32 where that is needed."""
+    devices: int = Field(default=1, ge=0)
+    """GPUs (without one: processes on the CPU) that share each step; 0 takes all."""
+    near_duplicate_bits: int | None = Field(default=20, ge=0, le=127)
+    """Pictures whose perceptual hashes of 256 bits differ in so many bits at most share a side of the split; null looks
+    at exact duplicates only."""
+    maximum_unreadable: float = Field(default=0.01, ge=0, lt=1)
+    """The largest share of files that may be unreadable; they are listed and left out. Above it nothing is trained."""
+
+
 class Encoder(_Section):
     """The image tower and where its weights come from, or several under `concatenate`.
 
@@ -89,6 +177,10 @@ class Encoder(_Section):
     """Decoding of large JPEGs, in training and serving: `exact` as the model's library does it, bit by bit, or
     `scaled` at 1/2, 1/4 or 1/8 of their size, several times as fast, where at least twice what the encoder sees
     remains. A head fits only the one it was trained with."""
+    finetune: Finetune | None = Field(default=None, exclude_if=_is_unset)
+    """Training of this encoder by `training.finetune`, which writes the folder `weights`, by default
+    artifacts/classifiers/<recipe>. `library` is timm then, `model` that of this section, and `normalize` false; its
+    heads have `fit: {folds: 0, near_duplicate_cosine: null}`, for the split is that of the fine-tuning."""
     concatenate: list[Encoder] = []
     """Instead of all of the above: several encoders, whose embeddings follow one another in the one that heads get."""
 
@@ -140,6 +232,30 @@ class Encoder(_Section):
             raise ValueError(f"model names the tag {tag!r}, pretrained {data['pretrained']!r}; give one of them")
         return {**data, "model": model, "pretrained": tag}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_finetune(cls, data: Any) -> Any:
+        """Fill in what follows from the section `finetune`."""
+        tuned = data.get("finetune") if isinstance(data, dict) else None
+        if not isinstance(tuned, dict) or not isinstance(tuned.get("model"), str):
+            return data
+        return {"library": "timm", "model": tuned["model"].partition(".")[0], "normalize": False, **data}
+
+    @model_validator(mode="after")
+    def _finetune_keys(self) -> Encoder:
+        if self.finetune is None:
+            return self
+        other = {"library": "timm", "model": self.finetune.model.partition(".")[0], "normalize": False}
+        for key, value in other.items():
+            if getattr(self, key) != value:
+                raise ValueError(f"{key} of an encoder with finetune is {value!r}, found {getattr(self, key)!r}")
+        for key in ("pretrained", "image_size", "layers"):
+            if getattr(self, key) != type(self).model_fields[key].get_default():
+                raise ValueError(f"{key} goes into finetune, or is not for a fine-tuned encoder; remove it")
+        if not isinstance(self.weights, Path):
+            raise ValueError("weights of an encoder with finetune are a folder, which training.finetune writes")
+        return self
+
     @model_validator(mode="after")
     def _model_or_several(self) -> Encoder:
         others = sorted(self.model_fields_set - {"concatenate"})
@@ -178,11 +294,6 @@ class Encoder(_Section):
         if len(set(self.layers)) != len(self.layers):
             raise ValueError(f"layers must differ, found {self.layers}")
         return self
-
-
-def _is_unset(value: Any) -> bool:
-    """True of a key that a recipe leaves out, which is then left out of manifests, as before there was the key."""
-    return value is None or value == {}
 
 
 _OF_STEPS = ("learning_rate", "weight_decay", "warmup_epochs", "schedule", "batch_size", "patience")
@@ -692,6 +803,19 @@ class Recipe(_Section):
     serving: Serving = Serving()
     """Inputs that the server accepts, and its use of the machine."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _folder_of_finetune(cls, data: Any) -> Any:
+        """Fill in what follows from `encoder.finetune`: its folder, and what its heads hold out."""
+        encoder = data.get("encoder") if isinstance(data, dict) else None
+        if not isinstance(encoder, dict) or not encoder.get("finetune"):
+            return data
+        heads = data.get("heads")
+        if isinstance(heads, list):
+            heads = [_on_finetuned(head) for head in heads]
+        folder = f"artifacts/classifiers/{data.get('name')}"
+        return {**data, "encoder": {"weights": folder, **encoder}, "heads": heads}
+
     @model_validator(mode="after")
     def _engine_profile(self) -> Recipe:
         opt, largest = self.build.engine.opt_batch_size, self.serving.max_batch_size
@@ -763,6 +887,13 @@ class Recipe(_Section):
         if name not in names:
             raise RecipeError(f"recipe {self.name}: head {name!r} is not one of {names}; name one with --head")
         return self.heads[names.index(name)]
+
+
+def _on_finetuned(head: Any) -> Any:
+    """A head with the split of its encoder's fine-tuning: nothing is held out but what that held out."""
+    if not isinstance(head, dict) or not isinstance(head.get("fit", {}), dict):
+        return head
+    return {**head, "fit": {"folds": 0, "near_duplicate_cosine": None, **head.get("fit", {})}}
 
 
 def load_recipe(name_or_path: str | Path) -> Recipe:

@@ -34,7 +34,7 @@ _FILES = {
         *("test_tower", "test_timm_tower", "test_palettes", "test_checkpoint", "test_verify", "test_fit", "test_embed"),
         *("test_pixels", "test_audit", "test_calibrate", "test_draw", "test_evaluate", "test_taste", "test_search"),
         *("test_optimize", "test_tracking", "test_relabel_new", "test_text_heads"),
-        *("test_classifiers", "test_import_classifier"),
+        *("test_classifiers", "test_import_classifier", "test_finetune"),
     ),
     "process": (
         *("test_client_ray", "test_client_resume", "test_readme", "test_benchmarks", "test_peers", "test_bad_files"),
@@ -47,7 +47,7 @@ _FILES = {
             "test_review",
             "test_text_heads",
         ),
-        *("test_review_page", "test_text_heads"),
+        *("test_review_page", "test_text_heads", "test_finetune"),
     ),
     "browser": ("test_report_page", "test_gateway_page", "test_review_page"),
 }

@@ -7,6 +7,7 @@ print(
   draw         a labelled set of pictures to try everything on, without a download
   embed        labelled images → embedding store, through the exported encoder and the served preprocessing
   ingest       embeddings that exist already → embedding store
+  finetune     labelled images → a whole model of your own, whose backbone is then an encoder and last layer a head
   fit          embedding store → artifacts/<recipe>/heads/<name>/: trained, calibrated, thresholds chosen, measured
   evaluate     metrics with intervals, plots and a model card of a head
   scores       a table of a head's scores of the store's pictures, for `clipsieve report` and `review`
