@@ -37,8 +37,9 @@ import yaml
 
 from common import paths
 from common.manifest import HeadManifest, read_head
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Head, load_recipe
+from recipes.schema import Head
 from training import mlflow_model
 from training.errors import INTERRUPTED, StepError
 from training.losses import Curve
@@ -229,10 +230,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.tracking", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     parser.add_argument("--head", help="needed if the recipe has several heads")
     arguments = parser.parse_args(argv)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     manifest = read_head(paths.head_folder(recipe, recipe.head(arguments.head)))
     print(json.dumps(run_of(manifest)))
 
