@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import re
-import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub import constants
 from huggingface_hub.file_download import repo_folder_name
 
-from common.download import DownloadError, check_sha256, download, unreachable
+from common.download import DownloadError, check_sha256, download
+from common.hub import first_line as first_line  # for the modules beside this one
+from common.hub import offline_if_unreachable as offline_if_unreachable
 from common.manifest import sha256_of
-from common.paths import ARTIFACTS, ROOT
+from common.paths import ARTIFACTS, named_path
 from recipes.schema import Encoder, RecipeError
 
 _SUM_IN_URL = re.compile(r"/(?P<whole>[0-9a-f]{64})/[^/]+$|-(?P<start>[0-9a-f]{8})\.\w+$")
@@ -26,6 +26,12 @@ FOLDER_CHECKPOINTS = (  # in the order in which open_clip takes them
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
+
+
+CLASSIFIER_CONFIG = "config.json"
+PROCESSOR_CONFIG = "preprocessor_config.json"
+CLASSIFIER_CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")
+"""Weights of an image classifier's folder, in the order in which they are taken."""
 
 
 def weights_file(encoder: Encoder) -> Path | None:
@@ -49,9 +55,9 @@ def weights_file(encoder: Encoder) -> Path | None:
 
 def weights_folder(encoder: Encoder) -> Path | None:
     """The folder that `weights` names, when it is one with a model config of its own."""
-    if not isinstance(encoder.weights, Path) or not (ROOT / encoder.weights).is_dir():
+    if not isinstance(encoder.weights, Path) or not named_path(encoder.weights).is_dir():
         return None
-    return ROOT / encoder.weights  # an absolute path stays itself
+    return named_path(encoder.weights)
 
 
 def is_file_of_tag(encoder: Encoder, path: Path, url: str | None) -> bool | None:
@@ -92,10 +98,19 @@ def is_file_of_tag(encoder: Encoder, path: Path, url: str | None) -> bool | None
 
 
 def source_sha256(encoder: Encoder) -> str | None:
-    """Sum of the checkpoint that the recipe names; for an address the recipe's own, so nothing is fetched."""
+    """Sum of the checkpoint that the recipe names, of an image classifier's folder with its configs before it; for an
+    address the recipe's own, so nothing is fetched."""
     if isinstance(encoder.weights, str):
         return encoder.weights_sha256
-    return None if encoder.weights is None else sha256_of(_local_file(encoder))
+    if encoder.weights is None:
+        return None
+    folder, path = weights_folder(encoder), _local_file(encoder)
+    beside = (
+        []
+        if folder is None or encoder.library == "open_clip"
+        else [folder / name for name in (CLASSIFIER_CONFIG, PROCESSOR_CONFIG)]
+    )
+    return sha256_of(*(config for config in beside if config.is_file()), path)
 
 
 def downloaded_file(encoder: Encoder) -> Path:
@@ -110,28 +125,6 @@ def hub_revision(repository: str, revision: str | None) -> str | None:
     folder = repo_folder_name(repo_id=repository, repo_type="model")
     main = Path(constants.HF_HUB_CACHE) / folder / "refs" / "main"
     return main.read_text().strip() if main.is_file() else None
-
-
-@contextlib.contextmanager
-def offline_if_unreachable(url: str | None, on_hub: bool) -> Iterator[None]:
-    """Let a library look for weights only in its caches where it could try for minutes to reach nobody.
-
-    Args:
-        url: of the weights, for those that are not on the hub.
-        on_hub: they come from the Hugging Face hub.
-    """
-    address = constants.ENDPOINT if on_hub else url
-    if address is None or constants.HF_HUB_OFFLINE or unreachable(address) is None:
-        yield
-        return
-    timeout = socket.getdefaulttimeout()
-    constants.HF_HUB_OFFLINE = True
-    socket.setdefaulttimeout(1.0)  # for libraries that set none
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = False
-        socket.setdefaulttimeout(timeout)
 
 
 def download_advice(encoder: Encoder, source: Mapping[str, Any], problem: str) -> str:
@@ -153,16 +146,35 @@ def download_advice(encoder: Encoder, source: Mapping[str, Any], problem: str) -
     )
 
 
-def first_line(error: Exception) -> str:
-    """The kind of a library's error and the first line of its text."""
-    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
+def checkpoint_in(folder: Path) -> Path:
+    """The one file with the weights of an image classifier's folder.
+
+    Raises:
+        RecipeError: there is no config.json, or no weights, or they are in several files.
+    """
+    if not (folder / CLASSIFIER_CONFIG).is_file():
+        raise RecipeError(
+            f"encoder.weights {folder}: the folder has no {CLASSIFIER_CONFIG}, which an image classifier's has; "
+            "name a checkpoint in it"
+        )
+    there = [name for name in CLASSIFIER_CHECKPOINTS if (folder / name).is_file()]
+    if there:
+        return folder / there[0]
+    if indexes := sorted(path.name for path in folder.glob("*.index.json")):
+        raise RecipeError(
+            f"encoder.weights {folder}: its weights are in several files, listed in {indexes[0]}; load the model and "
+            "save it as one file: model.save_pretrained(NEW_FOLDER, max_shard_size='1TB')"
+        )
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pth", ".pt"))
+    found = f"; found {', '.join(others)}: rename the one that is meant to {_name_like(others[0])}" if others else ""
+    raise RecipeError(f"encoder.weights {folder}: the folder has none of {', '.join(CLASSIFIER_CHECKPOINTS)}{found}")
 
 
 def _local_file(encoder: Encoder) -> Path:
     folder = weights_folder(encoder)
     if folder is not None:
         return _checkpoint_in(folder, encoder)
-    path = ROOT / str(encoder.weights)
+    path = named_path(Path(str(encoder.weights)))
     if not path.is_file():
         raise RecipeError(
             f"encoder.weights: no file {path}; give the path of a .pt, .bin or .safetensors checkpoint, "
@@ -173,13 +185,18 @@ def _local_file(encoder: Encoder) -> Path:
 
 def _checkpoint_in(folder: Path, encoder: Encoder) -> Path:
     if encoder.library != "open_clip":
-        raise RecipeError(f"encoder.weights {folder}: is a folder; with library: {encoder.library} name a file")
+        return checkpoint_in(folder)
     if not (folder / OPEN_CLIP_CONFIG).is_file():
         raise RecipeError(f"encoder.weights {folder}: the folder has no {OPEN_CLIP_CONFIG}; name a checkpoint in it")
     there = [folder / name for name in FOLDER_CHECKPOINTS if (folder / name).is_file()]
     if not there:
         raise RecipeError(f"encoder.weights {folder}: the folder has none of {', '.join(FOLDER_CHECKPOINTS)}")
     return there[0]
+
+
+def _name_like(other: str) -> str:
+    """The name that a checkpoint in a folder goes by, of the same format as `other`."""
+    return CLASSIFIER_CHECKPOINTS[0 if other.endswith(".safetensors") else 1]
 
 
 def _with_remedy(encoder: Encoder, error: DownloadError) -> str:

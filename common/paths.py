@@ -2,6 +2,8 @@
 
 artifacts/encoders/<encoder id>/model.onnx, encoder.json, verification.npz
 artifacts/encoders/<encoder id>-<precision>/…   the same, made from the fp32 file
+artifacts/classifiers/<recipe>/config.json, model.safetensors, finetune.json, pictures.parquet   of training.finetune
+artifacts/<recipe>/finetune/                a fine-tuning that goes on, or went: its last state
 artifacts/embeddings/<encoder id>/…         the embedding store, which all recipes with that encoder share
 artifacts/<recipe>/heads/<head>/head.safetensors, head.json, model.onnx, report.json
 artifacts/<recipe>/searches/<head>.db       the trials of training.search
@@ -39,6 +41,18 @@ def head_folder(recipe: Recipe, head: Head) -> Path:
     if head.source is None:
         return ARTIFACTS / recipe.name / "heads" / head.name
     return head.source if head.source.is_absolute() else ROOT / head.source
+
+
+def named_path(path: Path) -> Path:
+    """The place that a path of a recipe means: relative to the root, and below `artifacts/` in the artifacts folder."""
+    if path.parts[:1] == ("artifacts",):
+        return ARTIFACTS.joinpath(*path.parts[1:])
+    return ROOT / path  # an absolute path stays itself
+
+
+def finetune_folder(recipe: Recipe) -> Path:
+    """The state of a recipe's fine-tuning, from which it goes on."""
+    return ARTIFACTS / recipe.name / "finetune"
 
 
 def texts_file(recipe: Recipe) -> Path:

@@ -31,6 +31,26 @@ class Curve:
     def best_epoch(self) -> int:
         return int(np.argmin(self.validation))
 
+    def series(self) -> dict[str, list[float]]:
+        """What is tracked of each epoch, by its name."""
+        return {"loss_train": self.train, "loss_validation": self.validation}
+
     @property
     def chosen_weight_decay(self) -> float | None:
         return self.weight_decay[self.best_epoch] if self.weight_decay else None
+
+
+@dataclass
+class TuningCurve(Curve):
+    """Losses per epoch, and the AUROC on the validation part, by which the best epoch is chosen."""
+
+    auroc: list[float] = field(default_factory=list)
+
+    @property
+    def best_epoch(self) -> int:
+        """The epoch of the best AUROC; of equal ones that of the least loss."""
+        return max(range(len(self.auroc)), key=lambda epoch: (self.auroc[epoch], -self.validation[epoch]))
+
+    def series(self) -> dict[str, list[float]]:
+        """What is drawn and tracked, by its name."""
+        return super().series() | {"auroc_validation": self.auroc}

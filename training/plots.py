@@ -11,7 +11,7 @@ import numpy as np
 from common.manifest import HeadManifest
 from training.calibrate import ECE_BINS, ece, ece_bins
 from training.intervals import clopper_pearson
-from training.losses import Curve
+from training.losses import Curve, TuningCurve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -68,6 +68,21 @@ def loss_curve_png(curve: Curve) -> bytes:
         axes.set_xscale("log")
         axes.invert_xaxis()
     axes.legend()
+    return _png(figure)
+
+
+def tuning_curve_png(curve: TuningCurve) -> bytes:
+    """The losses of each epoch, and above them the AUROC by which the best one is chosen."""
+    figure, axes = _axes("epoch", "loss")
+    epochs = list(range(len(curve.train)))
+    axes.plot(epochs, curve.train, label="train (augmented)")
+    axes.plot(epochs, curve.validation, label="validation")
+    axes.axvline(curve.best_epoch, color="grey", linestyle="--", label=f"best epoch ({curve.best_epoch})")
+    right = axes.twinx()
+    right.set_ylabel("AUROC")
+    right.plot(epochs, curve.auroc, color="tab:green", marker="o", markersize=3, label="validation AUROC")
+    lines = [*axes.get_legend_handles_labels()[0], *right.get_legend_handles_labels()[0]]
+    axes.legend(lines, [str(line.get_label()) for line in lines], loc="center right")
     return _png(figure)
 
 

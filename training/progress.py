@@ -44,6 +44,21 @@ def epochs_shown(doing: str) -> Iterator[Callable[[int, int, Curve], None]]:
 
 
 @contextlib.contextmanager
+def pictures_shown(doing: str) -> Iterator[Callable[[str, int, int], None]]:
+    """A bar of an epoch's pictures with their number per second: called with a text, how many are done, and of what."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate("images"))
+    with Progress(*columns, TimeRemainingColumn(), TextColumn("{task.fields[text]}"), console=console) as progress:
+        task = progress.add_task(doing, total=None, text="")
+
+        def show(text: str, done: int, total: int) -> None:
+            if done < progress.tasks[task].completed:
+                progress.reset(task)
+            progress.update(task, completed=done, total=total, text=text)
+
+        yield show
+
+
+@contextlib.contextmanager
 def trials_shown(doing: str, done: int, total: int) -> Iterator[Callable[[int, str], None]]:
     """A bar of trials, with the best so far: called with how many are done and that text."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[best]}"))

@@ -57,20 +57,28 @@ class Run:
 
     def log_fit(self, head: Head, metrics: dict[str, Any], curve: Curve, tags: dict[str, str]) -> None:
         """Settings as parameters, losses per epoch and the figures of the test split as metrics."""
+        self.log_figures(flat_params(head), metrics, curve, tags)
+
+    def log_figures(self, params: dict[str, str], metrics: dict[str, Any], curve: Curve, tags: dict[str, str]) -> None:
+        """Parameters, the course of each epoch, and figures."""
         from mlflow.entities import Metric, Param, RunTag
 
         now = int(time.time() * 1000)
         losses = [
-            Metric(f"loss_{part}", value, now, epoch)
-            for part in ("train", "validation")
-            for epoch, value in enumerate(getattr(curve, part))
+            Metric(name, value, now, epoch)
+            for name, values in curve.series().items()
+            for epoch, value in enumerate(values)
         ]
         figures = [Metric(name, value, now, curve.best_epoch) for name, value in flat_metrics(metrics).items()]
         every = losses + figures
         for at in range(0, len(every), 1000):  # the most that a server takes at once
             self._client.log_batch(self.id, metrics=every[at : at + 1000])
-        params = [Param(name, value) for name, value in flat_params(head).items()]
-        self._client.log_batch(self.id, params=params[:100], tags=[RunTag(*pair) for pair in tags.items()])
+        named = [Param(name, value) for name, value in params.items()]
+        self._client.log_batch(self.id, params=named[:100], tags=[RunTag(*pair) for pair in tags.items()])
+
+    def log_files(self, folder: Path, place: str) -> None:
+        """Keep the files of a folder under a name of the run's artefacts."""
+        self._client.log_artifacts(self.id, str(folder), place)
 
     def log_head(self, folder: Path, name: str) -> str:
         """Keep the head's files and register it as the model `name`; returns the version."""
