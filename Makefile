@@ -168,6 +168,18 @@ mlflow: $(READY)  ## Install the full MLflow into .mlflow, to look at runs and s
 	$(PYTHON) -m venv --without-pip .mlflow
 	$(UV) pip install --quiet --python .mlflow/bin/python --requirements requirements/mlflow.txt
 
+# DVC for dvc.yaml, whose steps run in .venv.
+DVC := .dvcenv
+DVC_READY := $(DVC)/.installed
+.PHONY: dvc
+dvc: $(DVC_READY)  ## Install DVC into .dvcenv and make this folder its project, for the pipeline in dvc.yaml
+	@test -d .dvc || $(DVC)/bin/dvc init --quiet $(if $(wildcard .git),,--no-scm)
+	@$(DVC)/bin/dvc config --quiet core.analytics false
+$(DVC_READY): requirements/dvc.txt $(READY)
+	$(PYTHON) -m venv --without-pip $(DVC)
+	$(UV) pip install --quiet --python $(DVC)/bin/python --requirements requirements/dvc.txt
+	touch $@
+
 # Test files that run side by side, one more than two cores have since tests of servers wait; a file's tests share its
 # server, so they stay together.
 JOBS := 3
@@ -178,7 +190,7 @@ ifdef PYTHONDONTWRITEBYTECODE
 PYTEST := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/.pytest_cache/bytecode $(PYTEST)
 endif
 .PHONY: test
-test: $(READY) $(TRITON_READY) $(PERF_READY) $(TRAINED_READY) $(HEIC_READY)  ## Run every test
+test: $(READY) $(TRITON_READY) $(PERF_READY) $(TRAINED_READY) $(HEIC_READY) $(DVC_READY)  ## Run every test
 	$(PYTEST)
 
 .PHONY: quick
@@ -206,6 +218,7 @@ requirements: $(READY)  ## Pin the dependency groups of pyproject.toml again
 	$(COMPILE) clients/pyproject.toml --group pyproject.toml:gateway -c requirements/dev.txt -o requirements/gateway.txt
 	$(COMPILE) --group pyproject.toml:triton -o requirements/triton.txt
 	$(COMPILE) --group pyproject.toml:heic -c requirements/triton.txt -o requirements/heic.txt
+	$(COMPILE) --group pyproject.toml:dvc -o requirements/dvc.txt
 	$(COMPILE) --group pyproject.toml:mlflow -o requirements/mlflow.txt
 
 .PHONY: clean
