@@ -1,5 +1,6 @@
 # clipsieve, in the order of the data. `make help` lists the targets.
 #   RECIPE=demo          a name in recipes/ or the path of a YAML file
+#   SET="a.b=1 c=2"      other values of the recipe, such as serving.max_batch_size=8, the same for each target
 #   DATA=photos/         a folder with one sub-folder per class, a table or shards (make train)
 #   OPTIONS=--rounds=3   of the step: columns of a table for make train, a benchmark's or a trial's
 #   HEAD=nsfw            the head to train, of a recipe with several (make train)
@@ -26,6 +27,11 @@ UV_VERSION := 0.13.8
 INSTALL := $(UV) pip install --quiet --compile-bytecode
 READY := $(VENV)/.installed
 RUN := $(BIN)/python -m
+
+# Values instead of the recipe's, without spaces inside: the same for every target that shall see them.
+SET :=
+SETTINGS = $(foreach value,$(SET),--set '$(value)')
+RECIPE_OPTIONS = --recipe $(RECIPE) $(SETTINGS)
 
 # The embedded server has an environment of its own: its Python backend needs numpy 1, so Python 3.12 at most.
 TRITON := .triton
@@ -95,59 +101,59 @@ TRAINED_HEAD = $(if $(HEAD),--head $(HEAD))
 .PHONY: train
 train: $(READY)  ## Embed the labelled images in DATA and train the recipe's head
 	@test -n "$(DATA)" || { echo "make train: name the labelled images: DATA=path (a folder per class, a table or shards)" >&2; exit 2; }
-	$(RUN) training.embed --recipe $(RECIPE) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS) --check
-	$(RUN) build.encoder --recipe $(RECIPE)
-	$(RUN) build.texts --recipe $(RECIPE)
-	$(RUN) training.embed --recipe $(RECIPE) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS)
-	$(RUN) training.fit --recipe $(RECIPE) $(TRAINED_HEAD)
+	$(RUN) training.embed $(RECIPE_OPTIONS) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS) --check
+	$(RUN) build.encoder $(RECIPE_OPTIONS)
+	$(RUN) build.texts $(RECIPE_OPTIONS)
+	$(RUN) training.embed $(RECIPE_OPTIONS) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS)
+	$(RUN) training.fit $(RECIPE_OPTIONS) $(TRAINED_HEAD)
 
 .PHONY: finetune
 finetune: $(LIGHTNING_READY)  ## Fine-tune the recipe's encoder on the labelled images in DATA, export and calibrate it
 	@test -n "$(DATA)" || { echo "make finetune: name the labelled images: DATA=path (a folder per class, a table or shards)" >&2; exit 2; }
-	$(RUN) training.finetune --recipe $(RECIPE) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS)
-	$(RUN) build.encoder --recipe $(RECIPE)
-	$(RUN) training.embed --recipe $(RECIPE) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS)
-	$(RUN) training.fit --recipe $(RECIPE) $(TRAINED_HEAD)
+	$(RUN) training.finetune $(RECIPE_OPTIONS) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS)
+	$(RUN) build.encoder $(RECIPE_OPTIONS)
+	$(RUN) training.embed $(RECIPE_OPTIONS) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS)
+	$(RUN) training.fit $(RECIPE_OPTIONS) $(TRAINED_HEAD)
 
 .PHONY: encoder
 encoder: $(READY)  ## Export the recipe's image encoder to ONNX, checked against open_clip
-	$(RUN) build.encoder --recipe $(RECIPE)
+	$(RUN) build.encoder $(RECIPE_OPTIONS)
 
 # Files that would have to be fetched and cannot be are all named at once, before anything slow is begun.
 .PHONY: engines
 engines: $(READY)  ## Build the recipe's encoder and heads and install them for Triton
-	@$(RUN) build.encoder --recipe $(RECIPE) --check & encoder=$$!; status=0; \
-		$(RUN) training.import_head --recipe $(RECIPE) --check || status=$$?; wait $$encoder || status=$$?; exit $$status
-	$(RUN) build.encoder --recipe $(RECIPE)
-	$(RUN) build.engine --recipe $(RECIPE) --target $(TARGET)
-	$(RUN) training.import_head --recipe $(RECIPE)
-	$(RUN) training.import_classifier --recipe $(RECIPE)
-	$(RUN) build.texts --recipe $(RECIPE)
-	$(RUN) training.text_head --recipe $(RECIPE)
-	$(RUN) build.head --recipe $(RECIPE)
-	$(RUN) build.verify --recipe $(RECIPE)
-	$(RUN) build.repository --recipe $(RECIPE) --target $(TARGET)
+	@$(RUN) build.encoder $(RECIPE_OPTIONS) --check & encoder=$$!; status=0; \
+		$(RUN) training.import_head $(RECIPE_OPTIONS) --check || status=$$?; wait $$encoder || status=$$?; exit $$status
+	$(RUN) build.encoder $(RECIPE_OPTIONS)
+	$(RUN) build.engine $(RECIPE_OPTIONS) --target $(TARGET)
+	$(RUN) training.import_head $(RECIPE_OPTIONS)
+	$(RUN) training.import_classifier $(RECIPE_OPTIONS)
+	$(RUN) build.texts $(RECIPE_OPTIONS)
+	$(RUN) training.text_head $(RECIPE_OPTIONS)
+	$(RUN) build.head $(RECIPE_OPTIONS)
+	$(RUN) build.verify $(RECIPE_OPTIONS)
+	$(RUN) build.repository $(RECIPE_OPTIONS) --target $(TARGET)
 
 .PHONY: serve
 serve: $(READY) $(TRITON_READY)  ## Serve the recipe on loopback with the embedded tritonserver
-	$(RUN) serving.embedded --recipe $(RECIPE) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) \
+	$(RUN) serving.embedded $(RECIPE_OPTIONS) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) \
 		--metrics-port $(METRICS_PORT) $(OPTIONS)
 
 .PHONY: demo
 demo: $(READY) $(TRITON_READY)  ## Draw images, train, build, serve and score them (no download)
 	$(RUN) training.draw $(ARTIFACTS)/demo/images
-	$(RUN) build.encoder --recipe demo
-	$(RUN) training.embed --recipe demo --data $(ARTIFACTS)/demo/images/train
-	$(RUN) training.fit --recipe demo --if-changed
-	$(RUN) build.engine --recipe demo --target onnx
-	$(RUN) build.head --recipe demo
-	$(RUN) build.verify --recipe demo
-	$(RUN) build.repository --recipe demo --target onnx
-	$(RUN) serving.demo --images $(ARTIFACTS)/demo/images/held_out
+	$(RUN) build.encoder --recipe demo $(SETTINGS)
+	$(RUN) training.embed --recipe demo $(SETTINGS) --data $(ARTIFACTS)/demo/images/train
+	$(RUN) training.fit --recipe demo $(SETTINGS) --if-changed
+	$(RUN) build.engine --recipe demo $(SETTINGS) --target onnx
+	$(RUN) build.head --recipe demo $(SETTINGS)
+	$(RUN) build.verify --recipe demo $(SETTINGS)
+	$(RUN) build.repository --recipe demo $(SETTINGS) --target onnx
+	$(RUN) serving.demo $(SETTINGS) --images $(ARTIFACTS)/demo/images/held_out
 
 .PHONY: perf
 perf: $(READY) $(PERF_READY) $(TRITON_READY)  ## Load the running server with perf_analyzer and real photographs
-	$(RUN) serving.perf --recipe $(RECIPE)
+	$(RUN) serving.perf $(RECIPE_OPTIONS)
 $(PERF_READY): $(READY)
 	$(UV) pip install --quiet --python $(BIN)/python --target $(PERF) --no-deps $(PERF_WHEEL)
 	touch $@
@@ -158,7 +164,7 @@ $(TRAINED_READY): $(READY) Makefile
 
 .PHONY: tune
 tune: $(READY) $(PERF_READY) $(TRITON_READY)  ## Find the fastest serving numbers on this machine; writes a copy of the recipe
-	$(RUN) tuning --recipe $(RECIPE)
+	$(RUN) tuning $(RECIPE_OPTIONS)
 
 # Empty unless the command line names them; the environment may have a NAME of its own.
 NAME :=
@@ -188,6 +194,18 @@ mlflow: $(READY)  ## Install the full MLflow into .mlflow, to look at runs and s
 	$(PYTHON) -m venv --without-pip .mlflow
 	$(UV) pip install --quiet --python .mlflow/bin/python --requirements requirements/mlflow.txt
 
+# DVC for dvc.yaml, whose steps run in .venv.
+DVC := .dvcenv
+DVC_READY := $(DVC)/.installed
+.PHONY: dvc
+dvc: $(DVC_READY)  ## Install DVC into .dvcenv and make this folder its project, for the pipeline in dvc.yaml
+	@test -d .dvc || $(DVC)/bin/dvc init --quiet $(if $(wildcard .git),,--no-scm)
+	@$(DVC)/bin/dvc config --quiet core.analytics false
+$(DVC_READY): requirements/dvc.txt $(READY)
+	$(PYTHON) -m venv --without-pip $(DVC)
+	$(UV) pip install --quiet --python $(DVC)/bin/python --requirements requirements/dvc.txt
+	touch $@
+
 # Test files that run side by side, one more than two cores have since tests of servers wait; a file's tests share its
 # server, so they stay together.
 JOBS := 3
@@ -198,7 +216,7 @@ ifdef PYTHONDONTWRITEBYTECODE
 PYTEST := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/.pytest_cache/bytecode $(PYTEST)
 endif
 .PHONY: test
-test: $(READY) $(TRITON_READY) $(PERF_READY) $(TRAINED_READY) $(HEIC_READY) $(TRANSFORMERS_READY) $(LIGHTNING_READY)  ## Run every test
+test: $(READY) $(TRITON_READY) $(PERF_READY) $(TRAINED_READY) $(HEIC_READY) $(TRANSFORMERS_READY) $(LIGHTNING_READY) $(DVC_READY)  ## Run every test
 	$(PYTEST)
 
 .PHONY: quick
@@ -228,6 +246,7 @@ requirements: $(READY)  ## Pin the dependency groups of pyproject.toml again
 	$(COMPILE) --group pyproject.toml:heic -c requirements/triton.txt -o requirements/heic.txt
 	$(COMPILE) --group pyproject.toml:transformers -c requirements/dev.txt -o requirements/transformers.txt
 	$(COMPILE) --group pyproject.toml:finetune -c requirements/dev.txt -o requirements/finetune.txt
+	$(COMPILE) --group pyproject.toml:dvc -o requirements/dvc.txt
 	$(COMPILE) --group pyproject.toml:mlflow -o requirements/mlflow.txt
 
 .PHONY: clean

@@ -28,8 +28,9 @@ from common.manifest import EncoderManifest, read_encoder
 from common.paths import encoder_folder
 from common.photos import Picture, verification_pictures
 from common.pixels import served_pixels, served_transform
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Recipe, Serving, load_recipe
+from recipes.schema import Recipe, Serving
 
 ORIENTATION = 0x0112  # in EXIF
 QUALITY = 90
@@ -159,9 +160,9 @@ def describe(parity: DaliParity) -> str:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m build.dali_parity", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     arguments = parser.parse_args(argv)
-    for parity in measure_dali(load_recipe(arguments.recipe)):
+    for parity in measure_dali(recipe_of(arguments)):
         print(describe(parity), file=sys.stderr)
         print(json.dumps(asdict(parity)))
 

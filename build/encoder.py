@@ -37,8 +37,9 @@ from common.manifest import (
 )
 from common.paths import encoder_folder
 from common.writing import check_writable, writing
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Precision, Recipe, RecipeError, Serving, load_recipe
+from recipes.schema import Precision, Recipe, RecipeError, Serving
 
 if TYPE_CHECKING:
     import numpy as np
@@ -250,7 +251,7 @@ def versions(recipe: Recipe) -> dict[str, str]:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m build.encoder", description=(__doc__ or "").splitlines()[0])
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--recipe", help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser, group=what)
     what.add_argument("--list", nargs="?", const="", metavar="PATTERN", help="show the models that can be built")
     parser.add_argument("--check", action="store_true", help="only say which weights are missing and cannot be fetched")
     arguments = parser.parse_args(argv)
@@ -258,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
         from build.catalogue import print_catalogue
 
         return print_catalogue(arguments.list)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     if arguments.check:
         missing = [] if up_to_date(recipe, encoder_folder(recipe, "fp32")) else missing_weights(recipe)
         if missing:

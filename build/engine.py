@@ -37,8 +37,9 @@ from common.manifest import (
 )
 from common.paths import ARTIFACTS, encoder_folder
 from common.writing import check_writable, writing
+from recipes.arguments import RECIPE_HELP, add_recipe_options, recipe_if_any
 from recipes.errors import ExpectedError, run_step
-from recipes.schema import Recipe, load_recipe, slug
+from recipes.schema import Recipe, slug
 
 if TYPE_CHECKING:
     from build.tensorrt_plan import PlanSpec
@@ -234,10 +235,10 @@ def build_engine(recipe: Recipe, folder: Path, trt: ModuleType, gpu: Gpu, check:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m build.engine", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--recipe", help="a name in recipes/ or the path of a YAML file; without it nothing is built")
+    add_recipe_options(parser, required=False, help=f"{RECIPE_HELP}; without it nothing is built")
     parser.add_argument("--target", choices=TARGETS, default="auto")
     arguments = parser.parse_args(argv)
-    recipe = None if arguments.recipe is None else load_recipe(arguments.recipe)
+    recipe = recipe_if_any(arguments)
     folder = None if recipe is None else encoder_folder(recipe)
     precision = "fp32" if folder is None else read_encoder(folder).precision
     toolchain = Toolchain(Machine()) if arguments.target == "onnx" else find_toolchain()

@@ -41,8 +41,9 @@ from common.manifest import (
 )
 from common.paths import encoder_folder, head_folder
 from common.recipe_heads import read_recipe_head
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import MAX_IR_VERSION, load_recipe
+from recipes.schema import MAX_IR_VERSION
 
 
 @dataclass(frozen=True)
@@ -371,10 +372,10 @@ def _check_vectors(embed_dim: int, steps: list[Step]) -> np.ndarray:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m build.head", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     parser.add_argument("--head", help="only this one of the recipe's heads")
     arguments = parser.parse_args(argv)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     encoder = read_encoder(encoder_folder(recipe))
     for head in recipe.heads if arguments.head is None else [recipe.head(arguments.head)]:
         folder = head_folder(recipe, head)

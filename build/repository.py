@@ -39,9 +39,11 @@ from common.plans import cc_model_filenames, find_plans, fits, manifest_path, pl
 from common.proof import Proof
 from common.proof_file import write_proof
 from common.recipe_heads import read_recipe_head
+from common.recipe_record import write_record
 from common.score_watch.steps import add_watches, install_code
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Recipe, load_recipe
+from recipes.schema import Recipe
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def install(recipe: Recipe, target: Path, engine: str = "auto") -> None:
         _install_binaries(artefacts, plans, target)
         _install_warmup(recipe, target)
         write_proof(target, proof)
+        write_record(target, recipe)
         for record in target.glob("*_head/*/rollout.json"):  # a newer version than the one installed would be served
             shutil.rmtree(record.parent)
         return
@@ -100,6 +103,7 @@ def install(recipe: Recipe, target: Path, engine: str = "auto") -> None:
         _install_binaries(artefacts, plans, fresh)
         _install_warmup(recipe, fresh)
         write_proof(fresh, _proof(recipe, artefacts, plans, fresh / "preprocess" / "1"))
+        write_record(fresh, recipe)
         if target.exists():
             target.rename(Path(partial) / "previous")
         fresh.rename(target)
@@ -211,12 +215,12 @@ def _install_files(files: dict[str, Path], version: Path) -> None:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m build.repository", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     parser.add_argument("--target", choices=TARGETS, default="auto", help="install plans, or the ONNX file")
     parser.add_argument("--check", action="store_true", help="change nothing; check what is installed")
     parser.add_argument("--texts", action="store_true", help="check only the checked-in config.pbtxt files")
     arguments = parser.parse_args(argv)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     target = MODEL_REPOSITORY if arguments.texts else repository_folder(recipe)
     if not (arguments.check or arguments.texts):
         install(recipe, target, arguments.target)

@@ -23,9 +23,10 @@ from common.manifest import EncoderManifest, ManifestError, read_encoder, tool_v
 from common.paths import encoder_folder, texts_file
 from common.text_embeddings import TextEmbeddings, TextsDescription, read_texts, write_texts
 from common.writing import check_writable
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
 from recipes.prompts import all_texts, texts_of
-from recipes.schema import Encoder, Recipe, load_recipe
+from recipes.schema import Encoder, Recipe
 
 if TYPE_CHECKING:
     from build.text_tower import TextTower
@@ -123,13 +124,13 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m build.texts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     parser.add_argument("--out", type=Path, help="the file to write; needs texts")
     parser.add_argument("texts", nargs="*", metavar="TEXT", help="instead of those of the recipe's heads; needs --out")
     arguments = parser.parse_args(argv)
     if bool(arguments.texts) != bool(arguments.out):
         parser.error("texts and --out go together")
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     texts = list(dict.fromkeys(arguments.texts or (text for head in recipe.heads for text in all_texts(head))))
     if not texts:
         print(f"recipe {recipe.name} has no heads from words: nothing to embed", file=sys.stderr)

@@ -29,8 +29,9 @@ from build.encoder import VERIFICATION
 from build.errors import INTERRUPTED, BuildError
 from common.manifest import ManifestError, Parity, read_encoder, read_engine, read_head, write_atomically
 from common.paths import ARTIFACTS, encoder_folder, head_folder
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Head, Precision, Recipe, load_recipe
+from recipes.schema import Head, Precision, Recipe
 
 
 @dataclass(frozen=True)
@@ -207,9 +208,9 @@ def _stage_report(comparison: Comparison) -> dict[str, Any]:
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m build.verify", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     arguments = parser.parse_args(argv)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     comparisons = verify(recipe)
     print_table(recipe, comparisons)
     print(write_report(recipe, comparisons))

@@ -35,7 +35,10 @@ def page() -> str:
     parts = [
         "# Recipes",
         "A recipe describes one deployment. `python -m recipes.schema NAME` prints one with all its defaults; an "
-        "unknown key is refused, with the nearest that exists. This page is written by `python -m recipes.reference`.",
+        "unknown key is refused, with the nearest that exists. Every step takes other values for a run, `--set "
+        "serving.max_batch_size=8 --set heads.nsfw.fit.seed=1` (a head by its name or its number; the value is YAML; "
+        'of one key the last counts), and every make target `SET="serving.max_batch_size=8 heads.nsfw.fit.seed=1"`. '
+        "This page is written by `python -m recipes.reference`.",
         "\n".join(
             [
                 "| recipe | |",

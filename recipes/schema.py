@@ -1,10 +1,12 @@
 """The recipe: one YAML file that describes a deployment. Every other setting follows from it.
 
-python -m recipes.schema demo        # validate a recipe and print it with its defaults
+python -m recipes.schema demo                                   # validate a recipe and print it with its defaults
+python -m recipes.schema demo --set serving.max_batch_size=8    # with another value
 """
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import difflib
 import json
@@ -15,6 +17,7 @@ import types
 import typing
 import unicodedata
 import urllib.parse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +26,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from recipes.classifiers import check_classifier, check_classifier_encoder, is_repository, why_no_classifier
 from recipes.errors import ExpectedError, run_step
+from recipes.overrides import add_set_option, overridden, parse_override
 from recipes.prompts import check_prompts, why_no_texts
 
 ImageFormat = Literal["JPEG", "PNG", "WEBP", "GIF", "BMP", "AVIF", "HEIC", "TIFF"]
@@ -896,22 +900,28 @@ def _on_finetuned(head: Any) -> Any:
     return {**head, "fit": {"folds": 0, "near_duplicate_cosine": None, **head.get("fit", {})}}
 
 
-def load_recipe(name_or_path: str | Path) -> Recipe:
+def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """Read and validate a recipe.
 
     Args:
         name_or_path: `demo` for recipes/demo.yaml, or the path of a YAML file.
+        overrides: `key=value` each, whose value takes the place of the file's; of one key the last counts.
 
     Raises:
         RecipeError: the file is missing, is not YAML, or does not fit the schema.
+        OverrideError: an override is no key=value, or leads to no place of the recipe.
     """
     path = _recipe_path(name_or_path)
+    changes = [parse_override(text) for text in overrides]
     try:
         text = path.read_text(encoding="utf-8")
         data, written = yaml.safe_load(text), yaml.load(text, yaml.BaseLoader)  # every value as text
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise RecipeError(f"{path}: not valid YAML: {error}") from error
-    return parse_recipe(data, str(path), written)
+    where = " ".join([str(path), *(f"--set {text}" for text in overrides)])
+    if changes and isinstance(data, dict):
+        data, written = overridden(data, written, changes)
+    return parse_recipe(data, where, written)
 
 
 def parse_recipe(data: object, where: str = "recipe", written: Any = None) -> Recipe:
@@ -1013,14 +1023,14 @@ def section_in(annotation: Any) -> type[BaseModel] | None:
     return next(filter(None, map(section_in, typing.get_args(annotation))), None)
 
 
-def main(argv: list[str]) -> int:
-    if len(argv) != 1:
-        print(f"usage: python -m recipes.schema RECIPE   (one of: {', '.join(recipe_names())})", file=sys.stderr)
-        return 2
-    recipe = load_recipe(argv[0])
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(prog="python -m recipes.schema", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(recipe_names())}, or a YAML file")
+    add_set_option(parser)
+    arguments = parser.parse_args(argv)
+    recipe = load_recipe(arguments.recipe, arguments.overrides)
     print(yaml.safe_dump(recipe.model_dump(mode="json"), sort_keys=False), end="")
-    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(run_step("recipes.schema", lambda: main(sys.argv[1:])))
+    sys.exit(run_step("recipes.schema", main))

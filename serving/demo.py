@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow.csv
 
 from common.paths import ARTIFACTS, repository_folder
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import load_recipe
 from serving.embedded import EmbeddedServer, ServerSettings
 from serving.triton_wheel import ServingError
 
@@ -89,8 +89,9 @@ def table(rows: list[dict], class_names: list[str]) -> str:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m serving.demo", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--images", type=Path, required=True, help="a folder with one sub-folder per class")
+    add_recipe_options(parser, default="demo")
     arguments = parser.parse_args(argv)
-    recipe = load_recipe("demo")
+    recipe = recipe_of(arguments)
     class_names = recipe.heads[0].class_names
     with EmbeddedServer(repository_folder(recipe), ServerSettings.on_free_ports(OUTPUT / "tritonserver.log")) as server:
         rows = score(arguments.images, server.grpc_url, "grpc", OUTPUT / "scores.csv")

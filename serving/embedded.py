@@ -16,14 +16,17 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import signal
 import sys
 from pathlib import Path
 from typing import NoReturn
 
 from common.paths import ARTIFACTS, repository_folder
+from common.recipe_record import differences
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import load_recipe
+from recipes.schema import Recipe
 from serving.supervisor import Pace, Supervisor, ending
 from serving.triton_wheel import ServingError
 from serving.tritonserver import EmbeddedServer, ServerSettings, free_ports
@@ -46,10 +49,12 @@ def main(argv: list[str] | None = None) -> None:
     for number in _STOPPING:
         signal.signal(number, _raise_stop)
     try:
-        recipe = load_recipe(arguments.recipe)
+        recipe = recipe_of(arguments)
         repository = arguments.repository or repository_folder(recipe)
         refuse_unbuilt(repository, recipe.name)
         refuse_plans(repository)
+        if arguments.repository is None:
+            compare_with_build(repository, recipe, arguments.overrides)
         with embedded_server(arguments, repository) as server:
             print(welcome(server, recipe.name, recipe.notice), file=sys.stderr, flush=True)
             if arguments.json:
@@ -61,7 +66,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m serving.embedded", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     parser.add_argument("--repository", type=Path, help="a model repository other than the recipe's own")
     parser.add_argument("--http-port", type=int, default=8000)
     parser.add_argument("--grpc-port", type=int, default=8001)
@@ -141,6 +146,23 @@ def refuse_unbuilt(repository: Path, recipe_name: str) -> None:
             f"{repository}: {', '.join(unbuilt)} {'is' if len(unbuilt) == 1 else 'are'} not built; build with: "
             f"make engines RECIPE={recipe_name}"
         )
+
+
+def compare_with_build(repository: Path, recipe: Recipe, overrides: list[str]) -> None:
+    """Say what the recipe says otherwise than when its repository was built, which is what is served.
+
+    Raises:
+        ServingError: there are such values, and some of the command line, which would have no effect.
+    """
+    changed = differences(repository, recipe)
+    if not changed:
+        return
+    shown = "; ".join([*map(str, changed[:5]), *(["…"] if changed[5:] else [])])
+    values = f" SET={shlex.quote(' '.join(overrides))}" if overrides else ""
+    remedy = f"{repository} was built with {shown}; build it anew: make engines RECIPE={recipe.name}{values}"
+    if overrides:
+        raise ServingError(f"--set changes nothing of what is built: {remedy}")
+    print(f"note: {remedy}", file=sys.stderr, flush=True)
 
 
 def refuse_plans(repository: Path) -> None:

@@ -27,8 +27,8 @@ from tritonclient.utils import InferenceServerException
 from common.manifest import sha256_of
 from common.paths import ROOT
 from common.photos import sample_photos
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import load_recipe
 from serving import no_proxy
 from serving.triton_wheel import ServingError, find_wheel
 
@@ -203,7 +203,7 @@ def print_table(rows: list[dict]) -> None:
 
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m serving.perf", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--recipe", required=True, help="what the running server serves; named in the output")
+    add_recipe_options(parser, help="what the running server serves; named in the output")
     parser.add_argument("--url", default="127.0.0.1:8001", help="gRPC address of the server")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 4, 16])
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="pictures to send instead of the photographs")
@@ -217,7 +217,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     if not PERF_ANALYZER.is_file():
         raise ServingError(f"no {PERF_ANALYZER}; run: make perf")
     photos = sample_photos() if arguments.images is None else pictures_in(arguments.images)

@@ -29,8 +29,8 @@ from common.paths import head_folder, repository_folder
 from common.proof import Proof, ProofHead, image_misses
 from common.proof_file import set_head
 from common.served_versions import installed_versions
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import load_recipe
 from serving.config_text import edited
 from serving.head_probe import ProbeSet, disagreement, probe_set
 from serving.head_versions import (
@@ -285,7 +285,7 @@ def report(change: Change) -> str:
 def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m serving.rollout", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("head", help="the name of the head")
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     parser.add_argument("--url", default="127.0.0.1:8001", help="the server's gRPC address")
     parser.add_argument("--repository", type=Path, help="where the server loads from; by default the recipe's")
     parser.add_argument(
@@ -297,7 +297,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     head = recipe.head(arguments.head)
     repository = arguments.repository or repository_folder(recipe)
     with ControlledServer(arguments.url, check_admin_key(admin_key_from_environment())) as server:

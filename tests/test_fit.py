@@ -99,6 +99,18 @@ def test_all_files_are_written_and_the_manifest_is_printed(store: DemoStore, cap
             assert (_head_folder() / name).read_bytes().startswith(b"\x89PNG")
 
 
+def test_values_of_the_command_line_are_in_the_manifest_and_a_fit_without_them_is_another(store, capsys) -> None:
+    store.append(_rows(60))
+    values = ("--set", "heads.demo.fit.max_epochs=3", "--set", "heads.demo.fit.folds=0")
+    assert _fit("--if-changed", *values) == 0
+    assert read_head(_head_folder()).recipe["fit"]["max_epochs"] == 3
+    assert _fit("--if-changed", *values) == 0
+    assert "nothing to do" in capsys.readouterr().err
+    assert _fit("--if-changed") == 0
+    assert "nothing to do" not in capsys.readouterr().err
+    assert read_head(_head_folder()).recipe["fit"]["max_epochs"] == 300
+
+
 def test_manifest_says_what_was_trained(store: DemoStore, encoder: EncoderFingerprint) -> None:
     store.append(_rows(200))
     assert _fit() == 0

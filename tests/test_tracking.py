@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import urllib.error
 import urllib.request
@@ -21,10 +22,12 @@ from common.manifest import HeadManifest, read_head
 from recipes.errors import run_step
 from recipes.schema import Fit, Head, load_recipe
 from serving.tritonserver import held_ports
-from training import fit, tracking
+from training import fit, tracked_run, tracking
 from training.calibrate import scores_from_logits
 from training.head import head_from_layers, logits_of
+from training.losses import TuningCurve
 from training.mlflow_model import ServedHead
+from training.plots import tuning_curve_png
 
 ROWS = np.random.default_rng(5).normal(size=(7, EMBED_DIM)).astype(np.float32)
 MLFLOW = Path(os.environ.get("CLIPSIEVE_MLFLOW", paths.ROOT / ".mlflow" / "bin" / "mlflow"))
@@ -152,6 +155,45 @@ def test_a_local_run_is_found_again_from_the_head(folder: Path, capsys) -> None:
 
 
 @OF_SQLALCHEMY
+@pytest.mark.parametrize("hidden_sizes", ["[64]", "[]"])
+def test_the_pictures_of_a_run_come_from_mlflow_alone(folder: Path, tmp_path: Path, capsys, hidden_sizes: str) -> None:
+    pytest.importorskip("mlflow")
+    pytest.importorskip("sqlalchemy")
+    assert _fit("--track", "--set", f"heads.demo.fit.hidden_sizes={hidden_sizes}") == 0
+    run_id = read_head(folder).training.mlflow_run_id
+    pictures = {path.name: path.read_bytes() for path in folder.glob("*.png")}
+    shutil.rmtree(folder)
+    capsys.readouterr()
+    tracking.main(["--run", str(run_id), "--plots", str(tmp_path / "pictures")])
+    drawn = {path.name: path.read_bytes() for path in (tmp_path / "pictures").iterdir()}
+    assert drawn.keys() == pictures.keys()
+    assert drawn == pictures  # the curve too, drawn anew from each epoch's metrics
+    assert json.loads(capsys.readouterr().out)["params"]["fit.hidden_sizes"] == hidden_sizes
+
+
+@OF_SQLALCHEMY
+def test_the_course_of_a_fine_tuning_is_drawn_with_its_auroc(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("sqlalchemy")
+    curve = TuningCurve([0.9, 0.5], [0.8, 0.7], auroc=[0.7, 0.9])
+    with tracking.started_run(tracking.local_uri(), "demo") as run:
+        run.log_figures({}, {"auroc": 0.9}, curve, {})
+    client = tracking._client(tracking.local_uri())
+    assert tracked_run.history(client, run.id, "auroc_validation") == curve.auroc
+    assert tracked_run.drawn_pictures(client, run.id) == {"curves.png": tuning_curve_png(curve)}
+
+
+@OF_SQLALCHEMY
+def test_a_run_that_is_not_there_and_one_without_epochs_say_so(folder: Path, tmp_path: Path, capsys) -> None:
+    pytest.importorskip("sqlalchemy")
+    with tracking.started_run(tracking.local_uri(), "demo") as run:
+        pass
+    for run_id, problem in (("0" * 32, "does not have run"), (run.id, "has no metric loss_train of its epochs")):
+        arguments = ["--run", run_id, "--plots", str(tmp_path / "pictures")]
+        assert run_step("training.tracking", lambda arguments=arguments: tracking.main(arguments)) == 1
+        assert problem in capsys.readouterr().err
+
+
+@OF_SQLALCHEMY
 def test_a_failed_fit_leaves_a_failed_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("sqlalchemy")
     with pytest.raises(ZeroDivisionError), tracking.started_run(tracking.local_uri(), "demo") as run:
@@ -173,7 +215,8 @@ def test_a_server_keeps_the_run_and_serves_the_model(folder: Path, tmp_path: Pat
     with _mlflow(tmp_path, server_words, {}) as server:
         assert _fit("--track", server) == 0
         manifest = read_head(folder)
-        assert tracking.run_of(manifest)["status"] == "FINISHED"
+        run_id, uri = tracking.run_of(manifest)
+        assert tracking._client(uri).get_run(run_id).info.status == "FINISHED"
         words = ["models", "serve", "-m", "models:/demo/1", "--env-manager", "local"]
         with _mlflow(tmp_path, words, {"MLFLOW_TRACKING_URI": server}) as scoring:
             body = json.dumps({"inputs": ROWS.tolist()}).encode()

@@ -19,7 +19,7 @@ _FIXTURES = {
         *("server", "gateway", "guarded", "client_served", "served", "two_heads", "watching", "dali_server", "scene"),
     ),
     "export": ("encoder", "repository", "tower", "trained", "small_clip", "float16", "int8", "chain", "exported"),
-    "process": ("cluster",),
+    "process": ("cluster", "dvc_project"),
     "browser": ("chromium", "opened", "prometheus"),
 }
 _FILES = {

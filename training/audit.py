@@ -25,8 +25,9 @@ import numpy as np
 from common.manifest import read_encoder, write_atomically
 from common.paths import encoder_folder
 from common.writing import check_writable
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Head, Task, load_recipe
+from recipes.schema import Head, Task
 from training.errors import INTERRUPTED, StepError
 from training.labels import LabelError, label_from, label_matrix
 from training.leakage import group_rows
@@ -177,7 +178,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m training.audit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     parser.add_argument("--head", help="needed if the recipe has several heads")
     parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<encoder>")
     parser.add_argument("--out", type=Path, required=True, help="the CSV to write")
@@ -186,7 +187,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     head = recipe.head(arguments.head)
     store = arguments.store or store_folder(recipe)
     encoder = read_encoder(encoder_folder(recipe)).fingerprint()

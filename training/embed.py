@@ -38,8 +38,8 @@ from common.manifest import write_atomically
 from common.paths import encoder_folder
 from common.pixels import served_module, served_transform
 from common.writing import check_writable
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import load_recipe
 from training.datasets import samples_in
 from training.encoder import OnnxEncoder
 from training.errors import INTERRUPTED, StepError
@@ -268,7 +268,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m training.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     parser.add_argument("--head", help="the head whose class_names the subfolders have; needed if there are several")
     parser.add_argument("--data", required=True, help="folder with one subfolder per class, table or shards")
     parser.add_argument("--format", choices=["folders", "table", "shards"], help="of --data; seen by default")
@@ -288,7 +288,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     head = recipe.head(arguments.head)
     columns = Columns(
         arguments.path_column,

@@ -34,8 +34,9 @@ from common.manifest import (
 from common.paths import encoder_folder, head_folder
 from common.recipe_heads import read_recipe_head
 from common.writing import check_writable
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Head, load_recipe
+from recipes.schema import Head
 from training.calibrate import activated, brier, calibrated_logits, ece, scores_from_logits
 from training.errors import INTERRUPTED, StepError
 from training.labelled import Labelled, grouped_split, labelled_rows, targets_of
@@ -235,7 +236,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m training.evaluate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     parser.add_argument("--head", help="needed if the recipe has several heads")
     parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<encoder>")
     parser.add_argument("--slice", metavar="COLUMN", help="of the store")
@@ -246,7 +247,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     encoder = read_encoder(encoder_folder(recipe))
     head = recipe.head(arguments.head)
     folder, manifest = head_folder(recipe, head), read_recipe_head(recipe, head, encoder)

@@ -33,8 +33,9 @@ from common.manifest import Preprocessing, sha256_of, tool_versions
 from common.paths import finetune_folder, named_path
 from common.timm_preprocessing import timm_preprocessing
 from common.writing import check_writable
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Head, Recipe, RecipeError, load_recipe
+from recipes.schema import Head, Recipe, RecipeError
 from training.errors import INTERRUPTED, StepError
 from training.finetune_files import read_record, write_classifier, write_record
 from training.progress import console, pictures_shown, say
@@ -270,7 +271,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m training.finetune", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     parser.add_argument("--head", help="the head whose labels are learned; needed if there are several")
     parser.add_argument("--data", required=True, help="folder with one subfolder per class, table or shards")
     parser.add_argument("--format", choices=["folders", "table", "shards"], help="of --data; seen by default")
@@ -292,7 +293,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     head = recipe.head(arguments.head)
     columns = Columns(
         arguments.path_column,

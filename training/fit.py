@@ -32,8 +32,8 @@ from rich.table import Table
 from common.manifest import HeadManifest, Threshold
 from common.paths import head_folder
 from common.writing import check_writable
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import load_recipe
 from training.errors import INTERRUPTED
 from training.fit_inputs import FitInputs, read_inputs
 from training.grades import figures_line
@@ -95,7 +95,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m training.fit", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     parser.add_argument("--head", help="needed if the recipe has several heads")
     parser.add_argument(
         "--if-changed", action="store_true", help="leave a head that was fitted to the same data by the same recipe"
@@ -151,7 +151,7 @@ def fit_and_save(inputs: FitInputs, track: str | None = None) -> Path:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     head = recipe.head(arguments.head)
     inputs = read_inputs(recipe, head, arguments.store)
     print_overview(inputs.head_data, inputs.pictures, split=inputs.split)

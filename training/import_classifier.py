@@ -29,8 +29,9 @@ from common.manifest import (
     read_head,
 )
 from common.paths import encoder_folder, head_folder
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Head, Recipe, load_recipe
+from recipes.schema import Head, Recipe
 from training.classifier_weights import ClassifierWeights, classifier_weights
 from training.errors import INTERRUPTED, StepError
 from training.head_manifest import check_without_labels, fixed_thresholds, new_head, write_new_head
@@ -170,10 +171,10 @@ def main(argv: list[str] | None = None) -> None:
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     parser.add_argument("--head", help="only this one of the recipe's heads")
     arguments = parser.parse_args(argv)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     heads = (
         [head for head in recipe.heads if head.classifier] if arguments.head is None else [recipe.head(arguments.head)]
     )

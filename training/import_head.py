@@ -35,8 +35,9 @@ from common.manifest import (
     sha256_of,
 )
 from common.writing import check_writable
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Head, Published, Recipe, load_recipe
+from recipes.schema import Head, Published, Recipe
 from training.download import check_sha256, download
 from training.errors import INTERRUPTED, StepError
 from training.head_manifest import new_head, write_new_head
@@ -297,7 +298,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m training.import_head", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--recipe", help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser, group=what)
     what.add_argument("--name", help="a published head, without a recipe; needs --out")
     what.add_argument("--list", action="store_true", help="show the published heads that are known")
     parser.add_argument("--head", help="with --recipe: only this head")
@@ -327,7 +328,7 @@ def main(argv: list[str] | None = None) -> None:
         head = _direct_head(arguments.name, arguments.file, arguments.variant)
         print(import_head(head, None, arguments.out, options))
     else:
-        recipe = load_recipe(arguments.recipe)
+        recipe = recipe_of(arguments)
         heads = _recipe_heads(recipe, arguments.head)
         if arguments.check:
             missing = missing_files(heads, [paths.head_folder(recipe, head) for head in heads])

@@ -24,8 +24,8 @@ from clipsieve.paths import text_from_path
 from common.manifest import read_encoder
 from common.paths import encoder_folder
 from common.writing import check_writable
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import load_recipe
 from training.errors import INTERRUPTED
 from training.overview import print_overview
 from training.progress import say, tracked
@@ -76,7 +76,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m training.ingest", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     parser.add_argument("--head", help="the head whose labels the rows have; needed if there are several")
     parser.add_argument("--data", type=Path, required=True, help="folder of the embeddings")
     parser.add_argument("--label-column", default="label", help="of clip-retrieval's metadata; default: label")
@@ -91,7 +91,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     head = recipe.head(arguments.head)
     encoder = read_encoder(encoder_folder(recipe)).fingerprint()
     label_name = None if arguments.no_labels else arguments.label_column

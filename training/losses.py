@@ -33,7 +33,8 @@ class Curve:
 
     def series(self) -> dict[str, list[float]]:
         """What is tracked of each epoch, by its name."""
-        return {"loss_train": self.train, "loss_validation": self.validation}
+        losses = {"loss_train": self.train, "loss_validation": self.validation}
+        return losses | ({"weight_decay": self.weight_decay} if self.weight_decay else {})
 
     @property
     def chosen_weight_decay(self) -> float | None:

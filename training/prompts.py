@@ -35,9 +35,10 @@ from common import paths
 from common.manifest import read_encoder, write_atomically
 from common.pixels import served_module, served_transform
 from common.text_embeddings import TextEmbeddings, read_texts
+from recipes.arguments import add_recipe_options, recipe_of, recipe_options
 from recipes.errors import run_step
 from recipes.prompts import why_no_texts
-from recipes.schema import Recipe, load_recipe
+from recipes.schema import Recipe
 from training.calibrate import activated
 from training.encoder import OnnxEncoder
 from training.errors import INTERRUPTED, StepError
@@ -45,15 +46,15 @@ from training.files_below import files_below
 from training.progress import say, tracked
 
 
-def embedded_texts(recipe_name: str, texts: list[str]) -> TextEmbeddings:
-    """The texts' embeddings, by build.texts in a process of its own, which has the text tower.
+def embedded_texts(recipe_options: list[str], texts: list[str]) -> TextEmbeddings:
+    """The texts' embeddings, by build.texts in a process of its own, which has the text tower and the same recipe.
 
     Raises:
         StepError: it failed, and has said why.
     """
     with tempfile.TemporaryDirectory(prefix="clipsieve-texts-") as folder:
         file = Path(folder) / "texts.safetensors"
-        command = [sys.executable, "-m", "build.texts", "--recipe", recipe_name, "--out", str(file), "--", *texts]
+        command = [sys.executable, "-m", "build.texts", *recipe_options, "--out", str(file), "--", *texts]
         status = subprocess.run(command, stdout=subprocess.DEVNULL, check=False).returncode
         if status != 0:
             raise StepError(f"the texts could not be embedded: build.texts ended with status {status}, see above")
@@ -136,17 +137,17 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.prompts", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="pictures to score, in all folders below")
     parser.add_argument("--format", choices=("table", "csv"), default="table")
     parser.add_argument("texts", nargs="+", metavar="TEXT", help="such as 'a photo of a map'")
     arguments = parser.parse_args(argv)
     _check_texts(arguments.texts)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     if (reason := why_no_texts(recipe.encoder)) is not None:
         raise StepError(f"recipe {recipe.name}: {reason}")
     read_encoder(paths.encoder_folder(recipe))  # before the text tower is loaded
-    texts = embedded_texts(arguments.recipe, arguments.texts)
+    texts = embedded_texts(recipe_options(arguments), arguments.texts)
     if arguments.images is None:
         _print_table(arguments.texts, arguments.texts, texts.embedding @ texts.embedding.T, "cosine")
         return

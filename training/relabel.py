@@ -28,8 +28,9 @@ import pyarrow as pa
 
 from clipsieve.paths import path_from_text, text_from_path
 from common.manifest import sha256_of
+from recipes.arguments import add_recipe_options, recipe_if_any
 from recipes.errors import run_step
-from recipes.schema import Head, Recipe, load_recipe
+from recipes.schema import Head, Recipe
 from training.errors import INTERRUPTED, StepError
 from training.labels import LabelError, label_from
 from training.new_pictures import add_pictures
@@ -257,14 +258,14 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("corrections", type=Path, help="table of path, key or sha256, and label")
     parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<encoder>")
-    parser.add_argument("--recipe", help="whose class_names the labels must be")
+    add_recipe_options(parser, required=False, help="whose class_names the labels must be")
     parser.add_argument("--head", help="needed if the recipe has several heads")
     return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
-    recipe = load_recipe(arguments.recipe) if arguments.recipe else None
+    recipe = recipe_if_any(arguments)
     data = _head_data(arguments.store, recipe, arguments.head)
     adopt_former_files(data)
     stored = Stored.read(data, may_be_empty=recipe is not None)

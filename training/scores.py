@@ -32,8 +32,9 @@ from common.manifest import HeadManifest, head_weights, read_encoder, write_atom
 from common.paths import encoder_folder, head_folder
 from common.recipe_heads import read_recipe_head
 from common.writing import check_writable
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Head, Recipe, load_recipe
+from recipes.schema import Head, Recipe
 from training.calibrate import scores_from_logits
 from training.errors import INTERRUPTED, StepError
 from training.leakage import group_rows
@@ -153,7 +154,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m training.scores", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     parser.add_argument("--head", help="needed if the recipe has several heads")
     parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<encoder>")
     what = parser.add_mutually_exclusive_group(required=True)
@@ -164,7 +165,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     head = recipe.head(arguments.head)
     if arguments.describe:
         facts = {"recipe": recipe.name, "head": head.name, "task": head.task, "class_names": head.class_names}

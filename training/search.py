@@ -26,8 +26,9 @@ import yaml
 
 from common.paths import search_file
 from common.writing import check_writable
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Fit, Head, Search, SearchMetric, load_recipe
+from recipes.schema import Fit, Head, Search, SearchMetric
 from training.errors import INTERRUPTED, StepError
 from training.fit import device_name, fit_and_save
 from training.fit_inputs import FitInputs, read_inputs
@@ -144,7 +145,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m training.search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     parser.add_argument("--head", help="needed if the recipe has several heads")
     parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<encoder>")
     parser.add_argument(
@@ -157,7 +158,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     head = recipe.head(arguments.head)
     if head.prompts:
         raise StepError(f"head {head.name} is made of its prompts, which leave no settings to search; use training.fit")

@@ -27,8 +27,9 @@ from common.manifest import (
 from common.paths import encoder_folder, head_folder, texts_file
 from common.recipe_heads import is_of_words
 from common.text_embeddings import TextEmbeddings, read_texts
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Head, Recipe, load_recipe
+from recipes.schema import Head, Recipe
 from training.errors import INTERRUPTED, StepError
 from training.head_manifest import check_without_labels, fixed_thresholds, new_head, write_new_head
 from training.progress import say
@@ -114,10 +115,10 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.text_head", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     parser.add_argument("--head", help="only this one of the recipe's heads")
     arguments = parser.parse_args(argv)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     heads = [head for head in recipe.heads if head.prompts] if arguments.head is None else [recipe.head(arguments.head)]
     if not heads:
         say(f"recipe {recipe.name} has no heads from words: nothing to make")

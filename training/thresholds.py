@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -28,8 +29,9 @@ from common.head_figures import head_metrics
 from common.manifest import HeadManifest, Threshold, read_encoder, write_atomically, write_manifest
 from common.paths import encoder_folder, head_folder
 from common.recipe_heads import read_recipe_head
+from recipes.arguments import add_recipe_options, recipe_of, recipe_options
 from recipes.errors import run_step
-from recipes.schema import Head, Recipe, load_recipe
+from recipes.schema import Head, Recipe
 from training.errors import StepError
 from training.head_files import columns_of, report_bytes
 from training.head_thresholds import chosen_thresholds, measured_thresholds, metrics_at, read_scores
@@ -186,22 +188,24 @@ def _check_count(before: HeadManifest, after: HeadManifest, allowed: bool) -> No
         )
 
 
-def _serve(recipe: str, head: str, arguments: argparse.Namespace) -> None:
+def _serve(head: str, arguments: argparse.Namespace) -> None:
     """Build the head, and roll it out where there is a key.
 
     Raises:
         StepError: a step failed; it has said why.
     """
-    build = ["build.head", "--recipe", recipe, "--head", head]
-    rollout = ["serving.rollout", head, "--recipe", recipe, "--url", arguments.url]
+    recipe = recipe_options(arguments)
+    build = ["build.head", *recipe, "--head", head]
+    rollout = ["serving.rollout", head, *recipe, "--url", arguments.url]
     _run(build)
     if os.environ.get(ADMIN_KEY):
         _run(rollout + (["--allow-other-decisions"] if arguments.allow_other_decisions else []))
     else:
+        words = shlex.join(recipe)
         say(
-            f"to serve it: python -m build.verify --recipe {recipe} && python -m build.repository --recipe {recipe}, "
+            f"to serve it: python -m build.verify {words} && python -m build.repository {words}, "
             f"then start the server; or, while one runs that has an admin key, set {ADMIN_KEY} and call: "
-            f"python -m {' '.join(rollout)}"
+            f"python -m {shlex.join(rollout)}"
         )
 
 
@@ -209,7 +213,7 @@ def _run(command: list[str]) -> None:
     status = subprocess.run([sys.executable, "-m", *command], stdout=subprocess.DEVNULL, check=False).returncode
     if status != 0:
         raise StepError(
-            f"head.json has the new thresholds, but python -m {' '.join(command)} ended with status {status}; "
+            f"head.json has the new thresholds, but python -m {shlex.join(command)} ended with status {status}; "
             "see its message above"
         )
 
@@ -231,7 +235,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "values", nargs="*", metavar="THRESHOLD", help=f"ascending numbers, or {GRAMMAR}; by default the recipe's"
     )
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser)
     parser.add_argument("--head", help="needed if the recipe has several heads")
     parser.add_argument("--url", default="127.0.0.1:8001", help=f"gRPC address of the server, with {ADMIN_KEY}")
     parser.add_argument(
@@ -244,7 +248,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     named = recipe.head(arguments.head)
     if named.source is not None:
         raise StepError(f"head {named.name} comes from {named.source}; change its thresholds with the recipe it is of")
@@ -257,7 +261,7 @@ def main(argv: list[str] | None = None) -> None:
     _print_thresholds(before, changed.manifest)
     if (head.thresholds, head.operating_points) != (named.thresholds, named.operating_points):
         _tell_recipe(recipe, head)
-    _serve(arguments.recipe, head.name, arguments)
+    _serve(head.name, arguments)
     print(folder / "head.json")
 
 

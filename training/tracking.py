@@ -5,7 +5,9 @@
 
 The run's id stands in head.json (`training.mlflow_run_id`); from head.json alone the run is found again:
 
-    python -m training.tracking --recipe demo                   # prints the run as JSON
+    python -m training.tracking --recipe demo                        # prints the run as JSON
+    python -m training.tracking --recipe demo --plots pictures       # and writes its pictures
+    python -m training.tracking --run 7c1f… --plots pictures         # of any run, such as a fine-tuning's
 
 The registered model `<head>` answers embedding rows with score and decision. `mlflow models serve` belongs to the
 full mlflow, which does not install beside this project (it wants pyarrow below 26), and to an environment of its own:
@@ -37,11 +39,13 @@ import yaml
 
 from common import paths
 from common.manifest import HeadManifest, read_head
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Head, load_recipe
+from recipes.schema import Head
 from training import mlflow_model
 from training.errors import INTERRUPTED, StepError
 from training.losses import Curve
+from training.tracked_run import figures_of, write_pictures
 
 EXPERIMENT = "clipsieve"
 _NEEDED_TO_SERVE = ["mlflow", "numpy", "safetensors"]
@@ -209,40 +213,42 @@ def _mlflow_error() -> type[Exception]:
     return MlflowException
 
 
-def run_of(manifest: HeadManifest) -> dict[str, Any]:
-    """The run that a head was fitted in: id, status, parameters, metrics and tags.
+def run_of(manifest: HeadManifest) -> tuple[str, str]:
+    """The id of the run that a head was fitted in, and MLflow's address.
 
     Raises:
-        StepError: it was not tracked, or MLflow does not know it.
+        StepError: it was not tracked.
     """
     run_id, uri = manifest.training.mlflow_run_id, manifest.training.mlflow_tracking_uri or ""
     if run_id is None:
         raise StepError(f"head {manifest.name} was not tracked; fit it with --track")
-    uri = tracking_uri(uri if uri != "local" else "") or local_uri()
-    try:
-        run = _client(uri).get_run(run_id)
-    except _mlflow_error() as error:
-        raise StepError(f"MLflow at {uri} does not have run {run_id}: {str(error)[:300]}") from error
-    return {
-        "run_id": run_id,
-        "status": run.info.status,
-        "artifacts": run.info.artifact_uri,
-        "params": run.data.params,
-        "metrics": run.data.metrics,
-        "tags": {key: value for key, value in run.data.tags.items() if not key.startswith("mlflow.")},
-    }
+    return run_id, tracking_uri(uri if uri != "local" else "") or local_uri()
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m training.tracking", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", required=True, help="a name in recipes/ or the path of a YAML file")
+    what = parser.add_mutually_exclusive_group(required=True)
+    add_recipe_options(parser, group=what, help="whose head was fitted in the run")
+    what.add_argument("--run", metavar="ID", help="of a run in MLFLOW_TRACKING_URI, else in artifacts/mlflow")
     parser.add_argument("--head", help="needed if the recipe has several heads")
+    parser.add_argument("--plots", type=Path, metavar="FOLDER", help="where to write the run's pictures")
     arguments = parser.parse_args(argv)
-    recipe = load_recipe(arguments.recipe)
-    manifest = read_head(paths.head_folder(recipe, recipe.head(arguments.head)))
-    print(json.dumps(run_of(manifest)))
+    if arguments.run is not None:
+        run_id, uri = arguments.run, tracking_uri("") or local_uri()
+    else:
+        recipe = recipe_of(arguments)
+        run_id, uri = run_of(read_head(paths.head_folder(recipe, recipe.head(arguments.head))))
+    client = _client(uri)
+    try:
+        figures = figures_of(client.get_run(run_id))
+        pictures = [] if arguments.plots is None else write_pictures(client, run_id, arguments.plots)
+    except _mlflow_error() as error:
+        raise StepError(f"MLflow at {uri} does not have run {run_id}: {str(error)[:300]}") from error
+    for path in pictures:
+        print(path, file=sys.stderr)
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

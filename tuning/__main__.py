@@ -18,7 +18,7 @@ import shlex
 import signal
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -26,8 +26,9 @@ from build.errors import BuildError
 from common.cpu import core_count
 from common.manifest import write_atomically
 from common.paths import ARTIFACTS, DEFAULT_RECIPE
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Recipe, load_recipe
+from recipes.schema import Recipe
 from tuning.candidates import STAGES, Room, Setting, Stage
 from tuning.choice import curves
 from tuning.conditions import (
@@ -55,7 +56,7 @@ def parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="python -m tuning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", required=True, help="built; a name in recipes/ or the path of a YAML file")
+    add_recipe_options(parser, help="built; a name in recipes/ or the path of a YAML file")
     parser.add_argument("--out", type=Path, help="a .yaml file (default: artifacts/<recipe>/tuned.yaml)")
     parser.add_argument("--images", type=Path, metavar="FOLDER", help="pictures to send (default: nine photographs)")
     parser.add_argument("--seconds", type=_over_0(float), default=3.0, help="at each concurrency (default: 3)")
@@ -78,7 +79,7 @@ def tune(arguments: argparse.Namespace) -> Path:
         RecipeError, ManifestError, RepositoryError: the recipe cannot be used, or is not built.
         BuildError: the outputs are there already, something is not installed, or no setting could be chosen.
     """
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     text = recipe_file(arguments.recipe).read_text(encoding="utf-8")
     output = arguments.out or ARTIFACTS / recipe.name / "tuned.yaml"
     refuse_outputs(output, recipe_file(arguments.recipe), arguments.resume, arguments.overwrite)
@@ -92,8 +93,8 @@ def tune(arguments: argparse.Namespace) -> Path:
         bench = Bench(recipe, arguments.recipe, load, Path(folder))
         measurements = open_measurements(output.with_suffix(".jsonl"), known, arguments.resume)
         choice = Sweep(recipe, plan, measurements, bench.measure, _tell).run()
-    comments = summary(choice, plan, known, arguments.recipe)
-    write_outputs(output, text, recipe, choice, measurements, comments, plan)
+    comments = summary(choice, plan, known, arguments.recipe, arguments.overrides)
+    write_outputs(output, text, recipe, choice, measurements, comments, plan, arguments.overrides)
     for line in comments:
         _tell(line)
     if recipe.name == DEFAULT_RECIPE:
@@ -128,11 +129,14 @@ def concurrencies(cores: int) -> list[int]:
     return sorted({1, *(cores * factor for factor in (1, 2, 4, 8))})
 
 
-def summary(choice: Choice, plan: Plan, known: Conditions, recipe_reference: str) -> list[str]:
+def summary(
+    choice: Choice, plan: Plan, known: Conditions, recipe_reference: str, overrides: Sequence[str] = ()
+) -> list[str]:
     """What the copy's first lines and the last ones of the command tell; no folder of this machine."""
     reference = Path(recipe_reference).name if Path(recipe_reference).is_absolute() else recipe_reference
     budget = [] if plan.p99_budget_ms is None else ["--p99-ms", f"{plan.p99_budget_ms:g}"]
-    command = shlex.join(["python", "-m", "tuning", "--recipe", reference, *budget])
+    values = [word for text in overrides for word in ("--set", text)]
+    command = shlex.join(["python", "-m", "tuning", "--recipe", reference, *values, *budget])
     versions = ", ".join(f"{name} {version}" for name, version in known["versions"].items())
     rounds = "1 round" if plan.rounds == 1 else f"medians of {plan.rounds} rounds"
     changed = ", ".join(f"{key} {old} → {new}" for key, old, new in changes(choice))
@@ -161,11 +165,12 @@ def write_outputs(
     measurements: Measurements,
     comments: list[str],
     plan: Plan,
+    overrides: Sequence[str] = (),
 ) -> None:
     """The picture, then the copy of the recipe's `text`."""
     title = f"{recipe.name}: {comments[1]}"
     picture = curves_svg(curves(measurements.rows), choice.setting, choice.own, title, plan.p99_budget_ms)
-    copy = tuned_text(text, recipe, choice.setting, comments)
+    copy = tuned_text(text, recipe, choice.setting, comments, overrides)
     write_atomically(output.with_suffix(".svg"), picture)
     write_atomically(output, copy.encode())
 

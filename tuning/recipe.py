@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import yaml
 
+from recipes.overrides import overridden, parse_override
 from recipes.schema import RECIPES, Recipe, RecipeError, parse_recipe
 from tuning.candidates import Setting
 
@@ -24,10 +25,13 @@ def recipe_file(recipe_reference: str) -> Path:
     return path if path.suffix in {".yaml", ".yml"} else RECIPES / f"{recipe_reference}.yaml"
 
 
-def tuned_text(text: str, recipe: Recipe, setting: Setting, comments: Iterable[str]) -> str:
+def tuned_text(
+    text: str, recipe: Recipe, setting: Setting, comments: Iterable[str], overrides: Sequence[str] = ()
+) -> str:
     """The recipe's text with the setting, below lines that tell where it comes from.
 
-    Where the keys cannot be changed in place (anchors, merged mappings) the text is written anew, without comments.
+    Where the keys cannot be changed in place (anchors, merged mappings), and where `overrides` gave the recipe other
+    values than its text has, the text is written anew with them, without comments.
     """
     tuned, own = setting.applied_to(recipe), Setting.of(recipe.serving)
     changes = {key: value for key, value in setting.model_dump().items() if value != getattr(own, key)}
@@ -36,9 +40,10 @@ def tuned_text(text: str, recipe: Recipe, setting: Setting, comments: Iterable[s
     edited = edited_text(body, changes)
     if _loads_as(edited, tuned):
         return "".join(lines) + edited
-    data = yaml.safe_load(body)
+    data, _ = overridden(yaml.safe_load(body), None, [parse_override(override) for override in overrides])
     data["serving"] = dict(data.get("serving") or {}) | changes
-    lines.append(f"{MARK}the text was written anew, because its keys could not be changed in place\n")
+    reason = "with the values of --set" if overrides else "because its keys could not be changed in place"
+    lines.append(f"{MARK}the text was written anew, {reason}\n")
     return "".join(lines) + yaml.safe_dump(data, sort_keys=False, allow_unicode=True)
 
 
