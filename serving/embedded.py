@@ -21,6 +21,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from common.instances import Processors, other_machine_note
 from common.paths import ARTIFACTS, repository_folder
 from recipes.errors import run_step
 from recipes.schema import load_recipe
@@ -50,6 +51,8 @@ def main(argv: list[str] | None = None) -> None:
         repository = arguments.repository or repository_folder(recipe)
         refuse_unbuilt(repository, recipe.name)
         refuse_plans(repository)
+        if note := other_machine_note(repository, Processors.of_this_machine()):
+            print(f"serving.embedded: {note}", file=sys.stderr)
         with embedded_server(arguments, repository) as server:
             print(welcome(server, recipe.name, recipe.notice), file=sys.stderr, flush=True)
             if arguments.json:

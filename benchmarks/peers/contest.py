@@ -1,4 +1,4 @@
-"""One run: every peer is started, checked and tuned; then all take turns, round after round."""
+"""One run: every peer is started, checked and tuned; then all take turns, round after round, the others stopped."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from benchmarks.peers.contestants import Contestant, FolderCommand, Served, With
 from benchmarks.peers.environments import ENVIRONMENTS, PeerError
 from benchmarks.peers.figures import Measured
 from benchmarks.peers.material import CHECKED, Material, difference
-from benchmarks.peers.processes import cpu_s, resident_mib, wait_until
-from benchmarks.peers.servers import Server, Service
+from benchmarks.peers.pausing import Paused
+from benchmarks.peers.processes import busy_s, cpu_s, resident_mib, wait_until
+from benchmarks.peers.servers import CORES, Server, Service
 
 START_DEADLINE_S = 300.0
 IDLE_DEADLINE_S = 60.0
@@ -34,24 +35,29 @@ class Settings:
 
 
 class Contest:
-    """The peers that run, and what was measured of each; a context manager that ends them."""
+    """The peers that run, and what was measured of each; a context manager that ends them.
+
+    A peer that is ready stands still, unless it is measured.
+    """
 
     def __init__(self, material: Material, folder: Path, settings: Settings) -> None:
         self.material, self.folder, self.settings = material, folder, settings
         self.rows: dict[str, Measured] = {}
         self._contestants: dict[str, Contestant] = {}
-        self._stack = ExitStack()
+        self._stack, self._paused = ExitStack(), Paused()
 
     def __enter__(self) -> Contest:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stack.close()
+        with self._stack, self._paused:  # all go on first: one that stands still ends by no signal but SIGKILL
+            pass
 
     # ---- starting ----
 
     def add_limit(self, recipe: str) -> None:
         with self._attempt("limit") as row:
+            row.weights = self.material.recipe.encoder.id
             limit = WithoutServer(self.material, recipe, self.folder / "limit.log", self._stack)
             answers = limit.examine(CHECKED)
             row.cold_start_s.append(time.perf_counter() - limit.process.started_s)
@@ -61,16 +67,19 @@ class Contest:
 
     def add_service(self, service: Service) -> None:
         """Start it with each number of workers it may have, and keep the best."""
-        with self._attempt(service.name) as row:
+        with self._attempt(service.name) as row, ExitStack() as starting:  # one that fails ends at once
+            row.weights = (service.material or self.material).recipe.encoder.id
             is_choice = len(service.workers) > 1
             workers = max(service.workers, key=lambda each: self._trial(service, each, row) if is_choice else 0)
-            server = self._stack.enter_context(service.start(workers, self.folder))
+            server = starting.enter_context(service.start(workers, self.folder))
             served = self._tuned(service, server, row)
             served.setting += f", workers: {workers}" if is_choice else ""
+            self._stack.enter_context(starting.pop_all())
             self._take_part(service.name, served)
 
     def add_folder_command(self, name: str) -> None:
-        with self._attempt(name):
+        with self._attempt(name) as row:
+            row.weights = self.material.recipe.encoder.id
             ENVIRONMENTS[name].check()
             self._take_part(name, FolderCommand(self.material, self.folder))
 
@@ -83,41 +92,53 @@ class Contest:
 
     def _tuned(self, service: Service, server: Server, row: Measured) -> Served:
         """Wait for its first answer, see that its answers are right, and find its best concurrency."""
-        wait_for_answer(server, self.material.pictures[0])
+        material = service.material or self.material
+        wait_for_answer(server, material.pictures[0])
         row.cold_start_s.append(time.perf_counter() - server.started_s)
-        answers = asyncio.run(server.examine(self.material.pictures[:CHECKED]))
-        row.difference = difference(self.material, answers, service.minimum_cosine)
+        answers = asyncio.run(server.examine(material.pictures[:CHECKED]))
+        row.difference = difference(material, answers, service.minimum_cosine)
         wait_until_idle(server.pid)
-        served = Served(server, self.material.pictures)
+        served = Served(server, material.pictures)
         served.choose(self.settings.concurrencies, self.settings.seconds)
         return served
 
     def _take_part(self, name: str, contestant: Contestant) -> None:
         self._contestants[name] = contestant
+        if contestant.pid is not None:
+            self._paused.stop(contestant.pid)
         say(f"{name}: ready, {contestant.setting}")
 
     # ---- measuring ----
 
     def run_rounds(self) -> None:
         """Make each measurement with all peers before the next one begins."""
-        rate = equal_rate(self._contestants.values())
-        say(f"equal load: {rate:.1f} requests/s")
+        rates = self._equal_rates()
+        for weights, rate in rates.items():
+            say(f"equal load of {weights}: {rate:.1f} requests/s")
         for number in range(self.settings.rounds):
             say(f"round {number + 1} of {self.settings.rounds}")
             self._each(self._saturate)
             self._each(_one_by_one)
-            self._each(lambda contestant, row: self._offer(contestant, row, rate))
+            self._each(lambda contestant, row: self._offer(contestant, row, rates[row.weights]))
+
+    def _equal_rates(self) -> dict[str, float]:
+        """Requests a second that all servers of the same weights get, by the weights."""
+        groups: dict[str, list[Contestant]] = {}
+        for name, contestant in self._contestants.items():
+            groups.setdefault(self.rows[name].weights, []).append(contestant)
+        return {weights: equal_rate(contestants) for weights, contestants in groups.items()}
 
     def _each(self, measure: Callable[[Contestant, Measured], None]) -> None:
         for name, contestant in list(self._contestants.items()):
-            with self._attempt(name) as row:
+            with self._attempt(name) as row, self._paused.awake(contestant.pid):
                 contestant.warm(min(WARM_S, self.settings.seconds))
                 measure(contestant, row)
 
     def _saturate(self, contestant: Contestant, row: Measured) -> None:
         pid = contestant.pid
-        before = cpu_s(pid) if pid else 0.0
+        before, all_before = cpu_s(pid) if pid else 0.0, busy_s()
         rate = contestant.saturate(self.settings.seconds)
+        row.busy.append((busy_s() - all_before) / rate.seconds / CORES)
         row.images_per_s.append(rate.images_per_s)
         row.setting = contestant.setting
         row.difference = row.difference if contestant.difference is None else contestant.difference
