@@ -59,6 +59,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=5, help="of each measurement (default %(default)s)")
     parser.add_argument("--concurrency", type=int, nargs="+", default=[1, 2, 4, 8, 16], help="that are tried")
+    parser.add_argument("--alone", type=int, metavar="PICTURES", help="scored one by one in each round (default: all)")
     return parser.parse_args(argv)
 
 
@@ -98,7 +99,7 @@ def contest(arguments: argparse.Namespace, folder: Path) -> int:
     if not set(CLASSIFIERS).isdisjoint(chosen):
         other = load_recipe(ROOT / CLASSIFIER)
         classifier = prepare(other, ARTIFACTS / "peers" / other.encoder.id)
-    settings = Settings(arguments.seconds, arguments.rounds, tuple(arguments.concurrency))
+    settings = Settings(arguments.seconds, arguments.rounds, tuple(arguments.concurrency), arguments.alone)
     with Contest(material, folder, settings) as running:
         if "limit" in chosen:
             running.add_limit(arguments.recipe)

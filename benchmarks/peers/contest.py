@@ -22,7 +22,7 @@ START_DEADLINE_S = 300.0
 IDLE_DEADLINE_S = 60.0
 LOAD_SHARE = 0.8
 """Share of the slowest server's capacity at which all latencies are compared."""
-WARM_S = 1.5
+WARM_S = 1.0
 """Longest uncounted work before each measurement."""
 
 
@@ -32,6 +32,8 @@ class Settings:
     """Length of each measurement."""
     rounds: int
     concurrencies: tuple[int, ...]
+    alone: int | None = None
+    """Pictures that are scored one after another in each round; all, if None."""
 
 
 class Contest:
@@ -66,16 +68,17 @@ class Contest:
             self._take_part("limit", limit)
 
     def add_service(self, service: Service) -> None:
-        """Start it with each number of workers it may have, and keep the best."""
+        """Start it with each number of workers it may have, one beside the other, and keep the best."""
         with self._attempt(service.name) as row, ExitStack() as starting:  # one that fails ends at once
             row.weights = (service.material or self.material).recipe.encoder.id
-            is_choice = len(service.workers) > 1
-            workers = max(service.workers, key=lambda each: self._trial(service, each, row) if is_choice else 0)
-            server = starting.enter_context(service.start(workers, self.folder))
-            served = self._tuned(service, server, row)
-            served.setting += f", workers: {workers}" if is_choice else ""
-            self._stack.enter_context(starting.pop_all())
-            self._take_part(service.name, served)
+            trials = [self._trial(service, workers, row, starting) for workers in service.workers]
+            best, process = max(trials, key=lambda trial: trial[0].capacity_per_s)
+            for served, other in trials:
+                if served is not best:
+                    other.close()
+            self._stack.enter_context(process)
+            starting.pop_all()
+            self._take_part(service.name, best)
 
     def add_folder_command(self, name: str) -> None:
         with self._attempt(name) as row:
@@ -83,12 +86,17 @@ class Contest:
             ENVIRONMENTS[name].check()
             self._take_part(name, FolderCommand(self.material, self.folder))
 
-    def _trial(self, service: Service, workers: int, row: Measured) -> float:
-        """Images/s at its best concurrency."""
-        with service.start(workers, self.folder) as server:
-            served = self._tuned(service, server, row)
-        say(f"{service.name}: {served.capacity_per_s:.1f} images/s, {served.setting}, workers: {workers}")
-        return served.capacity_per_s
+    def _trial(self, service: Service, workers: int, row: Measured, starting: ExitStack) -> tuple[Served, ExitStack]:
+        """The server at its best concurrency, stopped, and what ends it."""
+        process = starting.enter_context(ExitStack())
+        server = process.enter_context(service.start(workers, self.folder))
+        served = self._tuned(service, server, row)
+        if len(service.workers) > 1:
+            served.setting += f", workers: {workers}"
+            say(f"{service.name}: {served.capacity_per_s:.1f} images/s, {served.setting}")
+        process.callback(self._paused.go_on, server.pid)
+        self._paused.stop(server.pid)
+        return served, process
 
     def _tuned(self, service: Service, server: Server, row: Measured) -> Served:
         """Wait for its first answer, see that its answers are right, and find its best concurrency."""
@@ -96,7 +104,7 @@ class Contest:
         wait_for_answer(server, material.pictures[0])
         row.cold_start_s.append(time.perf_counter() - server.started_s)
         answers = asyncio.run(server.examine(material.pictures[:CHECKED]))
-        row.difference = difference(material, answers, service.minimum_cosine)
+        row.difference = difference(material, answers, service.minimum_cosine, service.tolerance)
         wait_until_idle(server.pid)
         served = Served(server, material.pictures)
         served.choose(self.settings.concurrencies, self.settings.seconds)
@@ -118,7 +126,7 @@ class Contest:
         for number in range(self.settings.rounds):
             say(f"round {number + 1} of {self.settings.rounds}")
             self._each(self._saturate)
-            self._each(_one_by_one)
+            self._each(self._one_by_one)
             self._each(lambda contestant, row: self._offer(contestant, row, rates[row.weights]))
 
     def _equal_rates(self) -> dict[str, float]:
@@ -146,6 +154,11 @@ class Contest:
             row.cpu_ms.append(1000 * (cpu_s(pid) - before) / rate.images)
             row.resident_mib = resident_mib(pid)
 
+    def _one_by_one(self, contestant: Contestant, row: Measured) -> None:
+        latencies = contestant.one_by_one(self.settings.alone)
+        if latencies is not None:
+            row.alone_ms.append(latencies)
+
     def _offer(self, contestant: Contestant, row: Measured, rate_per_s: float) -> None:
         latencies = contestant.offer(rate_per_s, 2 * self.settings.seconds)
         if latencies is not None:
@@ -161,12 +174,6 @@ class Contest:
             row.problem = str(error) if isinstance(error, PeerError) else f"{type(error).__name__}: {error}"
             self._contestants.pop(name, None)
             say(f"{name}: {row.problem}")
-
-
-def _one_by_one(contestant: Contestant, row: Measured) -> None:
-    latencies = contestant.one_by_one()
-    if latencies is not None:
-        row.alone_ms.append(latencies)
 
 
 def equal_rate(contestants: Iterable[Contestant]) -> float:

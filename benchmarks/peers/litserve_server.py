@@ -11,10 +11,8 @@ from __future__ import annotations
 import base64
 import os
 import sys
-from typing import Any
 
 import litserve  # pyright: ignore[reportMissingImports] (its own environment, .peers/litserve)
-import torch
 
 from benchmarks.peers.open_clip_classifier import Classifier
 
@@ -23,17 +21,19 @@ BATCH_TIMEOUT_S = 0.005
 
 
 class ScoreAPI(litserve.LitAPI):
-    def setup(self, device: str) -> None:
+    """One picture a request; LitServe reads the annotations of these methods, so they have none."""
+
+    def setup(self, device):
         self.classifier = Classifier(os.environ["MODEL"], os.environ["WEIGHTS"], os.environ["HEAD"])
 
-    def decode_request(self, request: dict[str, Any], **_: Any) -> torch.Tensor:
+    def decode_request(self, request):
         return self.classifier.pixels(base64.b64decode(request["image"]))
 
-    def predict(self, x: torch.Tensor, **_: Any) -> list[float]:
+    def predict(self, x):
         """(B, 3, H, W) float32 → B scores."""
         return self.classifier.scores(x)
 
-    def encode_response(self, output: float, **_: Any) -> dict[str, float]:
+    def encode_response(self, output):
         return {"score": output}
 
 

@@ -91,7 +91,9 @@ def prepare(recipe: Recipe, folder: Path) -> Material:
     return material
 
 
-def difference(material: Material, answers: list[PictureAnswer], minimum_cosine: float) -> float:
+def difference(
+    material: Material, answers: list[PictureAnswer], minimum_cosine: float, tolerance: float = SCORE_TOLERANCE
+) -> float:
     """Difference of a peer's answers to the first pictures from ours: 1 - cosine of embeddings, or absolute of scores.
 
     Raises:
@@ -106,8 +108,8 @@ def difference(material: Material, answers: list[PictureAnswer], minimum_cosine:
             raise PeerError(f"the cosine of its embeddings to ours is {cosine:.5f}, less than {minimum_cosine}")
         return 1 - cosine
     largest = float(np.abs(material.scores - np.array([each.score for each in answers], float)).max())
-    if not largest <= SCORE_TOLERANCE:
-        raise PeerError(f"its scores differ from ours by {largest:.4f}, at most {SCORE_TOLERANCE} is allowed")
+    if not largest <= tolerance:
+        raise PeerError(f"its scores differ from ours by {largest:.4f}, at most {tolerance} is allowed")
     return largest
 
 
