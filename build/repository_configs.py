@@ -9,7 +9,7 @@ from build.dali_variant import set_variant
 from build.repository_queues import set_queues
 from build.repository_warmup import set_warmup
 from common.head_parameters import head_parameters
-from common.instances import PARAMETER, Processors, is_decided, processors_text, with_instances
+from common.instances import PARAMETER, Processors, preferred_batch, processors_text, with_instances
 from common.manifest import EncoderManifest, HeadManifest
 from common.model_config import read_config
 from common.paths import MODEL_REPOSITORY
@@ -64,11 +64,13 @@ def _encoder(recipe: Recipe, encoder: EncoderManifest, processors: Processors) -
     config.output[0].dims[:] = encoder.output.dims
     config.instance_group[0].count = serving.encoder_instances
     config.dynamic_batching.max_queue_delay_microseconds = serving.max_queue_delay_us
+    if (preferred := preferred_batch(recipe.serving, processors)) is not None:
+        config.dynamic_batching.preferred_batch_size[:] = [preferred]
     set_queues(config, serving)
     (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     cuda.parameters["use_tf32"] = str(int(recipe.build.engine.tf32))
     _set_parameters(config, {"intra_op_thread_count": str(serving.intra_op_threads)})
-    if is_decided(recipe.serving):
+    if recipe.serving.goal == "throughput":
         _set_parameters(config, {PARAMETER: processors_text(processors)})
     return config
 

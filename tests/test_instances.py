@@ -11,6 +11,7 @@ from common.instances import (
     instances_line,
     is_decided,
     other_machine_note,
+    preferred_batch,
     recorded_processors,
     with_instances,
 )
@@ -62,6 +63,14 @@ def test_what_the_recipe_leaves_out_follows_from_what_it_gives():
     assert numbers(Serving(goal="throughput", intra_op_threads=8), 16) == (2, 8, 16)
     assert numbers(Serving(goal="throughput", intra_op_threads=0), 16)[1] == 0
     assert numbers(Serving(preprocess_instances=5), 16) == (1, 0, 5)
+
+
+@pytest.mark.parametrize(("cores", "preferred"), [(1, 4), (2, 4), (16, 8), (64, 16)])
+def test_for_throughput_a_batch_is_four_pictures_a_thread(cores, preferred):
+    assert preferred_batch(Serving(goal="throughput"), Processors(cores)) == preferred
+    assert preferred_batch(Serving(goal="throughput", max_batch_size=2), Processors(cores)) == 2
+    assert preferred_batch(Serving(goal="throughput"), Processors(cores, 1)) is None
+    assert preferred_batch(Serving(), Processors(cores)) is None
 
 
 def test_the_line_says_what_was_decided_and_for_what():
