@@ -24,6 +24,7 @@ from build.cosine import cosines
 from build.dali_pipeline import Device, batches_module, decoder_module, devices, write_pipelines
 from build.errors import INTERRUPTED, ParityError
 from build.onnx_embeddings import onnx_embeddings
+from common.instances import Processors, with_instances
 from common.manifest import EncoderManifest, read_encoder
 from common.paths import encoder_folder
 from common.photos import Picture, verification_pictures
@@ -85,7 +86,8 @@ def dali_pixels(
         ParityError: one of them would not be given to DALI.
     """
     batches, transform = batches_module(), served_transform(encoder.preprocessing, serving)
-    limits = {"max_batch_size": serving.max_batch_size, "threads": serving.preprocess_instances}
+    threads = with_instances(serving, Processors.of_this_machine()).preprocess_instances
+    limits = {"max_batch_size": serving.max_batch_size, "threads": threads}
     decoder = decoder_module().DaliDecoder(folder, gpu=None if device == "cpu" else 0, **limits)
     jpegs = {index: batches.sift(transform, picture.data) for index, picture in enumerate(pictures)}
     for index, jpeg in jpegs.items():

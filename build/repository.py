@@ -26,6 +26,7 @@ from build.proof import make_proof
 from build.repository_check import RepositoryError
 from build.repository_warmup import warmup_file, warmup_tensor
 from common.gpu import Machine, find_machine
+from common.instances import Processors, instances_line, recorded_processors
 from common.manifest import (
     EncoderManifest,
     HeadManifest,
@@ -78,6 +79,7 @@ def install(recipe: Recipe, target: Path, engine: str = "auto") -> None:
     artefacts = read_artefacts(recipe)
     plans = installed_names(choose_plans(artefacts.encoder_folder, artefacts.encoder, engine))
     configs = stamped_configs(recipe, artefacts, list(plans))
+    print(f"build.repository: {instances_line(recipe.serving, Processors.of_this_machine())}", file=sys.stderr)
     if target == MODEL_REPOSITORY:
         repository_check.compare_configs(configs, target)
         proof = _proof(recipe, artefacts, plans)
@@ -112,7 +114,7 @@ def install(recipe: Recipe, target: Path, engine: str = "auto") -> None:
 def check_installed(recipe: Recipe, target: Path, machine: Machine | None = None) -> list[str]:
     """Problems of an installed repository in itself and against the recipe; see `repository_check`."""
     plans = [plan.name for plan in find_plans(target / "clip_encoder" / "1")]
-    configs = stamped_configs(recipe, read_artefacts(recipe), plans)
+    configs = stamped_configs(recipe, read_artefacts(recipe), plans, recorded_processors(target))
     repository_check.compare_configs(configs, target, rolled_out=True)
     return repository_check.check(target, machine)
 
@@ -154,13 +156,15 @@ def installed_names(plans: list[Path]) -> dict[str, Path]:
 
 
 def stamped_configs(
-    recipe: Recipe, artefacts: Artefacts, plans: list[str]
+    recipe: Recipe, artefacts: Artefacts, plans: list[str], processors: Processors | None = None
 ) -> dict[str, repository_configs.ModelConfig]:
     """The stamped configs with the watches and Triton's map from compute capability to plan, if any.
 
+    What `serving.goal` decides is for `processors`, by default those of this machine.
+
     The default file name, of a file that is missing, tells Triton the backend, and an unlisted GPU that it has no plan.
     """
-    configs = repository_configs.stamped(recipe, artefacts.encoder, artefacts.heads)
+    configs = repository_configs.stamped(recipe, artefacts.encoder, artefacts.heads, processors)
     add_watches(configs, recipe, artefacts.heads)
     if names := cc_model_filenames(plans):
         configs["clip_encoder"].default_model_filename = plan_name()

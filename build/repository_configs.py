@@ -9,6 +9,7 @@ from build.dali_variant import set_variant
 from build.repository_queues import set_queues
 from build.repository_warmup import set_warmup
 from common.head_parameters import head_parameters
+from common.instances import PARAMETER, Processors, preferred_batch, processors_text, with_instances
 from common.manifest import EncoderManifest, HeadManifest
 from common.model_config import read_config
 from common.paths import MODEL_REPOSITORY
@@ -25,11 +26,14 @@ def to_text(config: ModelConfig, recipe_name: str) -> str:
     )
 
 
-def stamped(recipe: Recipe, encoder: EncoderManifest, heads: list[HeadManifest]) -> dict[str, ModelConfig]:
-    """Every model's config for a recipe, by model name."""
+def stamped(
+    recipe: Recipe, encoder: EncoderManifest, heads: list[HeadManifest], processors: Processors | None = None
+) -> dict[str, ModelConfig]:
+    """Every model's config for a recipe, by model name; `serving.goal` decides for `processors` or this machine."""
+    processors = processors or Processors.of_this_machine()
     configs = {
-        "preprocess": _preprocess(recipe.serving, encoder),
-        "clip_encoder": _encoder(recipe, encoder),
+        "preprocess": _preprocess(with_instances(recipe.serving, processors), encoder),
+        "clip_encoder": _encoder(recipe, encoder, processors),
         "image_embedding": _image_embedding(encoder),
         "image_score": _image_score(recipe.serving, heads),
     }
@@ -54,16 +58,20 @@ def _preprocess(serving: Serving, encoder: EncoderManifest) -> ModelConfig:
     return config
 
 
-def _encoder(recipe: Recipe, encoder: EncoderManifest) -> ModelConfig:
-    config, serving = _template("clip_encoder"), recipe.serving
+def _encoder(recipe: Recipe, encoder: EncoderManifest, processors: Processors) -> ModelConfig:
+    config, serving = _template("clip_encoder"), with_instances(recipe.serving, processors)
     config.input[0].dims[:] = encoder.input.dims
     config.output[0].dims[:] = encoder.output.dims
     config.instance_group[0].count = serving.encoder_instances
     config.dynamic_batching.max_queue_delay_microseconds = serving.max_queue_delay_us
+    if (preferred := preferred_batch(recipe.serving, processors)) is not None:
+        config.dynamic_batching.preferred_batch_size[:] = [preferred]
     set_queues(config, serving)
     (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
     cuda.parameters["use_tf32"] = str(int(recipe.build.engine.tf32))
     _set_parameters(config, {"intra_op_thread_count": str(serving.intra_op_threads)})
+    if recipe.serving.goal == "throughput":
+        _set_parameters(config, {PARAMETER: processors_text(processors)})
     return config
 
 

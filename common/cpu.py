@@ -53,6 +53,16 @@ def core_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def physical_core_count() -> int:
+    """Number of cores this process may use; two threads of one core count once, as in the onnxruntime backend."""
+    allowed = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1)
+    siblings = [Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list") for cpu in allowed]
+    try:
+        return len({path.read_text() for path in siblings})
+    except OSError:  # a container may hide them
+        return len(allowed)
+
+
 def int8_problem(cpu: Cpu) -> str | None:
     """Return why an int8 ONNX encoder cannot be served on a CPU; None when it can, or the CPU does not say."""
     if cpu.architecture not in ("x86_64", "AMD64") or not cpu.flags or "avx2" in cpu.flags:

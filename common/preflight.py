@@ -3,7 +3,8 @@
     python -m common.preflight model_repository
 
 TensorRT plans fit this GPU and TensorRT, the proof is of the encoder and the heads that lie there, and the CPU can run
-an int8 encoder. Each problem is a line with its remedy. It runs in the server's image, with pydantic and PyYAML alone.
+an int8 encoder. Each problem is a line with its remedy; encoders laid out for another machine are a note. It runs in
+the server's image, with pydantic and PyYAML alone.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 from common import cpu, plans
+from common.instances import Processors, other_machine_note
 from common.manifest import ManifestError, read_encoder
 from common.proof_file import proof_problems
 
@@ -42,7 +44,10 @@ def main(argv: list[str]) -> int:
     if len(argv) != 1:
         print("usage: python -m common.preflight MODEL_REPOSITORY", file=sys.stderr)
         return 2
-    lines = problems(Path(argv[0]))
+    repository = Path(argv[0])
+    if note := other_machine_note(repository, Processors.of_this_machine()):
+        print(f"common.preflight: {note}", file=sys.stderr)
+    lines = problems(repository)
     for problem in lines:
         print(f"common.preflight: {problem}", file=sys.stderr)
     return 1 if lines else 0

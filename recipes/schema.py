@@ -649,6 +649,7 @@ MIN_OPSET = 18
 """The oldest that torch's exporter writes; asked for 17, it writes 18."""
 
 Precision = Literal["fp32", "fp16", "int8"]
+Goal = Literal["latency", "throughput"]
 Cosine = Annotated[float, Field(gt=0, le=1)]
 
 
@@ -735,12 +736,18 @@ class Serving(_Section):
     preprocess: Literal["python", "dali"] = "python"
     """Decoder of JPEGs: `python` bit by bit as in training, or `dali`, NVIDIA's DALI, for a server with a GPU: its
     pixels are near (`build.minimum_cosine.dali`), and it decodes at full size only."""
-    preprocess_instances: int = Field(default=2, ge=1)
-    """Python processes that decode images; about one a core. With `preprocess: dali` the threads of one, per GPU."""
-    encoder_instances: int = Field(default=1, ge=1)
-    """Copies of the encoder in memory (per GPU where there are several)."""
-    intra_op_threads: int = Field(default=0, ge=0)
-    """onnxruntime threads of one encoder instance; 0 means one a physical core."""
+    goal: Goal = "latency"
+    """Decides the three numbers below where they are not given. `latency` answers one picture soonest: one encoder on
+    all cores, two processes that decode. `throughput` scores the most pictures: several encoders of few threads, from
+    the cores of the machine that runs `build.repository`; on a GPU two."""
+    preprocess_instances: int | None = Field(default=None, ge=1)
+    """Python processes that decode images: 2, for throughput one a core and at least 2. With `preprocess: dali` the
+    threads of one, per GPU."""
+    encoder_instances: int | None = Field(default=None, ge=1)
+    """Copies of the encoder in memory (per GPU where there are several): 1, for throughput by the cores."""
+    intra_op_threads: int | None = Field(default=None, ge=0)
+    """onnxruntime threads of one encoder instance; 0 means one a physical core. It is 0, for throughput the cores
+    divided by the encoders."""
     max_bytes: int = Field(default=32 * 2**20, ge=1)
     """Largest encoded image, in bytes."""
     max_pixels: int = Field(default=64_000_000, ge=1)

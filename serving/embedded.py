@@ -22,6 +22,7 @@ import sys
 from pathlib import Path
 from typing import NoReturn
 
+from common.instances import Processors, other_machine_note
 from common.paths import ARTIFACTS, repository_folder
 from common.recipe_record import differences
 from recipes.arguments import add_recipe_options, recipe_of
@@ -55,6 +56,8 @@ def main(argv: list[str] | None = None) -> None:
         refuse_plans(repository)
         if arguments.repository is None:
             compare_with_build(repository, recipe, arguments.overrides)
+        if note := other_machine_note(repository, Processors.of_this_machine()):
+            print(f"serving.embedded: {note}", file=sys.stderr)
         with embedded_server(arguments, repository) as server:
             print(welcome(server, recipe.name, recipe.notice), file=sys.stderr, flush=True)
             if arguments.json:

@@ -9,9 +9,11 @@ import logging
 import os
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -20,8 +22,8 @@ from pictures import jpeg
 from PIL import Image
 from waiting import PATIENCE_S
 
-from benchmarks.peers import environments
-from benchmarks.peers.__main__ import ENVIRONMENT_OF, SERVICES, WITHOUT_SERVER
+from benchmarks.peers import environments, vit_classifier
+from benchmarks.peers.__main__ import CLASSIFIER, ENVIRONMENT_OF, RECIPE, SERVICES, WITHOUT_SERVER
 from benchmarks.peers.clip_retrieval import command, read_run
 from benchmarks.peers.contest import Contest, Settings, equal_rate
 from benchmarks.peers.contestants import Contestant, Served
@@ -29,20 +31,24 @@ from benchmarks.peers.environments import ENVIRONMENTS, Environment, PeerError, 
 from benchmarks.peers.figures import (
     Figures,
     Measured,
+    PairedRatio,
     added_ms,
     as_json,
     comparisons,
     figures_of,
+    paired_ratios,
     picture_latencies,
 )
 from benchmarks.peers.hugging_face import image_config, model_config, renamed
 from benchmarks.peers.limit import Limit, until
 from benchmarks.peers.load import Ask, Throughput, offer, one_by_one, saturate
 from benchmarks.peers.material import CHECKED, Material, PictureAnswer, difference
+from benchmarks.peers.pausing import Paused
 from benchmarks.peers.pictures import MEGAPIXELS, jpeg_pictures, scaled_size
-from benchmarks.peers.processes import Process, cpu_s, resident_mib, wait_until
-from benchmarks.peers.servers import Server, Service, services
+from benchmarks.peers.processes import Process, busy_s, cpu_s, process_tree, resident_mib, wait_until
+from benchmarks.peers.servers import Server, Service, served_recipe, services
 from benchmarks.results.views import terminal_text
+from common.manifest import Preprocessing
 from common.paths import ROOT
 from recipes.schema import load_recipe
 
@@ -66,14 +72,14 @@ async def failing(picture: bytes) -> PictureAnswer:
 
 
 class FakeServer(Server):
-    """Answers in this process."""
+    """Answers in this process; `pid` is another's, which can be stopped."""
 
-    def __init__(self, ask: Ask) -> None:
-        self.ask = ask
+    def __init__(self, ask: Ask, pid: int = 0) -> None:
+        self.ask, self._pid = ask, pid
 
     @property
     def pid(self) -> int:
-        return os.getpid()
+        return self._pid
 
     @property
     def started_s(self) -> float:
@@ -90,7 +96,8 @@ class FakeServer(Server):
 def service(name: str, ask: Ask, workers: tuple[int, ...] = (1,)) -> Service:
     @contextmanager
     def start(workers: int, folder: Path) -> Iterator[Server]:
-        yield FakeServer(ask)
+        with Process(["sleep", "999"], os.environ, folder / f"{name}.log") as process:
+            yield FakeServer(ask, process.pid)
 
     return Service(name, start, workers)
 
@@ -151,21 +158,27 @@ def test_last_line(text, line):
 
 def test_every_peer_has_an_environment_and_a_start(demo, tmp_path):
     material = Material(demo, tmp_path, [], np.zeros(0), np.zeros((0, 1)))
-    assert [each.name for each in services(material)] == list(SERVICES)
+    assert [each.name for each in services(material, material)] == list(SERVICES)
     assert set(ENVIRONMENT_OF.values()) == set(ENVIRONMENTS)
     assert set(ENVIRONMENT_OF) < set(SERVICES) | set(WITHOUT_SERVER)
 
 
-@pytest.mark.parametrize("name", ["FastAPI", "MLflow", "infinity"])
+@pytest.mark.parametrize("name", ["FastAPI", "MLflow", "LitServe", "infinity", "transformers ViT-B/16"])
 def test_a_peer_that_is_not_installed_is_not_started(peers, material, name):
-    (peer,) = (each for each in services(material) if each.name == name)
+    (peer,) = (each for each in services(material, material) if each.name == name)
     with pytest.raises(PeerError, match="--install"), peer.start(1, material.folder):
         pass
 
 
-def test_the_benchmarks_own_recipe_is_one():
-    recipe = load_recipe(ROOT / "benchmarks/peers/vit-b-32.yaml")
-    assert recipe.encoder.weights_source == "random-1"
+@pytest.mark.parametrize("file", [RECIPE, CLASSIFIER])
+def test_the_benchmarks_own_recipes_are_some(file):
+    assert load_recipe(ROOT / file).encoder.weights_source == "random-1"
+
+
+def test_ours_differ_in_precision_and_goal_alone(material):
+    recipe = served_recipe(material, "int8", "throughput")
+    assert (recipe.build.precision, recipe.serving.goal) == ("int8", "throughput")
+    assert served_recipe(material, "fp32", "latency").serving == material.recipe.serving
 
 
 # ---- pictures and right answers ----
@@ -262,6 +275,7 @@ def test_both_layouts_work_until_the_time_is_up(limit, layout, batch_size):
 def test_the_limit_scores_in_order_and_alone(limit):
     assert limit.scores(3)["scores"] == pytest.approx([0, 0.1, 0.2])
     assert len(limit.one_by_one()["milliseconds"]) == 5
+    assert len(limit.one_by_one(3)["milliseconds"]) == 3
 
 
 def test_until_a_moment_that_has_passed_nothing_is_drawn():
@@ -298,6 +312,93 @@ def test_a_process_ends_with_all_it_started(tmp_path):
     assert wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, PATIENCE_S)
 
 
+def test_the_machines_time_grows_with_work():
+    before = busy_s()
+    end = time.perf_counter() + 0.2
+    while time.perf_counter() < end:
+        pass
+    assert busy_s() > before
+
+
+# ---- stopping what is not measured ----
+
+
+@pytest.fixture
+def family(tmp_path) -> Iterator[int]:
+    """A process with a child and a grandchild."""
+    sleeps = "import subprocess, time; subprocess.Popen(['sleep', '999']); time.sleep(999)"
+    code = f"import subprocess, sys, time; subprocess.Popen([sys.executable, '-c', {sleeps!r}]); time.sleep(999)"
+    with python(code, tmp_path / "family.log") as process:
+        assert wait_until(lambda: len(process_tree(process.pid)) == 3, PATIENCE_S)
+        yield process.pid
+
+
+def states(pid: int) -> set[bool]:
+    """Whether the processes of a tree are stopped."""
+    return {process.status() == psutil.STATUS_STOPPED for process in process_tree(pid)}
+
+
+def test_all_processes_of_a_peer_stop_and_go_on(family):
+    with Paused() as paused:
+        paused.stop(family)
+        assert wait_until(lambda: states(family) == {True}, PATIENCE_S)
+        with paused.awake(family):
+            assert wait_until(lambda: states(family) == {False}, PATIENCE_S)
+        assert wait_until(lambda: states(family) == {True}, PATIENCE_S)
+    assert wait_until(lambda: states(family) == {False}, PATIENCE_S)
+    assert len(process_tree(family)) == 3
+
+
+@pytest.mark.parametrize("error", [PeerError("broken"), KeyboardInterrupt(), SystemExit(143)])
+def test_what_was_stopped_goes_on_after_an_exception(family, error):
+    with pytest.raises(type(error)), Paused() as paused:  # noqa: PT012 (the second is stopped when it comes)
+        paused.stop(family)
+        with paused.awake(family):
+            raise error
+    assert wait_until(lambda: states(family) == {False}, PATIENCE_S)
+
+
+def test_a_peer_without_a_process_or_with_one_that_ended_is_no_trouble(tmp_path):
+    with python("pass", tmp_path / "log") as process:
+        process.wait(PATIENCE_S)
+        with Paused() as paused:
+            paused.stop(process.pid)
+            with paused.awake(process.pid), paused.awake(None):
+                pass
+    assert process_tree(process.pid) == []
+
+
+def test_in_the_contest_only_one_is_awake_and_an_interruption_leaves_none_stopped(material):
+    seen, processes, stopped_at_first = [], {}, []
+
+    def watched(name: str) -> Service:
+        async def ask(picture: bytes) -> PictureAnswer:
+            seen.append({each: states(pid) for each, pid in processes.items()} | {"asked": name})
+            return await tenth(picture)
+
+        @contextmanager
+        def start(workers: int, folder: Path) -> Iterator[Server]:
+            with Process(["sleep", "999"], os.environ, folder / f"{name}.log") as process:
+                processes[name] = process.pid
+                yield FakeServer(ask, process.pid)
+
+        return Service(name, start)
+
+    with pytest.raises(KeyboardInterrupt), Contest(material, material.folder, SHORT) as contest:  # noqa: PT012
+        contest.add_service(watched("first"))
+        contest.add_service(watched("second"))
+        stopped_at_first += [states(pid) for pid in processes.values()]
+        contest.run_rounds()
+        raise KeyboardInterrupt
+    assert stopped_at_first == [{True}, {True}]
+    for look in seen:
+        if set(look) == {"first", "second", "asked"}:
+            other = "second" if look["asked"] == "first" else "first"
+            assert look[look["asked"]] == {False}
+            assert look[other] == {True}
+    assert all(not process_tree(pid) for pid in processes.values())
+
+
 def test_waiting_ends(tmp_path):
     assert not wait_until(lambda: False, deadline_s=0.1, pause_s=0.01)
 
@@ -312,12 +413,8 @@ def test_all_peers_are_measured_in_every_round(material):
         contest.run_rounds()
     row = contest.rows["quick"]
     assert row.problem is None
-    assert (len(row.images_per_s), len(row.alone_ms), len(row.loaded_ms), len(row.cold_start_s)) == (
-        2,
-        2,
-        2,
-        3,
-    )  # 2 trials
+    assert (len(row.images_per_s), len(row.alone_ms), len(row.loaded_ms)) == (2, 2, 2)
+    assert len(row.cold_start_s) == 2  # one and two workers
     assert [len(round_) for round_ in row.alone_ms] == [8, 8]
     assert row.difference == 0
     assert "workers" in row.setting
@@ -397,17 +494,56 @@ def test_comparisons_are_with_the_best_of_the_others():
     rows = {
         "limit": Measured("limit", images_per_s=[20.0], alone_ms=[[50]]),
         "clipsieve fp32": Measured("clipsieve fp32", images_per_s=[19.5], alone_ms=[[52]], loaded_ms=[[60]]),
+        "clipsieve fp32 throughput": Measured("clipsieve fp32 throughput", images_per_s=[19.0]),
         "FastAPI": Measured("FastAPI", images_per_s=[13.0], loaded_ms=[[200]]),
         "MLflow": Measured("MLflow", images_per_s=[10.0], loaded_ms=[[100]]),
         "infinity": Measured("infinity", problem="not installed"),
     }
     served, added, fp32, int8, p99, cold = comparisons(rows)
-    assert served.value == pytest.approx(0.975)
+    assert (served.value, served.met) == (pytest.approx(0.95), True)
     assert (added.value, added.met) == (2, True)
     assert (fp32.value, fp32.against, fp32.met) == (1.5, "FastAPI", True)
     assert (int8.value, int8.met) == (None, None)
     assert (p99.value, p99.against, p99.met) == (0.6, "MLflow", True)
     assert cold.value is None
+
+
+def test_images_are_compared_round_by_round_with_the_spread():
+    rows = {
+        "limit": Measured("limit", weights="b32", images_per_s=[20.0, 10.0, 8.0]),
+        "clipsieve fp32": Measured("clipsieve fp32", weights="b32", images_per_s=[18.0, 8.0, 8.0]),
+        "FastAPI": Measured("FastAPI", weights="b32", images_per_s=[9.0, 8.0]),
+        "clipsieve ViT-B/16": Measured("clipsieve ViT-B/16", weights="b16", images_per_s=[3.0]),
+        "transformers ViT-B/16": Measured("transformers ViT-B/16", weights="b16", images_per_s=[2.0]),
+        "infinity": Measured("infinity", weights="b32", problem="not installed"),
+    }
+    assert paired_ratios(rows) == [
+        PairedRatio("clipsieve fp32", "limit", 3, 0.8, 0.9, 1.0),
+        PairedRatio("clipsieve fp32", "FastAPI", 2, 1.0, 1.5, 2.0),
+        PairedRatio("clipsieve ViT-B/16", "transformers ViT-B/16", 1, 1.5, 1.5, 1.5),
+    ]
+
+
+def test_a_ratio_is_that_of_the_rounds_and_not_of_the_medians():
+    """The machine was slow in one round of three: the medians of both are of different rounds."""
+    rows = {
+        "limit": Measured("limit", images_per_s=[10.0, 40.0, 20.0]),
+        "clipsieve fp32 throughput": Measured("clipsieve fp32 throughput", images_per_s=[9.0, 38.0, 19.0]),
+        "clipsieve fp32": Measured("clipsieve fp32", images_per_s=[9.0, 38.0, 19.0]),
+        "FastAPI": Measured("FastAPI", images_per_s=[6.0, 19.0, 19.0]),
+    }
+    served, _, fp32, *_ = comparisons(rows)
+    assert served.value == pytest.approx(0.95)
+    assert fp32.value == pytest.approx(1.5)
+
+
+def test_peers_of_other_weights_are_never_the_best_peer():
+    rows = {
+        "clipsieve fp32": Measured("clipsieve fp32", weights="b32", images_per_s=[20.0]),
+        "FastAPI": Measured("FastAPI", weights="b32", images_per_s=[10.0]),
+        "transformers ViT-B/16": Measured("transformers ViT-B/16", weights="b16", images_per_s=[15.0]),
+    }
+    assert [each.against for each in comparisons(rows) if each.name.startswith("fp32")] == ["FastAPI"]
 
 
 def test_comparisons_of_nothing_are_not_measured():
@@ -460,6 +596,57 @@ def test_a_run_without_output_is_refused(tmp_path):
 
 def test_clip_retrieval_gets_the_weights_as_a_path(material):
     assert f"--clip_model=open_clip:{material.model}/{material.weights}" in command(material, material.folder)
+
+
+SMALL_VIT: Any = {"img_size": 32, "patch_size": 8, "embed_dim": 128, "depth": 2, "num_heads": 2, "num_classes": 0}
+
+
+@pytest.fixture
+def small_vit() -> dict[str, np.ndarray]:
+    """The state dict of a small timm ViT with seeded weights and no classifier."""
+    import timm
+    import torch
+
+    torch.manual_seed(0)
+    model = timm.create_model("vit_base_patch16_224", **SMALL_VIT)
+    return {name: tensor.detach().numpy() for name, tensor in model.state_dict().items()}
+
+
+def test_a_vits_weights_are_renamed_for_transformers(small_vit):
+    head = {"weight": np.ones((1, 128), np.float32), "bias": np.zeros(1, np.float32)}
+    tensors = vit_classifier.renamed(small_vit, head)
+    assert len(tensors) == len(small_vit) + 2 * 2 * 2 + 2  # 3 for 1: weights and biases of 2 blocks; the classifier
+    layer = "vit.encoder.layer.1.attention.attention"
+    parts = [tensors[f"{layer}.{name}.weight"] for name in ("query", "key", "value")]
+    np.testing.assert_array_equal(np.concatenate(parts), small_vit["blocks.1.attn.qkv.weight"])
+    np.testing.assert_array_equal(tensors["classifier.weight"], head["weight"])
+    with pytest.raises(ValueError, match=r"fc_norm\.weight"):
+        vit_classifier.renamed({"fc_norm.weight": np.zeros(1)}, head)
+
+
+def test_a_vits_config_follows_from_the_weights(small_vit):
+    config = vit_classifier.model_config(small_vit)
+    assert (config["image_size"], config["patch_size"], config["hidden_size"]) == (32, 8, 128)
+    assert (config["num_hidden_layers"], config["num_attention_heads"], config["intermediate_size"]) == (2, 2, 512)
+
+
+def test_transformers_computes_the_same_from_the_folder(small_vit, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="transformers is an extra; .peers/transformers has it")
+    import timm
+    import torch
+
+    torch.save({name: torch.from_numpy(array) for name, array in small_vit.items()}, tmp_path / "weights.pt")
+    np.savez(tmp_path / "head.npz", weight=np.ones((1, 128), np.float32), bias=np.full(1, 0.5, np.float32))
+    half = (0.5, 0.5, 0.5)
+    views = Preprocessing(image_size=32, resize_mode="shortest", interpolation="bicubic", mean=half, std=half)
+    folder = vit_classifier.write_folder(tmp_path / "weights.pt", tmp_path / "head.npz", views, tmp_path / "folder")
+    ours = timm.create_model("vit_base_patch16_224", **SMALL_VIT)
+    ours.load_state_dict(torch.load(tmp_path / "weights.pt", weights_only=True))
+    theirs = transformers.ViTForImageClassification.from_pretrained(folder)
+    pixels = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        expected = ours.eval()(pixels).sum(dim=1) + 0.5
+        np.testing.assert_allclose(theirs.eval()(pixels).logits[:, 0].numpy(), expected.numpy(), atol=1e-4)
 
 
 @pytest.fixture(scope="module")

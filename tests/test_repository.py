@@ -20,9 +20,10 @@ from build import repository_check
 from build.head import build_head
 from build.repository import install, main, read_artefacts
 from build.repository_check import RepositoryError, check, check_texts, compare_configs
-from build.repository_configs import stamped
+from build.repository_configs import stamped, to_text
 from build.repository_queues import LIMITED, queue_problems
 from build.repository_warmup import draw_picture, sample_problems, warmup_file, warmup_tensor
+from common.instances import Processors, recorded_processors
 from common.manifest import EncoderManifest, HeadManifest, ManifestError, read_encoder
 from common.model_config import ConfigError, read_config
 from common.paths import DEFAULT_RECIPE, MODEL_REPOSITORY, ROOT, encoder_folder
@@ -99,6 +100,26 @@ def test_tf32_is_the_recipes(tmp_path):
         config = stamped(recipe, default_encoder(), default_heads(tmp_path / option))["clip_encoder"]
         (cuda,) = config.optimization.execution_accelerators.gpu_execution_accelerator
         assert (cuda.name, dict(cuda.parameters)) == ("cuda", {"use_tf32": option})
+
+
+def test_a_goal_lays_the_encoders_out_for_a_machine_which_is_recorded(tmp_path):
+    recipe = load_recipe(DEFAULT_RECIPE)
+    fast = recipe.model_copy(update={"serving": recipe.serving.model_copy(update={"goal": "throughput"})})
+    configs = stamped(fast, default_encoder(), default_heads(tmp_path), Processors(16))
+    encoder, preprocess = configs["clip_encoder"], configs["preprocess"]
+    assert (encoder.instance_group[0].count, preprocess.instance_group[0].count) == (8, 16)
+    assert encoder.parameters["intra_op_thread_count"].string_value == "2"
+    assert list(encoder.dynamic_batching.preferred_batch_size) == [8]
+    text = to_text(encoder, "fast")
+    (tmp_path / "clip_encoder").mkdir()
+    (tmp_path / "clip_encoder" / "config.pbtxt").write_text(text)
+    assert recorded_processors(tmp_path) == Processors(16)
+    assert read_config(tmp_path / "clip_encoder" / "config.pbtxt") == encoder
+
+
+def test_without_a_goal_the_machine_decides_nothing(tmp_path):
+    recipe, encoder, heads = load_recipe(DEFAULT_RECIPE), default_encoder(), default_heads(tmp_path)
+    assert stamped(recipe, encoder, heads, Processors(64, 2)) == stamped(recipe, encoder, heads, Processors(1))
 
 
 def test_installed_repository_has_no_problems(repository):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
+from common.instances import Processors, with_instances
 from recipes.schema import Recipe, RecipeError, Serving, parse_recipe
 
 Stage = Literal["encoder", "preprocess", "batch", "delay"]
@@ -25,7 +26,9 @@ class Setting(BaseModel, extra="forbid", frozen=True):
 
     @classmethod
     def of(cls, serving: Serving) -> Setting:
-        return cls(**{key: getattr(serving, key) for key in cls.model_fields})
+        """What is served with the section here: the recipe's numbers, or what its goal makes of this machine."""
+        full = with_instances(serving, Processors.of_this_machine())
+        return cls(**{key: getattr(full, key) for key in cls.model_fields})
 
     def applied_to(self, recipe: Recipe) -> Recipe:
         """

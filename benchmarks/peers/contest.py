@@ -1,4 +1,4 @@
-"""One run: every peer is started, checked and tuned; then all take turns, round after round."""
+"""One run: every peer is started, checked and tuned; then all take turns, round after round, the others stopped."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from benchmarks.peers.contestants import Contestant, FolderCommand, Served, With
 from benchmarks.peers.environments import ENVIRONMENTS, PeerError
 from benchmarks.peers.figures import Measured
 from benchmarks.peers.material import CHECKED, Material, difference
-from benchmarks.peers.processes import cpu_s, resident_mib, wait_until
-from benchmarks.peers.servers import Server, Service
+from benchmarks.peers.pausing import Paused
+from benchmarks.peers.processes import busy_s, cpu_s, resident_mib, wait_until
+from benchmarks.peers.servers import CORES, Server, Service
 
 START_DEADLINE_S = 300.0
 IDLE_DEADLINE_S = 60.0
 LOAD_SHARE = 0.8
 """Share of the slowest server's capacity at which all latencies are compared."""
-WARM_S = 1.5
+WARM_S = 1.0
 """Longest uncounted work before each measurement."""
 
 
@@ -31,27 +32,34 @@ class Settings:
     """Length of each measurement."""
     rounds: int
     concurrencies: tuple[int, ...]
+    alone: int | None = None
+    """Pictures that are scored one after another in each round; all, if None."""
 
 
 class Contest:
-    """The peers that run, and what was measured of each; a context manager that ends them."""
+    """The peers that run, and what was measured of each; a context manager that ends them.
+
+    A peer that is ready stands still, unless it is measured.
+    """
 
     def __init__(self, material: Material, folder: Path, settings: Settings) -> None:
         self.material, self.folder, self.settings = material, folder, settings
         self.rows: dict[str, Measured] = {}
         self._contestants: dict[str, Contestant] = {}
-        self._stack = ExitStack()
+        self._stack, self._paused = ExitStack(), Paused()
 
     def __enter__(self) -> Contest:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._stack.close()
+        with self._stack, self._paused:  # all go on first: one that stands still ends by no signal but SIGKILL
+            pass
 
     # ---- starting ----
 
     def add_limit(self, recipe: str) -> None:
         with self._attempt("limit") as row:
+            row.weights = self.material.recipe.encoder.id
             limit = WithoutServer(self.material, recipe, self.folder / "limit.log", self._stack)
             answers = limit.examine(CHECKED)
             row.cold_start_s.append(time.perf_counter() - limit.process.started_s)
@@ -60,70 +68,96 @@ class Contest:
             self._take_part("limit", limit)
 
     def add_service(self, service: Service) -> None:
-        """Start it with each number of workers it may have, and keep the best."""
-        with self._attempt(service.name) as row:
-            is_choice = len(service.workers) > 1
-            workers = max(service.workers, key=lambda each: self._trial(service, each, row) if is_choice else 0)
-            server = self._stack.enter_context(service.start(workers, self.folder))
-            served = self._tuned(service, server, row)
-            served.setting += f", workers: {workers}" if is_choice else ""
-            self._take_part(service.name, served)
+        """Start it with each number of workers it may have, one beside the other, and keep the best."""
+        with self._attempt(service.name) as row, ExitStack() as starting:  # one that fails ends at once
+            row.weights = (service.material or self.material).recipe.encoder.id
+            trials = [self._trial(service, workers, row, starting) for workers in service.workers]
+            best, process = max(trials, key=lambda trial: trial[0].capacity_per_s)
+            for served, other in trials:
+                if served is not best:
+                    other.close()
+            self._stack.enter_context(process)
+            starting.pop_all()
+            self._take_part(service.name, best)
 
     def add_folder_command(self, name: str) -> None:
-        with self._attempt(name):
+        with self._attempt(name) as row:
+            row.weights = self.material.recipe.encoder.id
             ENVIRONMENTS[name].check()
             self._take_part(name, FolderCommand(self.material, self.folder))
 
-    def _trial(self, service: Service, workers: int, row: Measured) -> float:
-        """Images/s at its best concurrency."""
-        with service.start(workers, self.folder) as server:
-            served = self._tuned(service, server, row)
-        say(f"{service.name}: {served.capacity_per_s:.1f} images/s, {served.setting}, workers: {workers}")
-        return served.capacity_per_s
+    def _trial(self, service: Service, workers: int, row: Measured, starting: ExitStack) -> tuple[Served, ExitStack]:
+        """The server at its best concurrency, stopped, and what ends it."""
+        process = starting.enter_context(ExitStack())
+        server = process.enter_context(service.start(workers, self.folder))
+        served = self._tuned(service, server, row)
+        if len(service.workers) > 1:
+            served.setting += f", workers: {workers}"
+            say(f"{service.name}: {served.capacity_per_s:.1f} images/s, {served.setting}")
+        process.callback(self._paused.go_on, server.pid)
+        self._paused.stop(server.pid)
+        return served, process
 
     def _tuned(self, service: Service, server: Server, row: Measured) -> Served:
         """Wait for its first answer, see that its answers are right, and find its best concurrency."""
-        wait_for_answer(server, self.material.pictures[0])
+        material = service.material or self.material
+        wait_for_answer(server, material.pictures[0])
         row.cold_start_s.append(time.perf_counter() - server.started_s)
-        answers = asyncio.run(server.examine(self.material.pictures[:CHECKED]))
-        row.difference = difference(self.material, answers, service.minimum_cosine)
+        answers = asyncio.run(server.examine(material.pictures[:CHECKED]))
+        row.difference = difference(material, answers, service.minimum_cosine, service.tolerance)
         wait_until_idle(server.pid)
-        served = Served(server, self.material.pictures)
+        served = Served(server, material.pictures)
         served.choose(self.settings.concurrencies, self.settings.seconds)
         return served
 
     def _take_part(self, name: str, contestant: Contestant) -> None:
         self._contestants[name] = contestant
+        if contestant.pid is not None:
+            self._paused.stop(contestant.pid)
         say(f"{name}: ready, {contestant.setting}")
 
     # ---- measuring ----
 
     def run_rounds(self) -> None:
         """Make each measurement with all peers before the next one begins."""
-        rate = equal_rate(self._contestants.values())
-        say(f"equal load: {rate:.1f} requests/s")
+        rates = self._equal_rates()
+        for weights, rate in rates.items():
+            say(f"equal load of {weights}: {rate:.1f} requests/s")
         for number in range(self.settings.rounds):
             say(f"round {number + 1} of {self.settings.rounds}")
             self._each(self._saturate)
-            self._each(_one_by_one)
-            self._each(lambda contestant, row: self._offer(contestant, row, rate))
+            self._each(self._one_by_one)
+            self._each(lambda contestant, row: self._offer(contestant, row, rates[row.weights]))
+
+    def _equal_rates(self) -> dict[str, float]:
+        """Requests a second that all servers of the same weights get, by the weights."""
+        groups: dict[str, list[Contestant]] = {}
+        for name, contestant in self._contestants.items():
+            groups.setdefault(self.rows[name].weights, []).append(contestant)
+        return {weights: equal_rate(contestants) for weights, contestants in groups.items()}
 
     def _each(self, measure: Callable[[Contestant, Measured], None]) -> None:
         for name, contestant in list(self._contestants.items()):
-            with self._attempt(name) as row:
+            with self._attempt(name) as row, self._paused.awake(contestant.pid):
                 contestant.warm(min(WARM_S, self.settings.seconds))
                 measure(contestant, row)
 
     def _saturate(self, contestant: Contestant, row: Measured) -> None:
         pid = contestant.pid
-        before = cpu_s(pid) if pid else 0.0
+        before, all_before = cpu_s(pid) if pid else 0.0, busy_s()
         rate = contestant.saturate(self.settings.seconds)
+        row.busy.append((busy_s() - all_before) / rate.seconds / CORES)
         row.images_per_s.append(rate.images_per_s)
         row.setting = contestant.setting
         row.difference = row.difference if contestant.difference is None else contestant.difference
         if pid:
             row.cpu_ms.append(1000 * (cpu_s(pid) - before) / rate.images)
             row.resident_mib = resident_mib(pid)
+
+    def _one_by_one(self, contestant: Contestant, row: Measured) -> None:
+        latencies = contestant.one_by_one(self.settings.alone)
+        if latencies is not None:
+            row.alone_ms.append(latencies)
 
     def _offer(self, contestant: Contestant, row: Measured, rate_per_s: float) -> None:
         latencies = contestant.offer(rate_per_s, 2 * self.settings.seconds)
@@ -140,12 +174,6 @@ class Contest:
             row.problem = str(error) if isinstance(error, PeerError) else f"{type(error).__name__}: {error}"
             self._contestants.pop(name, None)
             say(f"{name}: {row.problem}")
-
-
-def _one_by_one(contestant: Contestant, row: Measured) -> None:
-    latencies = contestant.one_by_one()
-    if latencies is not None:
-        row.alone_ms.append(latencies)
 
 
 def equal_rate(contestants: Iterable[Contestant]) -> float:

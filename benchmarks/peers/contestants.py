@@ -44,8 +44,8 @@ class Contestant(ABC):
         """Work that is not counted, after others had their turn: memory that lay idle may be slow at first."""
         self.saturate(seconds)
 
-    def one_by_one(self) -> list[float] | None:
-        """Milliseconds of each picture alone."""
+    def one_by_one(self, pictures: int | None = None) -> list[float] | None:
+        """Milliseconds of each of so many pictures alone, or of all."""
         return None
 
     def offer(self, rate_per_s: float, seconds: float) -> list[float] | None:
@@ -73,8 +73,8 @@ class Served(Contestant):
     def saturate(self, seconds: float) -> Throughput:
         return self._with_client(lambda ask: saturate(ask, self.pictures, self.concurrency, seconds))
 
-    def one_by_one(self) -> list[float]:
-        return self._with_client(lambda ask: one_by_one(ask, self.pictures))
+    def one_by_one(self, pictures: int | None = None) -> list[float]:
+        return self._with_client(lambda ask: one_by_one(ask, self.pictures[:pictures]))
 
     def offer(self, rate_per_s: float, seconds: float) -> list[float]:
         return self._with_client(lambda ask: offer(ask, self.pictures, rate_per_s, seconds))
@@ -112,8 +112,8 @@ class WithoutServer(Contestant):
     def saturate(self, seconds: float) -> Throughput:
         return Throughput(**self._ask(do="run", seconds=seconds, batch_size=self.batch_size, layout=self.layout))
 
-    def one_by_one(self) -> list[float]:
-        return self._ask(do="one_by_one")["milliseconds"]
+    def one_by_one(self, pictures: int | None = None) -> list[float]:
+        return self._ask(do="one_by_one", pictures=pictures)["milliseconds"]
 
     def _ask(self, **request: Any) -> dict[str, Any]:
         popen = self.process.popen

@@ -85,6 +85,12 @@ ENVIRONMENTS = {
     environment.name: environment
     for environment in (
         Environment("fastapi", ("fastapi", "uvicorn[standard]", "python-multipart"), "fastapi"),
+        Environment("litserve", ("litserve==0.2.19", "pillow"), "litserve"),
+        Environment(
+            "transformers",
+            ("transformers==5.24.0", "fastapi", "uvicorn[standard]", "python-multipart", "pillow"),
+            "transformers",
+        ),
         Environment("mlflow", ("--requirements", str(ROOT / "requirements" / "mlflow.txt")), "mlflow"),
         # clip-anytorch imports pkg_resources, which newer setuptools leave out.
         Environment("clip-retrieval", ("clip-retrieval", "setuptools<81"), "clip-retrieval"),

@@ -5,7 +5,7 @@
 Reads one JSON object a line from stdin and answers each with one on stdout:
 
     {"do": "scores", "pictures": 6}                                     → {"scores": […]}
-    {"do": "one_by_one"}                                                → {"milliseconds": […]}
+    {"do": "one_by_one", "pictures": 20}                                → {"milliseconds": […]}
     {"do": "run", "seconds": 3, "batch_size": 8, "layout": "beside"}    → {"images": 96, "seconds": 3.1}
 
 There are two ways to put one's cores to work, of which the caller takes the better: `beside` decodes in a pool of
@@ -56,9 +56,9 @@ class Limit:
         encode = self._encoder(CORES)
         return {"scores": [float(self._one(encode, data)) for data in self._pictures[:pictures]]}
 
-    def one_by_one(self) -> dict[str, Any]:
+    def one_by_one(self, pictures: int | None = None) -> dict[str, Any]:
         encode, milliseconds = self._encoder(CORES), []
-        for data in self._pictures:
+        for data in self._pictures[:pictures]:
             started = time.perf_counter()
             self._one(encode, data)
             milliseconds.append(1000 * (time.perf_counter() - started))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,7 +16,10 @@ from build.head import Affine, folded, read_weights
 from common.manifest import EncoderManifest, read_encoder, read_head, write_atomically
 from common.paths import encoder_folder, head_folder
 from common.pixels import served_transform
-from recipes.schema import Recipe, RecipeError
+from recipes.schema import Encoder, Recipe, RecipeError
+
+if TYPE_CHECKING:
+    import torch
 
 CHECKED = 6
 """Pictures that a peer must answer rightly before it is timed."""
@@ -49,7 +53,7 @@ class Material:
 
     @property
     def weights(self) -> Path:
-        """open_clip's state dict."""
+        """State dict of open_clip's whole model, or of timm's image model."""
         return self.folder / "weights.pt"
 
     @property
@@ -70,7 +74,7 @@ def prepare(recipe: Recipe, folder: Path) -> Material:
     """Write what is missing in `folder` and compute what is right.
 
     Raises:
-        RecipeError: the weights are not open_clip's random ones, or not those of the built encoder.
+        RecipeError: the weights are not random ones, or not those of the built encoder.
         ManifestError: the encoder or the head is not built.
         PeerError: the head is not one affine map under a sigmoid, which every script can have.
     """
@@ -87,7 +91,9 @@ def prepare(recipe: Recipe, folder: Path) -> Material:
     return material
 
 
-def difference(material: Material, answers: list[PictureAnswer], minimum_cosine: float) -> float:
+def difference(
+    material: Material, answers: list[PictureAnswer], minimum_cosine: float, tolerance: float = SCORE_TOLERANCE
+) -> float:
     """Difference of a peer's answers to the first pictures from ours: 1 - cosine of embeddings, or absolute of scores.
 
     Raises:
@@ -102,8 +108,8 @@ def difference(material: Material, answers: list[PictureAnswer], minimum_cosine:
             raise PeerError(f"the cosine of its embeddings to ours is {cosine:.5f}, less than {minimum_cosine}")
         return 1 - cosine
     largest = float(np.abs(material.scores - np.array([each.score for each in answers], float)).max())
-    if not largest <= SCORE_TOLERANCE:
-        raise PeerError(f"its scores differ from ours by {largest:.4f}, at most {SCORE_TOLERANCE} is allowed")
+    if not largest <= tolerance:
+        raise PeerError(f"its scores differ from ours by {largest:.4f}, at most {tolerance} is allowed")
     return largest
 
 
@@ -127,23 +133,37 @@ def _embeddings(recipe: Recipe, encoder: EncoderManifest, pictures: list[bytes])
 
 
 def _write_weights(material: Material, manifest: EncoderManifest) -> None:
-    """The whole model, its text tower too, as open_clip draws it from the recipe's seed."""
+    """The whole model, open_clip's text tower too, as its library draws it from the recipe's seed."""
     encoder = material.recipe.encoder
-    if encoder.library != "open_clip" or encoder.pretrained or encoder.weights or encoder.concatenate:
-        raise RecipeError(f"encoder {encoder.id}: the peers are compared with open_clip's random weights only")
+    if encoder.pretrained or encoder.weights or encoder.concatenate:
+        raise RecipeError(f"encoder {encoder.id}: the peers are compared with random weights only")
     if material.weights.is_file():
         return
-    import open_clip
     import torch
 
     from build.tower import weights_sha256
+
+    model = _drawn_by_timm(encoder) if encoder.library == "timm" else _drawn_by_open_clip(encoder)
+    visual = model if encoder.library == "timm" else model.get_submodule("visual")
+    if weights_sha256(visual) != manifest.weights_sha256:
+        raise RecipeError(f"encoder {encoder.id}: this torch draws other weights than were built; build it again")
+    partial = material.weights.with_suffix(".partial")
+    torch.save(model.state_dict(), partial)
+    partial.replace(material.weights)
+
+
+def _drawn_by_open_clip(encoder: Encoder) -> torch.nn.Module:
+    import open_clip
+    import torch
 
     torch.manual_seed(encoder.seed)
     logging.disable(logging.WARNING)  # open_clip warns of random weights, which are intended here
     model = open_clip.create_model(encoder.model)
     logging.disable(logging.NOTSET)
-    if weights_sha256(model.get_submodule("visual")) != manifest.weights_sha256:
-        raise RecipeError(f"encoder {encoder.id}: this torch draws other weights than were built; build it again")
-    partial = material.weights.with_suffix(".partial")
-    torch.save(model.state_dict(), partial)
-    partial.replace(material.weights)
+    return model
+
+
+def _drawn_by_timm(encoder: Encoder) -> torch.nn.Module:
+    from build.timm_tower import load_timm
+
+    return load_timm(encoder)[0]

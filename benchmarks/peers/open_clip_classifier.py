@@ -28,10 +28,16 @@ class Classifier:
         self.head = torch.nn.Linear(arrays["weight"].shape[1], arrays["weight"].shape[0])
         self.head.load_state_dict({name: torch.from_numpy(arrays[name]) for name in ("weight", "bias")})
 
-    def score(self, data: bytes) -> float:
-        """Score of the first label."""
-        image = Image.open(io.BytesIO(data))
-        pixels = self.transform(image).unsqueeze(0)  # (1, 3, H, W) float32
+    def pixels(self, data: bytes) -> torch.Tensor:
+        """(3, H, W) float32 of an encoded file."""
+        return self.transform(Image.open(io.BytesIO(data)))
+
+    def scores(self, pixels: torch.Tensor) -> list[float]:
+        """Scores of the first label: (B, 3, H, W) float32 → B of them."""
         with torch.inference_mode():
             embedding = self.model.encode_image(pixels, normalize=True)
-            return torch.sigmoid(self.head(embedding))[0, 0].item()
+            return torch.sigmoid(self.head(embedding))[:, 0].tolist()
+
+    def score(self, data: bytes) -> float:
+        """Score of the first label."""
+        return self.scores(self.pixels(data).unsqueeze(0))[0]

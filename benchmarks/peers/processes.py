@@ -108,7 +108,7 @@ class Process:
 def cpu_s(pid: int) -> float:
     """Processor time of a process and all it started that live."""
     total = 0.0
-    for process in _tree(pid):
+    for process in process_tree(pid):
         with contextlib.suppress(psutil.NoSuchProcess):
             times = process.cpu_times()
             total += times.user + times.system
@@ -118,7 +118,7 @@ def cpu_s(pid: int) -> float:
 def resident_mib(pid: int) -> float:
     """Memory of a process and all it started; what several share is counted once."""
     total = 0
-    for process in _tree(pid):
+    for process in process_tree(pid):
         with contextlib.suppress(psutil.NoSuchProcess):
             total += process.memory_full_info().pss
     return total / 2**20
@@ -134,6 +134,16 @@ def wait_until(is_so: Callable[[], bool], deadline_s: float, pause_s: float = 0.
     return True
 
 
-def _tree(pid: int) -> list[psutil.Process]:
-    root = psutil.Process(pid)
-    return [root, *root.children(recursive=True)]
+def process_tree(pid: int) -> list[psutil.Process]:
+    """A process, then all that it started and that live; empty when it has ended."""
+    try:
+        root = psutil.Process(pid)
+        return [root, *root.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def busy_s() -> float:
+    """Processor time of the whole machine so far, in user and system mode, of all cores together."""
+    times = psutil.cpu_times()
+    return times.user + times.nice + times.system

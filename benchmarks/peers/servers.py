@@ -16,18 +16,19 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from benchmarks.peers import vit_classifier
 from benchmarks.peers.environments import ENVIRONMENTS, PeerError
 from benchmarks.peers.hugging_face import write_folder
 from benchmarks.peers.load import REQUEST_TIMEOUT_S, Ask, our_client
-from benchmarks.peers.material import Material, PictureAnswer
+from benchmarks.peers.material import SCORE_TOLERANCE, Material, PictureAnswer
 from benchmarks.peers.processes import Process
 from build.encoder import make_encoder
 from build.errors import BuildError
 from build.repository import install
 from build.repository_check import RepositoryError
 from clipsieve import AsyncClient
-from common.manifest import ManifestError
-from recipes.schema import Precision, Recipe, RecipeError
+from common.manifest import ManifestError, read_encoder
+from recipes.schema import Goal, Precision, Recipe, RecipeError
 from serving import no_proxy
 from serving.embedded import EmbeddedServer, ServerSettings, free_ports
 from serving.triton_wheel import ServingError
@@ -143,27 +144,42 @@ class Service:
     start: Callable[[int, Path], AbstractContextManager[Server]]
     workers: tuple[int, ...] = (1,)
     minimum_cosine: float = 0.999
+    tolerance: float = SCORE_TOLERANCE
+    """Largest difference of its scores, where it gives no embeddings."""
+    material: Material | None = None
+    """What it serves, where that is not what the others serve."""
 
 
-def services(material: Material) -> list[Service]:
-    """clipsieve at both precisions, then the others."""
+def services(material: Material, classifier: Material) -> list[Service]:
+    """clipsieve at both precisions and goals, then the others; at last both servers of the ViT-B/16 `classifier`."""
     several = tuple(sorted({1, min(2, CORES)}))
     return [
-        Service("clipsieve fp32", lambda _, folder: start_ours(material, folder, "fp32")),
+        Service("clipsieve fp32", lambda _, folder: start_ours(material, folder)),
+        Service("clipsieve fp32 throughput", lambda _, folder: start_ours(material, folder, goal="throughput")),
         Service("clipsieve int8", lambda _, folder: start_ours(material, folder, "int8"), minimum_cosine=0.99),
         Service("clipsieve gateway", lambda _, folder: start_gateway(material, folder)),
         Service("FastAPI", lambda workers, folder: start_fastapi(material, folder, workers), several),
         Service("MLflow", lambda workers, folder: start_mlflow(material, folder, workers), several),
+        Service("LitServe", lambda workers, folder: start_litserve(material, folder, workers), several),
         # It resizes with transformers, whose pixels are not quite open_clip's.
         Service("infinity", lambda _, folder: start_infinity(material, folder), minimum_cosine=0.99),
+        Service("clipsieve ViT-B/16", lambda _, folder: start_ours(classifier, folder), material=classifier),
+        Service(
+            "transformers ViT-B/16",
+            lambda workers, folder: start_pipeline(classifier, folder, workers),
+            several,
+            tolerance=0.01,  # it resizes with torchvision, whose pixels are not quite Pillow's
+            material=classifier,
+        ),
     ]
 
 
 @contextmanager
-def start_ours(material: Material, folder: Path, precision: Precision) -> Iterator[Server]:
-    build = material.recipe.build.model_copy(update={"precision": precision})
-    recipe = material.recipe.model_copy(update={"build": build})
-    log = folder / f"tritonserver-{precision}.log"
+def start_ours(
+    material: Material, folder: Path, precision: Precision = "fp32", goal: Goal = "latency"
+) -> Iterator[Server]:
+    recipe = served_recipe(material, precision, goal)
+    log = folder / f"tritonserver-{recipe.name}-{precision}-{goal}.log"
     try:
         models = installed_models(recipe, folder)
         started_s = time.perf_counter()
@@ -173,9 +189,16 @@ def start_ours(material: Material, folder: Path, precision: Precision) -> Iterat
         raise PeerError(str(error)) from error
 
 
+def served_recipe(material: Material, precision: Precision, goal: Goal) -> Recipe:
+    """The recipe with another precision and goal."""
+    build = material.recipe.build.model_copy(update={"precision": precision})
+    serving = material.recipe.serving.model_copy(update={"goal": goal})
+    return material.recipe.model_copy(update={"build": build, "serving": serving})
+
+
 def installed_models(recipe: Recipe, folder: Path) -> Path:
     """A model repository of the recipe; made once."""
-    models = folder / f"models-{recipe.build.precision}"
+    models = folder / f"models-{recipe.name}-{recipe.build.precision}-{recipe.serving.goal}"
     if not models.is_dir():
         make_encoder(recipe)
         install(recipe, models, "onnx")
@@ -184,8 +207,7 @@ def installed_models(recipe: Recipe, folder: Path) -> Path:
 
 @contextmanager
 def start_gateway(material: Material, folder: Path) -> Iterator[Server]:
-    build = material.recipe.build.model_copy(update={"precision": "fp32"})
-    recipe = material.recipe.model_copy(update={"build": build})
+    recipe = served_recipe(material, "fp32", "latency")
     try:
         models = installed_models(recipe, folder)
     except (BuildError, ManifestError, RecipeError, RepositoryError) as error:
@@ -211,9 +233,33 @@ def start_fastapi(material: Material, folder: Path, workers: int) -> Iterator[Se
     files = {"MODEL": material.model, "WEIGHTS": str(material.weights), "HEAD": str(material.head)}
     variables = environment.variables(CORES // workers) | files
     with Process([*command, *options], variables, folder / f"fastapi-{workers}.log") as process:
-        yield HttpServer(
-            process, f"http://{HOST}:{port}/score", _uploaded, lambda answer: PictureAnswer(score=answer["score"])
-        )
+        yield HttpServer(process, f"http://{HOST}:{port}/score", _uploaded, _score)
+
+
+@contextmanager
+def start_litserve(material: Material, folder: Path, workers: int) -> Iterator[Server]:
+    environment = ENVIRONMENTS["litserve"]
+    environment.check()
+    (port,) = free_ports(0)
+    command = [environment.bin / "python", "-m", "benchmarks.peers.litserve_server", str(port), str(workers)]
+    files = {"MODEL": material.model, "WEIGHTS": str(material.weights), "HEAD": str(material.head)}
+    variables = environment.variables(CORES // workers) | files
+    with Process(command, variables, folder / f"litserve-{workers}.log") as process:
+        yield HttpServer(process, f"http://{HOST}:{port}/predict", _image_in_json, _score)
+
+
+@contextmanager
+def start_pipeline(material: Material, folder: Path, workers: int) -> Iterator[Server]:
+    environment = ENVIRONMENTS["transformers"]
+    environment.check()
+    preprocessing = read_encoder(material.onnx.parent).preprocessing[0]
+    model = vit_classifier.write_folder(material.weights, material.head, preprocessing, folder / "vit")
+    (port,) = free_ports(0)
+    command = [environment.bin / "uvicorn", "--factory", "benchmarks.peers.pipeline_server:create_app"]
+    options = ["--host", HOST, "--port", str(port), "--workers", str(workers), "--no-access-log"]
+    variables = environment.variables(CORES // workers) | {"MODEL": str(model)}
+    with Process([*command, *options], variables, folder / f"transformers-{workers}.log") as process:
+        yield HttpServer(process, f"http://{HOST}:{port}/score", _uploaded, _score)
 
 
 @contextmanager
@@ -250,6 +296,14 @@ def _uploaded(picture: bytes) -> dict[str, Any]:
     form = aiohttp.FormData()
     form.add_field("file", picture, filename="picture.jpg", content_type="image/jpeg")
     return {"data": form}
+
+
+def _score(answer: Any) -> PictureAnswer:
+    return PictureAnswer(score=float(answer["score"]))
+
+
+def _image_in_json(picture: bytes) -> dict[str, Any]:
+    return {"json": {"image": base64.b64encode(picture).decode()}}
 
 
 def _row(picture: bytes) -> dict[str, Any]:

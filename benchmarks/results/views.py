@@ -83,6 +83,7 @@ _PEER_COLUMNS = {
     "p50_ms": "p50, ms",
     "p99_loaded_ms": "p99 at equal load, ms",
     "cpu_ms": "CPU ms an image",
+    "busy": "cores busy",
     "resident_mib": "MiB",
     "cold_start_s": "cold start, s",
     "difference": "differs by",
@@ -92,16 +93,44 @@ _PEER_COLUMNS = {
 
 def peers(result: Result) -> View:
     rows = result["peers"]
-    shown = [{title: row.get(key) for key, title in _PEER_COLUMNS.items() if key in row} for row in rows]
+    cells = [row | ({"busy": f"{row['busy']:.0%}"} if row.get("busy") is not None else {}) for row in rows]
+    shown = [{title: row.get(key) for key, title in _PEER_COLUMNS.items() if key in row} for row in cells]
     problems = [(row["name"], " ".join(row["problem"].split())) for row in rows if row.get("problem")]
     how = f"Medians of {result['rounds']} interleaved rounds of {number(result['seconds'])} s; {result['encoder']}."
+    if result.get("idle") == "stopped":
+        how += " The processes of all others were stopped (SIGSTOP) while one was measured, and it was warmed again."
     remarks = [f"{name} was not measured to the end: {problem}" for name, problem in problems]
-    return View(_peers_findings(rows), [(how, shown)], remarks)
+    tables: list[tuple[str, Sequence[Row]]] = [(how, shown)]
+    if ratios := result.get("paired_ratios"):
+        tables.append(("Images/s of ours ÷ another's in the same round: median (lowest to highest).", _ratios(ratios)))
+    return View(_peers_findings(rows), tables, remarks)
+
+
+def _ratios(ratios: list[dict[str, Any]]) -> list[Row]:
+    """A row for each of the others, a column for each of ours."""
+    columns = dict.fromkeys(ratio["ours"] for ratio in ratios)
+    spreads = {
+        (ratio["to"], ratio["ours"]): f"{ratio['median']:.2f} ({ratio['lowest']:.2f} to {ratio['highest']:.2f})"
+        for ratio in ratios
+    }
+    others = dict.fromkeys(ratio["to"] for ratio in ratios)
+    return [{"÷": to} | {ours: spreads.get((to, ours)) for ours in columns} for to in others]
 
 
 def _peers_findings(rows: list[dict[str, Any]]) -> list[str]:
-    """Ours beside the best of the others and the limit."""
-    speeds = {row["name"]: row["images_per_s"] for row in rows if row.get("images_per_s")}
+    """Ours beside the best of the others and the limit, of those with the same weights."""
+    measured = [row for row in rows if row.get("images_per_s")]
+    groups = dict.fromkeys(row.get("weights") for row in measured)
+    return [
+        sentence
+        for weights in groups
+        for sentence in _findings_of(
+            {row["name"]: row["images_per_s"] for row in measured if row.get("weights") == weights}
+        )
+    ]
+
+
+def _findings_of(speeds: dict[str, float]) -> list[str]:
     others = {name: speed for name, speed in speeds.items() if name != "limit" and not name.startswith("clipsieve")}
     best = max(others, key=lambda name: others[name], default=None)
     sentences = []
