@@ -25,7 +25,7 @@ from clipsieve.exceptions import (
     UnknownHead,
     VersionChanged,
 )
-from clipsieve.groups import Answer, answers_for, rows_of
+from clipsieve.groups import Answer, File, answers_for, rows_of
 from clipsieve.images import ImageSource, encoded_some, path_of
 from clipsieve.outage import Outage
 from clipsieve.proof import NO_PROOF, ask, fetch_proof
@@ -136,7 +136,7 @@ class AsyncClient(Settings):
         """One result per image, in order. See `score_stream`."""
         return [score async for score in self.score_stream(images, heads)]
 
-    async def score_one(self, image: bytes, heads: Sequence[Head]) -> Score:
+    async def score_one(self, image: File, heads: Sequence[Head]) -> Score:
         """The scores of one encoded image by heads that `chosen_heads` gave; raises what `score_stream` raises.
 
         For a service that has one image at a time, which `score` costs the machinery for many.
@@ -277,7 +277,7 @@ class AsyncClient(Settings):
         is_one = isinstance(images, Sequence) and len(images) == 1
         priority = self.priority or ("interactive" if is_one else "bulk")
 
-        def infer(files: Sequence[bytes]) -> Awaitable[dict[str, np.ndarray]]:
+        def infer(files: Sequence[File]) -> Awaitable[dict[str, np.ndarray]]:
             return self._infer(Request(model, image_tensor(*files), outputs, priority))
 
         async def results_of(group: list[ImageSource]) -> list[_Result]:

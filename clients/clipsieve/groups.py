@@ -14,11 +14,14 @@ Tensors: TypeAlias = dict[str, np.ndarray]
 Answer: TypeAlias = "Tensors | ImageFailed"
 """A model's answer to one image, each output (1, …); or the reason why there is none."""
 
-Infer: TypeAlias = Callable[[Sequence[bytes]], Awaitable[Tensors]]
+File: TypeAlias = "bytes | memoryview"
+"""An encoded image."""
+
+Infer: TypeAlias = Callable[[Sequence[File]], Awaitable[Tensors]]
 """One request for some images: each output (B, …). Raises ImageRejected or InferenceFailed for all of them."""
 
 
-async def answers_for(files: Sequence[bytes | ImageRejected], infer: Infer) -> list[Answer]:
+async def answers_for(files: Sequence[File | ImageRejected], infer: Infer) -> list[Answer]:
     """One answer for each file, in order.
 
     A request is all or nothing. When it is refused for one of its images, that image has its answer and the others
@@ -29,7 +32,7 @@ async def answers_for(files: Sequence[bytes | ImageRejected], infer: Infer) -> l
         infer: sends one request.
     """
     answers: list[Answer | None] = [file if isinstance(file, ImageRejected) else None for file in files]
-    images = [file for file in files if isinstance(file, bytes)]
+    images = [file for file in files if not isinstance(file, ImageRejected)]
     answered = iter(await _answers(images, infer) if images else ())
     return [next(answered) if answer is None else answer for answer in answers]
 
@@ -41,7 +44,7 @@ def rows_of(answer: Answer) -> Tensors:
     return answer
 
 
-async def _answers(images: Sequence[bytes], infer: Infer) -> list[Answer]:
+async def _answers(images: Sequence[File], infer: Infer) -> list[Answer]:
     try:
         return _split(await infer(images), len(images))
     except (ImageRejected, InferenceFailed) as error:
@@ -54,7 +57,7 @@ async def _answers(images: Sequence[bytes], infer: Infer) -> list[Answer]:
     return [answer for each in await _each_alone(images, infer) for answer in each]
 
 
-async def _each_alone(images: Sequence[bytes], infer: Infer) -> list[list[Answer]]:
+async def _each_alone(images: Sequence[File], infer: Infer) -> list[list[Answer]]:
     return await asyncio.gather(*(_answers([image], infer) for image in images))
 
 

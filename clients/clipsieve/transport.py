@@ -79,7 +79,7 @@ class Tensor:
     name: str
     datatype: str
     shape: tuple[int, ...]
-    pieces: Sequence[bytes]
+    pieces: Sequence[bytes | memoryview]
     """Its bytes, which are put together once, with those of the request around them: they may be many megabytes."""
 
     @property
@@ -187,7 +187,7 @@ def _without_password(url: str) -> str:
     return re.sub(r"//[^/@]*@", "//…@", url)
 
 
-def image_tensor(*images: bytes) -> Tensor:
+def image_tensor(*images: bytes | memoryview) -> Tensor:
     """A batch of encoded files: a BYTES element is its length in 4 bytes, then the bytes."""
     pieces = [piece for image in images for piece in (len(image).to_bytes(4, "little"), image)]
     return Tensor("image", "BYTES", (len(images), 1), pieces)

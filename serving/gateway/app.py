@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 
-from starlette.applications import Starlette
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.gateway.answers import head_json, result_json
 from serving.gateway.bodies import BodyLimits
@@ -55,7 +53,7 @@ class Gateway:
         return self.scorer
 
     @asynccontextmanager
-    async def running(self, app: Starlette) -> AsyncIterator[None]:
+    async def running(self) -> AsyncIterator[None]:
         self.scorer = Scorer(self.settings.url, self.settings.timeout)
         try:
             yield
@@ -127,58 +125,85 @@ class Gateway:
 
 
 def create_app(settings: Settings) -> ASGIApp:
-    """The application for uvicorn; and for `metrics` of what never becomes a request, its Gateway."""
+    """The application for uvicorn."""
     gateway = Gateway(settings)
-    page, docs = load_page("page.html"), load_page("docs.html")
     openapi = json_response(document(settings))
     routes = [
-        Route("/score", gateway.score, methods=["POST"]),
-        Route("/invocations", gateway.invocations, methods=["POST"]),
-        Route("/heads", gateway.heads),
-        Route("/token", gateway.token),
-        Route("/health", gateway.health),
-        Route("/ping", gateway.ping),
-        Route("/metrics", gateway.counts),
-        Route("/", _showing(page)),
-        Route("/docs", _showing(docs)),
-        Route("/openapi.json", lambda request: openapi),
+        Route("/score", "POST", gateway.score),
+        Route("/invocations", "POST", gateway.invocations),
+        Route("/heads", "GET", gateway.heads),
+        Route("/token", "GET", gateway.token),
+        Route("/health", "GET", gateway.health),
+        Route("/ping", "GET", gateway.ping),
+        Route("/metrics", "GET", gateway.counts),
+        Route("/", "GET", _showing(load_page("page.html"))),
+        Route("/docs", "GET", _showing(load_page("docs.html"))),
+        Route("/openapi.json", "GET", _answering(openapi)),
     ]
-    handlers = {Problem: _refuse, HTTPException: _no_route, Exception: _internal}
-    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=gateway.running)
-    app.router.redirect_slashes = False
-    return Front(app, gateway, {route.path for route in routes})
+    return Front(gateway, routes)
+
+
+@dataclass(frozen=True)
+class Route:
+    """What answers at a path."""
+
+    path: str
+    method: str
+    answer: Callable[[Request], Awaitable[Response]]
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        return ("GET", "HEAD") if self.method == "GET" else (self.method,)
 
 
 class Front:
-    """Refuses requests that two programs may read in two ways, and counts all."""
+    """Refuses requests that two programs may read in two ways, hands the others to their route, and counts all.
 
-    def __init__(self, app: ASGIApp, gateway: Gateway, paths: set[str]) -> None:
-        self.app, self.gateway, self.metrics, self.paths = app, gateway, gateway.metrics, paths
+    It does the work of Starlette's router and its layers for exceptions, which cost a request as much as its scores.
+    """
+
+    def __init__(self, gateway: Gateway, routes: Sequence[Route]) -> None:
+        self.gateway, self.metrics = gateway, gateway.metrics
+        self.routes = {route.path: route for route in routes}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
             return
-        started, status = time.perf_counter(), 500
-
-        async def counted(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-            await send(message)
-
+        started, fault = time.perf_counter(), None
         try:
-            if fault := fault_of(scope):
-                close = {"Connection": "close"}
-                await problem_response(problem_json("BAD_HTTP", fault), close)(scope, receive, counted)
-            elif self.gateway.is_inside(scope) and scope["path"] != "/metrics":
-                problem = problem_json("NOT_FOUND", "this port has /metrics alone")
-                await problem_response(problem)(scope, receive, counted)
-            else:
-                await self.app(scope, receive, counted)
-        finally:
-            route = scope["path"] if scope["path"] in self.paths else "other"
-            self.metrics.finished(route, status, time.perf_counter() - started)
+            response = await self._answer(scope, receive)
+        except Exception as error:
+            response, fault = _internal(), error
+        await response(scope, receive, send)
+        path = scope["path"] if scope["path"] in self.routes else "other"
+        self.metrics.finished(path, response.status_code, time.perf_counter() - started)
+        if fault is not None:
+            raise fault  # uvicorn writes it to the log
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        async with self.gateway.running():
+            await send({"type": "lifespan.startup.complete"})
+            await receive()
+        await send({"type": "lifespan.shutdown.complete"})
+
+    async def _answer(self, scope: Scope, receive: Receive) -> Response:
+        if fault := fault_of(scope):
+            return problem_response(problem_json("BAD_HTTP", fault), {"Connection": "close"})
+        route = self.routes.get(scope["path"])
+        if self.gateway.is_inside(scope) and scope["path"] != "/metrics":
+            return problem_response(problem_json("NOT_FOUND", "this port has /metrics alone"))
+        if route is None:
+            detail = "there is nothing at this path; / and /docs show what there is"
+            return problem_response(problem_json("NOT_FOUND", detail))
+        if scope["method"] not in route.methods:
+            problem = problem_json("METHOD_NOT_ALLOWED", f"{scope['method'][:20]} is not for this path")
+            return problem_response(problem, {"Allow": ", ".join(route.methods)})
+        try:
+            return await route.answer(Request(scope, receive))
+        except Problem as error:
+            return problem_response(error.as_json(), error.headers)
 
 
 def fault_of(scope: Scope) -> str | None:
@@ -207,26 +232,18 @@ def json_response(value: Any, status: int = 200) -> Response:
     return Response(text, status, _NO_STORE, "application/json")
 
 
-def _showing(page: Page) -> Callable[[Request], Response]:
-    def show(request: Request) -> Response:
-        return Response(page.content, 200, page.headers, "text/html")
-
-    return show
+def _showing(page: Page) -> Callable[[Request], Awaitable[Response]]:
+    return _answering(Response(page.content, 200, page.headers, "text/html"))
 
 
-def _refuse(request: Request, error: Exception) -> Response:
-    assert isinstance(error, Problem)
-    return problem_response(error.as_json(), error.headers)
+def _answering(response: Response) -> Callable[[Request], Awaitable[Response]]:
+    """A route whose answer is always the same."""
+
+    async def answer(request: Request) -> Response:
+        return response
+
+    return answer
 
 
-def _no_route(request: Request, error: Exception) -> Response:
-    assert isinstance(error, HTTPException)
-    if error.status_code == 405:
-        return problem_response(
-            problem_json("METHOD_NOT_ALLOWED", f"{request.method[:20]} is not for this path"), error.headers
-        )
-    return problem_response(problem_json("NOT_FOUND", "there is nothing at this path; / and /docs show what there is"))
-
-
-def _internal(request: Request, error: Exception) -> Response:
+def _internal() -> Response:
     return problem_response(problem_json("INTERNAL", "a fault of the gateway; its log says more"))

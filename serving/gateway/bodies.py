@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import anyio
@@ -21,14 +20,15 @@ class BodyLimits:
     timeout_s: float
 
 
-async def read_body(request: Request, limits: BodyLimits, memory: Share, take: Callable[[bytes], object]) -> None:
-    """Hand each piece of the body to `take` as it comes.
+async def read_body(request: Request, limits: BodyLimits, memory: Share) -> bytes:
+    """The body.
 
     Raises:
         Problem: TOO_MANY_BYTES, TOO_SLOW, TOO_BUSY (no memory left), or BAD_HTTP when the sender goes away.
     """
     _check_encoding(request)
     _check_promised(request.headers.get("content-length", ""), limits.max_bytes)
+    pieces: list[bytes] = []
     received = 0
     with anyio.move_on_after(limits.timeout_s):
         while True:
@@ -40,17 +40,10 @@ async def read_body(request: Request, limits: BodyLimits, memory: Share, take: C
             if received > limits.max_bytes:
                 raise Problem("TOO_MANY_BYTES", f"more than the {limits.max_bytes} bytes that a request may have")
             memory.take(len(piece))
-            take(piece)
+            pieces.append(piece)
             if not message.get("more_body", False):
-                return
+                return b"".join(pieces)
     raise Problem("TOO_SLOW", f"{received} bytes of the body came within {limits.timeout_s:g} s")
-
-
-async def whole(request: Request, limits: BodyLimits, memory: Share) -> bytes:
-    """The body. Raises what `read_body` raises."""
-    parts: list[bytes] = []
-    await read_body(request, limits, memory, parts.append)
-    return b"".join(parts)
 
 
 def _check_promised(length: str, max_bytes: int) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 import anyio.to_thread
 from starlette.requests import Request
 
-from serving.gateway.bodies import BodyLimits, read_body, whole
+from serving.gateway.bodies import BodyLimits, read_body
 from serving.gateway.limits import Share
-from serving.gateway.multipart import FormReader, Part
+from serving.gateway.multipart import Part, read_form
 from serving.gateway.problems import Problem
 
 _MOST_JSON_VALUES = 10_000
@@ -28,7 +28,7 @@ _CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 class Picture:
     """One picture to score."""
 
-    data: bytes
+    data: bytes | memoryview
     """The encoded file, or its base64 text or data: URI."""
     name: str | None = None
 
@@ -54,13 +54,12 @@ async def read_pictures(request: Request, limits: BodyLimits, memory: Share) -> 
     kind = content_type.partition(";")[0].strip().lower()
     heads = _heads_of_query(request)
     if kind == "multipart/form-data":
-        form = FormReader(content_type, limits.max_files)
-        await read_body(request, limits, memory, form.write)
-        return _from_form(form.finish(), heads, limits.max_files)
+        body = await read_body(request, limits, memory)
+        return _from_form(read_form(body, content_type, limits.max_files), heads, limits.max_files)
     if kind == "application/json":
         return _from_json(await _read_json(request, limits, memory), heads, limits.max_files)
     if kind.startswith("image/") or kind == "application/octet-stream":
-        return Pictures([Picture(await whole(request, limits, memory))], heads, False)
+        return Pictures([Picture(await read_body(request, limits, memory))], heads, False)
     raise Problem(
         "UNSUPPORTED_TYPE",
         f"Content-Type {kind[:60]!r}; send a form (curl -F image=@photo.jpg), raw bytes as application/octet-stream "
@@ -85,10 +84,10 @@ async def read_mlflow(request: Request, limits: BodyLimits, memory: Share) -> Pi
 def _from_form(parts: Iterable[Part], heads: tuple[str, ...] | None, max_files: int) -> Pictures:
     options = [part for part in parts if part.is_option]
     if options:
-        heads = _listed_heads(options[0].data.decode("utf-8", "replace"))
+        heads = _listed_heads(bytes(options[0].data).decode("utf-8", "replace"))
     files = [part for part in parts if not part.is_option]
     _check_count(len(files), max_files)
-    pictures = [Picture(bytes(part.data), _clean_name(part.filename or part.name)) for part in files]
+    pictures = [Picture(part.data, _clean_name(part.filename or part.name)) for part in files]
     return Pictures(pictures, heads, len(pictures) > 1)
 
 
@@ -152,7 +151,7 @@ def _check_count(count: int, most: int) -> None:
 
 
 async def _read_json(request: Request, limits: BodyLimits, memory: Share) -> Any:
-    body = await whole(request, limits, memory)
+    body = await read_body(request, limits, memory)
     if not body.strip():
         raise Problem("NO_IMAGE", "the request has no body")
     if body.count(b"[") + body.count(b"{") + body.count(b",") > _MOST_JSON_VALUES:
@@ -183,7 +182,7 @@ def _no_constant(name: str) -> Any:
 
 
 def _heads_of_query(request: Request) -> tuple[str, ...] | None:
-    if not request.url.query:
+    if not request.scope["query_string"]:
         return None
     values = request.query_params.getlist("heads")
     return _listed_heads(",".join(values)) if values else None

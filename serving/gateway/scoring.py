@@ -46,13 +46,13 @@ class Scorer:
         except ClipsieveError as error:
             raise problem_from(error) from None
 
-    async def score(self, images: Sequence[bytes], heads: Sequence[Head]) -> list[Score]:
+    async def score(self, images: Sequence[bytes | memoryview], heads: Sequence[Head]) -> list[Score]:
         """One result for each image; of many, each may fail alone."""
         try:
             if len(images) == 1:
                 scores = [await self._client.score_one(images[0], heads)]
             else:
-                scores = await self._client.score(images, [head.name for head in heads])
+                scores = await self._client.score(list(map(bytes, images)), [head.name for head in heads])
         except ClipsieveError as error:
             raise problem_from(error) from None
         self._note_versions(scores)

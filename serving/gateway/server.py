@@ -84,6 +84,7 @@ class LingeringTransport:
     def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
         self._transport, self._loop = transport, loop
         self._closing = False
+        self._unsent: list[bytes] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -91,10 +92,22 @@ class LingeringTransport:
     def is_closing(self) -> bool:
         return self._closing or self._transport.is_closing()
 
+    def write(self, data: bytes) -> None:
+        """Send with all that is written before the event loop goes on."""
+        if not self._unsent:
+            self._loop.call_soon(self._send)
+        self._unsent.append(data)
+
+    def _send(self) -> None:
+        data, self._unsent = b"".join(self._unsent), []
+        if data:
+            self._transport.write(data)
+
     def close(self) -> None:
         if self.is_closing():
             return
         self._closing = True
+        self._send()
         self._loop.call_later(_LINGER_S, self._transport.abort)
         try:
             self._transport.write_eof()
