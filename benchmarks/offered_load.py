@@ -64,14 +64,18 @@ async def connect(url: str, deadline_s: float) -> AsyncIterator[Caller]:
         yield Caller(channel, deadline_s)
 
 
-def score_request(image: bytes, priority: int | None = None, timeout_us: int | None = None) -> bytes:
-    """A serialised request for every head's score of one encoded image.
+def score_request(
+    image: bytes, priority: int | None = None, timeout_us: int | None = None, model: str = "image_score"
+) -> bytes:
+    """A serialised request for every head's score of one encoded image, or for another model's answer.
 
     Args:
+        image: an encoded image file.
         priority: 1 interactive, 2 bulk; None leaves it to the server.
         timeout_us: how long the request may wait in each queue, if less than the server's limit.
+        model: `image_score`, or `image_embedding`.
     """
-    request = service_pb2.ModelInferRequest(model_name="image_score")
+    request = service_pb2.ModelInferRequest(model_name=model)
     request.inputs.add(name="image", datatype="BYTES", shape=[1, 1])
     request.raw_input_contents.append(len(image).to_bytes(4, "little") + image)
     for name, value in {"priority": priority, "timeout": timeout_us}.items():

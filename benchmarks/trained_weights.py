@@ -16,8 +16,8 @@ import onnx
 import timm
 import torch
 from onnx import numpy_helper
-from timm.data import ImageNetInfo
 from timm.data.config import resolve_model_data_config
+from timm.data.imagenet_info import ImageNetInfo
 from timm.data.transforms_factory import create_transform
 
 from build.timm_tower import timm_preprocessing

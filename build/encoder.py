@@ -44,6 +44,7 @@ from recipes.schema import Precision, Recipe, RecipeError, Serving
 if TYPE_CHECKING:
     import numpy as np
 
+    from build.parity import Reference
     from build.tower import Tower
 
 # torch takes seconds to import, and a build that finds everything made should not: functions import it.
@@ -80,7 +81,6 @@ def build_encoder(recipe: Recipe, folder: Path) -> EncoderManifest:
 
     check_writable(folder)
     towers = [load_tower(encoder) for encoder in recipe.encoder.towers]
-    classifier = towers[0].classifier if len(towers) == 1 else None
     reference = torch_reference(towers, recipe)
     manifest = describe(recipe, towers, reference.embeddings.shape[1])
     folder.mkdir(parents=True, exist_ok=True)
@@ -92,7 +92,7 @@ def build_encoder(recipe: Recipe, folder: Path) -> EncoderManifest:
         embeddings = onnx_embeddings(path, reference.pixels)
         parity = check_embeddings(reference, embeddings, recipe, "fp32")
         parity = parity.model_copy(update=check_decode(path, manifest.preprocessing, recipe))
-        layer = b"" if classifier is None else classifier.layer(reference.logits).to_bytes()
+        layer = _last_layer(towers, reference)
         return _install(manifest, parity, path, folder, layer, torch=reference.embeddings, embeddings=embeddings)
 
 
@@ -141,6 +141,14 @@ def _to_float16(source: Path, path: Path, pixels: np.ndarray) -> np.ndarray:
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         write_as_gpu(path, Path(folder) / "as_gpu.onnx")
         return onnx_embeddings(Path(folder) / "as_gpu.onnx", pixels, optimize=False)
+
+
+def _last_layer(towers: list[Tower], reference: Reference) -> bytes:
+    """Contents of classifier.safetensors; empty for towers that are no classifier's."""
+    classifier = towers[0].classifier
+    if classifier is None or reference.logits is None:
+        return b""
+    return classifier.layer(reference.logits).to_bytes()
 
 
 def describe(recipe: Recipe, towers: list[Tower], embed_dim: int) -> EncoderManifest:

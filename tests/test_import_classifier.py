@@ -8,18 +8,32 @@ from typing import Any
 import numpy as np
 import onnxruntime
 import pytest
+import yaml
 from classifiers import LEVELS
 from tiny_encoder import EMBED_DIM, write_tiny_encoder
 
 from build.head import build_head
 from common import paths
 from common.classifier_layer import FILE, ClassifierLayer, LayerDescription, read_classifier_layer
-from common.manifest import EncoderManifest, ManifestError, WeightsSource, read_head, sha256_of, write_manifest
+from common.manifest import (
+    EncoderManifest,
+    HeadManifest,
+    ManifestError,
+    WeightsSource,
+    read_head,
+    sha256_of,
+    write_manifest,
+)
 from recipes.errors import run_step
-from recipes.schema import Recipe, RecipeError, parse_recipe
+from recipes.schema import Recipe, RecipeError, load_recipe, parse_recipe
+from training import embed, fit
+from training import import_classifier as import_step
 from training.errors import StepError
 from training.import_classifier import import_classifier, main, verified
 from training.mlflow_model import ServedHead
+from training.sources import HeadData, Mention, Source, mentions_table, write_source
+from training.store import Embedded, Store, store_folder
+from training.thresholds import changed_thresholds, head_with
 
 ENCODER = {"library": "timm", "model": "mine", "weights": "weights/mine", "normalize": False}
 PICTURES = 5
@@ -260,6 +274,100 @@ def test_the_step_makes_the_recipes_heads(imported, tmp_path, capsys):
     assert "no heads of an image classifier" in capsys.readouterr().err
     assert run_step("x", lambda: main(["--recipe", "demo", "--head", "demo"])) == 1
     assert "head demo has no classifier; add `classifier: {}`" in capsys.readouterr().err
+
+
+class Labelled:
+    """A recipe with the model's own head and one of one's own, and labelled pictures' embeddings in the store."""
+
+    def __init__(self, imported: Imported, folder: Path) -> None:
+        self.path = folder / "recipe.yaml"
+        self.write()
+        recipe = load_recipe(self.path)
+        rng = np.random.default_rng(11)
+        embeddings = (rng.normal(size=(240, EMBED_DIM)) * 3).astype(np.float32)
+        nsfw = softmax(embeddings @ imported.weight.T + imported.bias)[:, 2:].sum(axis=1)
+        store = store_folder(recipe)
+        names = [f"{at:064x}" for at in range(len(embeddings))]
+        Store(store, imported.encoder.fingerprint()).append(
+            [Embedded(name, 9, 9, row) for name, row in zip(names, embeddings, strict=True)]
+        )
+        for head in recipe.heads:  # a picture is what the model says it is, mostly
+            labels = [head.class_names[int(rng.random() < 0.2 + 0.6 * share)] for share in nsfw]
+            mentions = [Mention(n, n, n, label, None, None) for n, label in zip(names, labels, strict=True)]
+            write_source(HeadData(store, recipe.name, head.name), Source("folders /", mentions_table(mentions)), False)
+
+    def write(self, **head: Any) -> None:
+        """Write the recipe, with other keys of the model's own head."""
+        own = {"name": "level", "class_names": ["safe", "nsfw"], "classifier": {"combine": AT_LEAST_MEDIUM}} | head
+        heads = [own, {"name": "mine", "class_names": ["delete", "keep"]}]
+        data = {"name": "imported", "description": "", "encoder": ENCODER, "heads": heads}
+        self.path.write_text(yaml.safe_dump(data), encoding="utf-8")
+
+    def manifest(self, head: str) -> HeadManifest:
+        recipe = load_recipe(self.path)
+        return read_head(paths.head_folder(recipe, recipe.head(head)))
+
+    def run(self, step: Any, *arguments: str) -> int:
+        return run_step("step", lambda: step.main(["--recipe", str(self.path), *arguments]))
+
+
+@pytest.fixture
+def labelled(imported, tmp_path) -> Labelled:
+    return Labelled(imported, tmp_path)
+
+
+def test_labelled_pictures_calibrate_the_models_own_head(labelled, capsys):
+    assert labelled.run(import_step) == 0
+    before = labelled.manifest("level")
+    labelled.write(operating_points=["recall>=0.8"])
+    assert labelled.run(fit, "--head", "level") == 0
+    after = labelled.manifest("level")
+    assert after.layers == before.layers
+    assert after.weights_sha256 == before.weights_sha256
+    assert after.training.classifier == before.training.classifier
+    assert after.calibration is not None
+    assert after.calibrated
+    assert after.calibration.scale[0] < 0.9  # the labels are less sure than the model
+    assert after.thresholds[0][0].operating_point == "recall>=0.8"
+    capsys.readouterr()
+    assert labelled.run(import_step) == 0
+    assert "calibrated on labelled pictures, of the same layer; it stays" in capsys.readouterr().err
+    assert labelled.manifest("level") == after
+
+
+def test_another_layer_does_not_pass_for_the_one_that_was_calibrated(labelled, imported, capsys):
+    assert labelled.run(fit, "--head", "level") == 0
+    imported.bias += 1
+    imported.write()
+    assert labelled.run(import_step) == 1
+    assert "fitted to labelled pictures, of another layer or encoder; fit it again" in capsys.readouterr().err
+
+
+def test_a_head_of_ones_own_sits_on_the_same_encoding(labelled, imported):
+    assert labelled.run(fit, "--head", "mine") == 0
+    mine = labelled.manifest("mine")
+    assert mine.encoder == imported.encoder.fingerprint()
+    assert not mine.encoder.normalize
+    assert mine.training.classifier is None
+    assert mine.calibrated
+
+
+def test_classes_that_pictures_are_labelled_with_must_be_listed(labelled, capsys):
+    labelled.write(class_names=[], classifier={}, task="multiclass")
+    assert labelled.run(fit, "--head", "level") == 1
+    assert "list those as class_names" in capsys.readouterr().err
+    assert labelled.run(embed, "--head", "level", "--data", "photos") == 1
+    assert "list those as class_names" in capsys.readouterr().err
+
+
+def test_numbers_are_thresholds_of_a_head_without_labelled_pictures(imported):
+    imported.write(["SFW", "NSFW"])
+    head = recipe_of().heads[0]
+    before = read_head(import_classifier(recipe_of(), head).parent)
+    changed = changed_thresholds(Path(), before, head_with(head, ["0.2", "0.9"])).manifest
+    assert [[point.value for point in row] for row in changed.thresholds] == [[0.2, 0.9]]
+    with pytest.raises(StepError, match="would need held-out data, which a head without labelled pictures has none of"):
+        changed_thresholds(Path(), before, head_with(head, ["f1"]))
 
 
 @pytest.mark.parametrize(

@@ -23,6 +23,7 @@ from training.choices import is_choices, samples_in_choices
 from training.class_folders import has_class_folders, samples_in_class_folders, subfolder_names
 from training.errors import StepError
 from training.files_below import files_below
+from training.labels import check_classes_listed
 from training.sample import DataSet, split_called
 from training.shards import samples_in_shards
 from training.tables import Columns, has_labels, samples_in_table
@@ -44,7 +45,9 @@ def samples_in(data: str, head: Head, columns: Columns, form: Format | None = No
 
     Raises:
         StepError: there is no such data, or it is not as its format should be.
+        LabelError: the recipe lists no classes of the head.
     """
+    check_classes_listed(head)
     form = form or detected_format(data, head.class_names)
     if form == "shards":
         return samples_in_shards(_shards(data), head, columns.label, identity=_identity("shards", data))

@@ -12,6 +12,7 @@ from training.errors import StepError
 from training.finetuned import check_held_out
 from training.head_fit import plan_of
 from training.labelled import Labelled, grouped_split, labelled_rows
+from training.labels import check_classes_listed
 from training.leakage import Groups
 from training.sources import HeadData, adopt_former_files
 from training.split import Split
@@ -47,10 +48,7 @@ def read_inputs(recipe: Recipe, head: Head, store: Path | None = None) -> FitInp
             f"head {head.name} is the published {head.published.name}, it is not trained here; get it with: "
             f"python -m training.import_head --recipe {recipe.name}"
         )
-    if head.classifier is not None and not head.class_names:
-        raise StepError(
-            f"head {head.name}: labelled pictures calibrate the model's own classes; list those as class_names"
-        )
+    check_classes_listed(head)
     built = read_encoder(encoder_folder(recipe))
     encoder = built.fingerprint()
     plan_of(head)

@@ -35,6 +35,19 @@ class LabelError(ExpectedError):
     """A label that the head cannot have; the caller knows the file and the row and says so."""
 
 
+def check_classes_listed(head: Head) -> None:
+    """Refuse to read labels for a head of a classifier whose recipe leaves its classes to the model's config.
+
+    Raises:
+        LabelError: it does.
+    """
+    if not head.class_names:
+        raise LabelError(
+            f"head {head.name}: labelled pictures calibrate the model's own classes; list those as class_names, which "
+            "the recipe leaves out"
+        )
+
+
 def normalised(name: str) -> str:
     """The spelling by which names are compared: NFC, without spaces around it."""
     return unicodedata.normalize("NFC", name).strip()
