@@ -595,9 +595,10 @@ class Head(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _calibration_of_texts(cls, data: Any) -> Any:
+    def _calibration_of_given_weights(cls, data: Any) -> Any:
         """One number for all classes, where few labels are what there is."""
-        if isinstance(data, dict) and data.get("prompts") and data.get("task", "binary") != "binary":
+        given = isinstance(data, dict) and (data.get("prompts") or data.get("classifier") is not None)
+        if given and data.get("task", "binary") != "binary":
             return {"calibration": "temperature", **data}
         return data
 
