@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
-from pictures import noise
-from PIL import Image, ImageDraw
+from drawn_shapes import CLASSES, draw_folder, finetune_recipe
+from PIL import Image
 from waiting import PATIENCE_S
 
 from common import paths
@@ -40,37 +40,9 @@ from training.tables import Columns
 pytest.importorskip("lightning_fabric", reason="lightning-fabric is not installed: make lightning")
 pytest.importorskip("imagehash", reason="imagehash is not installed: make lightning")
 
-CLASSES = ["angular", "round"]
-VIEW = Preprocessing(image_size=32, resize_mode="squash", interpolation="bicubic", mean=(0.5,) * 3, std=(0.5,) * 3)
+HALF = (0.5, 0.5, 0.5)
+VIEW = Preprocessing(image_size=32, resize_mode="squash", interpolation="bicubic", mean=HALF, std=HALF)
 COLUMNS = Columns(None, "label", None, None, None)
-
-
-def draw(path: Path, kind: str, seed: int) -> None:
-    """A shape of its class's colour somewhere on a background of noise."""
-    rng = np.random.default_rng(seed)
-    image = noise(48, 40, seed=seed).point(lambda value: value // 2)
-    left, top, size = rng.integers(2, 20), rng.integers(2, 14), rng.integers(14, 24)
-    box = (int(left), int(top), int(left + size), int(top + size))
-    pen = ImageDraw.Draw(image)
-    if kind == "round":
-        pen.ellipse(box, fill=(255, 220, 90))
-    else:
-        pen.rectangle(box, fill=(90, 120, 255))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image.save(path)
-
-
-def draw_folder(folder: Path, of_each: int = 24, classes: list[str] = CLASSES) -> Path:
-    for at, kind in enumerate(classes):
-        for number in range(of_each):
-            draw(folder / kind / f"{number:03d}.png", "round" if at else "angular", 1000 * at + number)
-    return folder
-
-
-def recipe_of(name: str = "tuned", head: dict[str, Any] | None = None, **settings: Any) -> Recipe:
-    own = {"model": "clipsieve_cnn", "image_size": 32, "epochs": 3, "learning_rate": 0.01, "batch_size": 8}
-    one = {"name": "shape", "class_names": CLASSES, "classifier": {}} | (head or {})
-    return parse_recipe({"name": name, "description": "x", "encoder": {"finetune": own | settings}, "heads": [one]})
 
 
 def tuned(recipe: Recipe, data: Path, columns: Columns = COLUMNS) -> tuple[Path, dict[str, Any]]:
@@ -94,7 +66,7 @@ def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_recipe_derives_what_follows_from_fine_tuning():
-    recipe = recipe_of()
+    recipe = finetune_recipe()
     assert (recipe.encoder.library, recipe.encoder.model, recipe.encoder.normalize) == ("timm", "clipsieve_cnn", False)
     assert recipe.encoder.weights == Path("artifacts/classifiers/tuned")
     assert (recipe.heads[0].fit.folds, recipe.heads[0].fit.near_duplicate_cosine) == (0, None)
@@ -119,11 +91,11 @@ def test_a_recipe_that_contradicts_itself_is_refused(encoder, problem):
 
 def test_texts_are_refused_with_the_reason():
     with pytest.raises(RecipeError, match="the encoder is fine-tuned, and its embeddings are no longer those"):
-        recipe_of(head={"classifier": None, "prompts": {"angular": "a square", "round": "a disc"}})
+        finetune_recipe(head={"classifier": None, "prompts": {"angular": "a square", "round": "a disc"}})
 
 
 def test_the_folder_is_timms_own_and_says_what_it_was_made_of(artifacts, shapes):
-    folder, record = tuned(recipe_of(), shapes)
+    folder, record = tuned(finetune_recipe(), shapes)
     config = json.loads((folder / "config.json").read_text())
     assert config["label_names"] == CLASSES
     assert config["pretrained_cfg"]["input_size"] == [3, 32, 32]
@@ -144,11 +116,11 @@ def test_the_folder_is_timms_own_and_says_what_it_was_made_of(artifacts, shapes)
 
 
 def test_the_same_command_again_does_nothing_and_other_settings_train_anew(artifacts, shapes, monkeypatch):
-    folder, first = tuned(recipe_of(), shapes)
+    folder, first = tuned(finetune_recipe(), shapes)
     written = (folder / "finetune.json").stat().st_mtime_ns
-    assert tuned(recipe_of(), shapes)[1] == first
+    assert tuned(finetune_recipe(), shapes)[1] == first
     assert (folder / "finetune.json").stat().st_mtime_ns == written
-    other = tuned(recipe_of(seed=1), shapes)[1]
+    other = tuned(finetune_recipe(seed=1), shapes)[1]
     assert other["curve"] != first["curve"]
     assert len(list((artifacts / "tuned" / "finetune").glob("state-*"))) == 1
 
@@ -160,8 +132,8 @@ class _Stop(Exception):
 @pytest.mark.parametrize("after", [1, 6, 11])
 def test_a_run_stopped_anywhere_goes_on_to_the_same_weights(artifacts, shapes, tmp_path, monkeypatch, after):
     """Within the first epoch, at its end and later, with dropout and augmentations, bit for bit."""
-    folder, whole = tuned(recipe_of("whole", dropout=0.3), shapes)
-    recipe, tune, done = recipe_of("stopped", dropout=0.3), finetune_run.tune, []
+    folder, whole = tuned(finetune_recipe("whole", dropout=0.3), shapes)
+    recipe, tune, done = finetune_recipe("stopped", dropout=0.3), finetune_run.tune, []
 
     def stopping(fabric, model, task, progress):
         def stop(place, total):
@@ -188,7 +160,7 @@ def test_a_killed_process_goes_on_to_the_same_curve(artifacts, shapes, tmp_path)
     def start(name: str) -> subprocess.Popen:
         file = tmp_path / f"{name}.yaml"
         file.write_text(
-            json.dumps(recipe_of(name, epochs=6, patience=6).model_dump(mode="json", exclude_defaults=True))
+            json.dumps(finetune_recipe(name, epochs=6, patience=6).model_dump(mode="json", exclude_defaults=True))
         )
         command = ["training.finetune", "--recipe", str(file), "--data", str(shapes), "--workers", "1"]
         return subprocess.Popen(
@@ -216,7 +188,7 @@ def test_two_processes_share_each_step_and_give_the_same_curve(artifacts, shapes
     """On the CPU, as on two GPUs: a step is of the same pictures, and a gradient is their mean."""
     curves = []
     for devices in (1, 2):
-        recipe = recipe_of(f"on-{devices}", devices=devices, epochs=2)
+        recipe = finetune_recipe(f"on-{devices}", devices=devices, epochs=2)
         file = tmp_path / f"{recipe.name}.yaml"
         file.write_text(json.dumps(recipe.model_dump(mode="json", exclude_defaults=True)))
         options = ["--recipe", str(file), "--data", str(shapes), "--workers", "0"]
@@ -234,8 +206,8 @@ def test_unreadable_pictures_are_listed_and_left_out_up_to_a_limit(artifacts, tm
     (folder / "round" / "cut.png").write_bytes((folder / "round" / "000.png").read_bytes()[:300])
     (folder / "round" / "text.png").write_bytes(b"not a picture")
     with pytest.raises(StepError, match=r"2 of 42 files cannot be used, more than finetune.maximum_unreadable 0.01"):
-        tuned(recipe_of(), folder)
-    record = tuned(recipe_of(maximum_unreadable=0.05, epochs=1), folder)[1]
+        tuned(finetune_recipe(), folder)
+    record = tuned(finetune_recipe(maximum_unreadable=0.05, epochs=1), folder)[1]
     assert record["unreadable"] == 2
     listed = (artifacts / "tuned" / "finetune" / "unreadable.csv").read_text().splitlines()
     assert [line.split(",")[1] for line in listed] == ["code", "DECODE_FAILED", "NOT_AN_IMAGE"]
@@ -252,18 +224,18 @@ def test_a_data_set_of_one_class_is_refused(artifacts, tmp_path):
     table = tmp_path / "data" / "labels.csv"
     table.write_text("file,label\n" + "".join(f"round/{n:03d}.png,round\n" for n in range(6)))
     with pytest.raises(StepError, match="a head needs both angular and round"):
-        tuned(recipe_of(), table)
+        tuned(finetune_recipe(), table)
 
 
 def test_classes_that_differ_between_train_and_validation_are_refused(artifacts, tmp_path):
     draw_folder(tmp_path / "data" / "train", 6)
     draw_folder(tmp_path / "data" / "val", 6, ["angular", "Round"])
     with pytest.raises(StepError, match=r"val: its subfolders must be .*(?s:.*)Upper and lower case differ: Round"):
-        tuned(recipe_of(), tmp_path / "data")
+        tuned(finetune_recipe(), tmp_path / "data")
 
 
 def test_a_head_of_grades_is_refused():
-    recipe = recipe_of(head={"task": "regression", "class_names": ["beauty"], "classifier": None})
+    recipe = finetune_recipe(head={"task": "regression", "class_names": ["beauty"], "classifier": None})
     with pytest.raises(StepError, match="fine-tuning is for classes and labels"):
         labelled_samples("x", recipe.heads[0], COLUMNS)
 
@@ -284,7 +256,7 @@ def test_a_prescribed_split_is_kept_and_near_duplicates_share_a_side(artifacts, 
     lines = [f"{name},{name.parent},{side}" for name, side in zip(names, sides, strict=True)]
     table.write_text("\n".join(["file,label,side", *lines]) + "\n")
     columns = Columns(None, "label", "side", None, None)
-    written, record = tuned(recipe_of(epochs=1), table, columns)
+    written, record = tuned(finetune_recipe(epochs=1), table, columns)
     rows = pq.read_table(written / "pictures.parquet").to_pylist()
     side_of = {Path(row["path"]).relative_to(folder).as_posix(): row["split"] for row in rows}
     assert {side_of[f"{kind}/{number}.png"] for kind in CLASSES for number in ("007", "008")} == {"test"}
@@ -295,7 +267,7 @@ def test_a_prescribed_split_is_kept_and_near_duplicates_share_a_side(artifacts, 
 @pytest.mark.parametrize("task", ["multiclass", "multilabel"])
 def test_several_classes_and_several_labels(artifacts, shapes, tmp_path, task):
     head = {"task": task, "class_names": ["angular", "round", "small"] if task == "multiclass" else CLASSES}
-    recipe, data = recipe_of(head=head, epochs=2), shapes
+    recipe, data = finetune_recipe(head=head, epochs=2), shapes
     if task == "multilabel":
         data = tmp_path / "labels.json"
         rows = [{"file": str(path), "label": [path.parent.name]} for path in sorted(shapes.rglob("*.png"))]
@@ -309,7 +281,7 @@ def test_several_classes_and_several_labels(artifacts, shapes, tmp_path, task):
 
 
 def test_losses_that_do_not_fit_the_task_are_refused(artifacts, shapes):
-    recipe = recipe_of(head={"task": "multiclass"}, loss="bce")
+    recipe = finetune_recipe(head={"task": "multiclass"}, loss="bce")
     with pytest.raises(StepError, match=r"finetune.loss bce does not fit a multiclass head; take cross_entropy"):
         tuned(recipe, shapes)
 
@@ -418,7 +390,7 @@ def test_models_that_cannot_be_had_are_refused(settings, problem):
 
 def test_a_loss_that_is_not_finite_ends_the_run_with_the_remedy(artifacts, shapes):
     with pytest.raises(StepError, match=r"no longer finite in epoch \d .*lower finetune.learning_rate than 1e\+20"):
-        tuned(recipe_of(learning_rate=1e20, warmup_epochs=0), shapes)
+        tuned(finetune_recipe(learning_rate=1e20, warmup_epochs=0), shapes)
 
 
 def test_a_picture_is_changed_alike_wherever_it_is_loaded(shapes):
@@ -469,7 +441,7 @@ def test_a_binary_model_of_one_logit_is_written_as_one_of_two():
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # mlflow uses what sqlalchemy has deprecated
 def test_a_run_is_tracked_with_its_course_and_its_files(artifacts, shapes):
-    recipe = recipe_of(epochs=2)
+    recipe = finetune_recipe(epochs=2)
     head = recipe.heads[0]
     folder = step.finetune(recipe, head, labelled_samples(str(shapes), head, COLUMNS), track="", workers=0)
     assert folder is not None
@@ -485,7 +457,7 @@ def test_a_run_is_tracked_with_its_course_and_its_files(artifacts, shapes):
 
 
 def test_a_state_that_was_damaged_is_named(artifacts, shapes):
-    recipe = recipe_of(epochs=2)
+    recipe = finetune_recipe(epochs=2)
     folder, _ = tuned(recipe, shapes)
     shutil.rmtree(folder)
     (state,) = (artifacts / "tuned" / "finetune").glob("state-*.ckpt")

@@ -26,7 +26,7 @@ _FILES = {
     "server": (
         *("test_client_loading", "test_client_served", "test_faults", "test_malformed", "test_overload"),
         *("test_rollout", "test_served", "test_served_encoders", "test_serving", "test_supervisor", "test_two_heads"),
-        *("test_watch_served", "test_gateway_malformed", "test_gateway_page", "test_proxy"),
+        *("test_watch_served", "test_gateway_malformed", "test_gateway_page", "test_proxy", "test_finetune_served"),
         "test_classifiers_served",
     ),
     "export": (

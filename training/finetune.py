@@ -68,7 +68,7 @@ def finetune(
     Raises:
         StepError: the model, the pictures or the labels are not as they must be; or a package is missing.
     """
-    fabric = _fabric(recipe)
+    fabric = fabric_of(recipe)
     from training.finetune_model import data_config, new_model
     from training.finetune_pictures import read_tuning_data
     from training.finetune_run import is_finished, tune
@@ -86,7 +86,7 @@ def finetune(
     fabric.launch()
     data = fabric.broadcast(data)
     assert data is not None
-    task = _task(recipe, head, data, view, outputs, workers)
+    task = task_of(recipe, head, data, view, outputs, workers)
     if fabric.is_global_zero:
         _print_data(head, data, settings.maximum_unreadable, state)
         record = read_record(folder)
@@ -106,7 +106,7 @@ def finetune(
     return folder if fabric.is_global_zero else None
 
 
-def _fabric(recipe: Recipe) -> Any:
+def fabric_of(recipe: Recipe) -> Any:
     """Lightning's Fabric for the devices and the precision of the recipe.
 
     Raises:
@@ -149,7 +149,10 @@ def _outputs(head: Head, recipe: Recipe) -> int:
     return 1 if head.task == "binary" and loss != "cross_entropy" else len(head.class_names)
 
 
-def _task(recipe: Recipe, head: Head, data: TuningData, view: Preprocessing, outputs: int, workers: int | None) -> Task:
+def task_of(
+    recipe: Recipe, head: Head, data: TuningData, view: Preprocessing, outputs: int, workers: int | None
+) -> Task:
+    """What the recipe's model is to learn."""
     from training.finetune_run import Task
     from training.labelled import targets_of
 

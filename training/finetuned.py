@@ -35,7 +35,7 @@ def with_finetuned_sides(
     folder = _finetuned_folder(encoder)
     if folder is None:
         return mentions, []
-    if manifest.source_sha256[0] != sha256_of(folder / "model.safetensors"):
+    if manifest.source_sha256[0] != sha256_of(folder / "config.json", folder / "model.safetensors"):
         raise StepError(
             f"{folder}: holds other weights than the encoder was exported from; run python -m build.encoder again"
         )

@@ -300,12 +300,15 @@ def _train(
 
 
 def _untrained(data: Labelled, head: Head, given: TextWeights | ClassifierWeights, split: Split) -> _Trained:
-    """Keep weights that have seen none of the rows: all but the test part choose what is chosen."""
+    """Keep weights that have seen none of the rows: all but the test part choose what is chosen.
+
+    Without folds the validation part alone does: the encoder of a fine-tuned classifier has seen the training part.
+    """
 
     def part(rows: np.ndarray) -> _Part:
         return _Part(given.logits(data.embedding[rows]), targets_of(data.label[rows], head.task, len(head.labels)))
 
-    held_out = part(_fitting_rows(split))
+    held_out = part(_fitting_rows(split) if head.fit.folds else split.validation)
     loss = float(log_losses(held_out.logits, held_out.targets, _activation(head.task, "bce", "none")).mean())
     curve = Curve([loss], [loss])  # a single epoch, the one before any training
     return _Trained(
