@@ -70,7 +70,8 @@ class Settings:
     @classmethod
     def from_json(cls, text: str) -> Settings:
         fields: dict[str, Any] = json.loads(text)
-        return cls(**{key: tuple(value) if isinstance(value, list) else value for key, value in fields.items()})
+        values: dict[str, Any] = {key: tuple(fields[key]) for key in ("batches", "megapixels")}
+        return cls(**(fields | values))
 
 
 def parts_of(settings: Settings) -> list[Part]:
