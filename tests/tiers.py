@@ -47,7 +47,7 @@ _FILES = {
             "test_review",
             "test_text_heads",
         ),
-        *("test_review_page", "test_text_heads", "test_finetune"),
+        *("test_review_page", "test_text_heads", "test_finetune", "test_gpu_parts"),
     ),
     "browser": ("test_report_page", "test_gateway_page", "test_review_page"),
 }

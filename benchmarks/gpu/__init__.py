@@ -1,0 +1,1 @@
+"""What a GPU does for the encoders, the decoding and the whole server, part by part."""
