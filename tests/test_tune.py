@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from build.errors import BuildError
+from common.instances import Processors, with_instances
 from common.manifest import ManifestError
 from common.paths import ROOT
 from recipes.errors import run_step
@@ -174,6 +175,18 @@ def test_a_copy_differs_in_its_numbers_alone(name):
     comments = [line.partition("#")[2] for line in text.splitlines() if "#" in line]
     assert all(f"#{comment}\n" in copy for comment in comments)
     assert "written anew" not in copy
+
+
+def test_a_copy_says_what_the_goal_would_decide():
+    """It is for this machine; on another one the goal decides otherwise, beside numbers that were measured here."""
+    text = RECIPE_TEXT + "serving: {goal: throughput}\n"
+    recipe = parse_recipe(yaml.safe_load(text))
+    own = Setting.of(recipe.serving)
+    assert own == Setting.of(with_instances(recipe.serving, Processors.of_this_machine()))
+    copy = parse_recipe(yaml.safe_load(tuned_text(text, recipe, own, ["by a test"])))
+    assert copy.serving.goal == "throughput"
+    assert copy.serving.encoder_instances == own.encoder_instances
+    assert with_instances(copy.serving, Processors(64)) == copy.serving
 
 
 def test_only_what_differs_is_written():

@@ -33,8 +33,9 @@ def tuned_text(
     Where the keys cannot be changed in place (anchors, merged mappings), and where `overrides` gave the recipe other
     values than its text has, the text is written anew with them, without comments.
     """
-    tuned, own = setting.applied_to(recipe), Setting.of(recipe.serving)
-    changes = {key: value for key, value in setting.model_dump().items() if value != getattr(own, key)}
+    tuned = setting.applied_to(recipe)
+    # What the goal would decide is written out as well: it follows from the numbers beside it, and from the machine.
+    changes = {key: value for key, value in setting.model_dump().items() if value != getattr(recipe.serving, key)}
     lines = [f"{MARK}{line}\n" for line in comments]
     body = re.sub(rf"\A(?:{re.escape(MARK)}.*\n)+", "", text)
     edited = edited_text(body, changes)
