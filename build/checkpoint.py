@@ -26,7 +26,7 @@ _KEYS_OF = {  # part of a key → whose layout it is
     "blocks.0.attn.qkv.": "timm's; take library: timm, and its model of that name",
     "resblocks.0.attn.in_proj_weight": "open_clip's; take library: open_clip, and its model of that name",
 }
-_HOME = {"timm": "timm's", "open_clip": "open_clip's"}
+_HOME = {"timm": "timm's", "open_clip": "open_clip's", "transformers": "Hugging Face transformers'"}
 
 
 def misfit(

@@ -1,4 +1,4 @@
-"""Exports image towers of open_clip or timm to one ONNX file with a manifest, checked against torch.
+"""Exports image towers of open_clip, timm or transformers to one ONNX file with a manifest, checked against torch.
 
     python -m build.encoder --recipe demo
     python -m build.encoder --list 'ViT-L*'      # what is supported; a pattern adds parameters and GFLOP
@@ -6,8 +6,9 @@
 Writes artifacts/encoders/<id>/model.onnx (`pixels` UINT8 [B, H, W, 3] → `embedding` FP32 [B, D]; cast,
 mean/std and L2 normalisation inside) and encoder.json; for a recipe in fp16 or int8 also the file made from it,
 in artifacts/encoders/<id>-<precision>/. A file that would come out the same is kept. Nothing is written
-when a check fails. A recipe with `decode: scaled` has an <id> of its own; what its decoding does to embeddings of
-photographs is in encoder.json, under `parity`.
+when a check fails. Of an image classifier the backbone is exported; its last layer lies beside it, in
+classifier.safetensors, for training.import_classifier. A recipe with `decode: scaled` has an <id> of its own; what its
+decoding does to embeddings of photographs is in encoder.json, under `parity`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 from build.errors import INTERRUPTED, BuildError
 from build.reachable import missing_weights
 from build.weights import source_sha256
+from common.classifier_layer import FILE as CLASSIFIER
 from common.cpu import find_cpu
 from common.manifest import (
     EncoderManifest,
@@ -77,6 +79,7 @@ def build_encoder(recipe: Recipe, folder: Path) -> EncoderManifest:
 
     check_writable(folder)
     towers = [load_tower(encoder) for encoder in recipe.encoder.towers]
+    classifier = towers[0].classifier if len(towers) == 1 else None
     reference = torch_reference(towers, recipe)
     manifest = describe(recipe, towers, reference.embeddings.shape[1])
     folder.mkdir(parents=True, exist_ok=True)
@@ -88,7 +91,8 @@ def build_encoder(recipe: Recipe, folder: Path) -> EncoderManifest:
         embeddings = onnx_embeddings(path, reference.pixels)
         parity = check_embeddings(reference, embeddings, recipe, "fp32")
         parity = parity.model_copy(update=check_decode(path, manifest.preprocessing, recipe))
-        return _install(manifest, parity, path, folder, torch=reference.embeddings, embeddings=embeddings)
+        layer = b"" if classifier is None else classifier.layer(reference.logits).to_bytes()
+        return _install(manifest, parity, path, folder, layer, torch=reference.embeddings, embeddings=embeddings)
 
 
 def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifest:
@@ -122,8 +126,8 @@ def reduce_encoder(recipe: Recipe, source: Path, folder: Path) -> EncoderManifes
         parity = check_embeddings(reference, embeddings, recipe, precision)
         parity = parity.model_copy(update=full.parity.scaled())
         here = str(find_cpu())
-        manifest = full.model_copy(update={"precision": precision, "made_from": full.onnx_sha256, "cpu": here})
-        return _install(manifest, parity, path, folder, embeddings=embeddings)
+        made = {"precision": precision, "made_from": full.onnx_sha256, "cpu": here, "classifier_sha256": None}
+        return _install(full.model_copy(update=made), parity, path, folder, embeddings=embeddings)
 
 
 def _to_float16(source: Path, path: Path, pixels: np.ndarray) -> np.ndarray:
@@ -162,18 +166,32 @@ def describe(recipe: Recipe, towers: list[Tower], embed_dim: int) -> EncoderMani
 
 
 def _install(
-    manifest: EncoderManifest, parity: Parity, path: Path, folder: Path, **arrays: np.ndarray
+    manifest: EncoderManifest, parity: Parity, path: Path, folder: Path, layer: bytes = b"", **arrays: np.ndarray
 ) -> EncoderManifest:
-    """Move a checked file, with its weights and its embeddings, into `folder`; the manifest is written last."""
+    """Move a checked file, with its weights and its embeddings, into `folder`; the manifest is written last.
+
+    Args:
+        manifest: of the file, without what is only known now.
+        parity: the check's figures.
+        path: the file.
+        folder: of the encoder.
+        layer: contents of classifier.safetensors; empty for an encoder that is no classifier's.
+        arrays: embeddings for the verification.
+    """
     import numpy as np
 
     np.savez(path.with_name(VERIFICATION), allow_pickle=False, **arrays)
     files = onnx_files(path)
     manifest = manifest.model_copy(update={"parity": parity, "onnx_sha256": sha256_of(*files)})
+    beside = [path.with_name(VERIFICATION)]
+    if layer:
+        beside.append(path.with_name(CLASSIFIER))
+        beside[-1].write_bytes(layer)
+        manifest = manifest.model_copy(update={"classifier_sha256": sha256_of(beside[-1])})
     (folder / "encoder.json").unlink(missing_ok=True)  # never a manifest beside another file's weights
-    for name in ("model.onnx.data", VERIFICATION):
+    for name in ("model.onnx.data", VERIFICATION, CLASSIFIER):
         (folder / name).unlink(missing_ok=True)
-    for file in [*files, path.with_name(VERIFICATION)]:
+    for file in [*files, *beside]:
         file.replace(folder / file.name)
     write_manifest(manifest, folder / "encoder.json")
     return manifest
@@ -197,10 +215,15 @@ def up_to_date(
         and manifest.source_sha256 == [source_sha256(encoder) for encoder in recipe.encoder.towers]
         and path.is_file()
         and (folder / VERIFICATION).is_file()
+        and manifest.classifier_sha256 in (None, _sum_if_there(folder / CLASSIFIER))
         and manifest.onnx_sha256 == sha256_of(*onnx_files(path))
         and not (precision == "int8" and _saturates(path))
     )
     return manifest if same else None
+
+
+def _sum_if_there(path: Path) -> str | None:
+    return sha256_of(path) if path.is_file() else None
 
 
 def _saturates(path: Path) -> bool:
@@ -219,7 +242,7 @@ def recipe_part(recipe: Recipe) -> dict:
 
 
 def versions(recipe: Recipe) -> dict[str, str]:
-    distributions = {"open_clip": "open_clip_torch", "timm": "timm"}
+    distributions = {"open_clip": "open_clip_torch", "timm": "timm", "transformers": "transformers"}
     libraries = sorted({distributions[encoder.library] for encoder in recipe.encoder.towers})
     return tool_versions("torch", *libraries, "onnx", "onnxruntime", "pillow")
 

@@ -28,6 +28,7 @@ from common.manifest import (
     HeadManifest,
     Layer,
     Linear,
+    LogSumExp,
     ManifestError,
     RankLookup,
     Relu,
@@ -58,7 +59,7 @@ class Affine:
 LARGEST_LOG = 80.0
 """Bound on the logarithm of a deviation, of which the exponential is still finite in float32."""
 
-Step = Affine | Relu | Lookup
+Step = Affine | Relu | LogSumExp | Lookup
 """One step of a served head, after folding."""
 
 
@@ -122,6 +123,8 @@ def scores_by_numpy(steps: list[Step], activation: str, embeddings: np.ndarray) 
     for step in steps:
         if isinstance(step, Affine):
             values = values @ step.matrix + step.offset
+        elif isinstance(step, LogSumExp):
+            values = np.stack([np.logaddexp.reduce(values[:, group], axis=1) for group in step.groups], axis=1)
         else:
             values = np.maximum(values, 0) if isinstance(step, Relu) else step(values)
     if activation == "sigmoid":
@@ -186,11 +189,30 @@ def _layer_nodes(steps: list[Step], embed_dim: int) -> tuple[list[onnx.NodeProto
         elif isinstance(step, Relu):
             nodes.append(helper.make_node("Relu", [value], [f"relu_{index}"]))
             value = f"relu_{index}"
+        elif isinstance(step, LogSumExp):
+            more_nodes, more_constants = _group_nodes(step, value, f"groups_{index}")
+            nodes += more_nodes
+            constants |= more_constants
+            value = f"groups_{index}"
         else:
             lookup, tables, value = lookup_nodes(step, value, embed_dim, f"lookup_{index}_")
             nodes += lookup
             constants |= tables
     return nodes, constants, value
+
+
+def _group_nodes(step: LogSumExp, value: str, name: str) -> tuple[list[onnx.NodeProto], dict[str, np.ndarray]]:
+    """Nodes and constants of a LogSumExp: each group's columns gathered and reduced, the groups side by side."""
+    constants = {f"{name}_axis": np.array([1], np.int64)}
+    nodes = []
+    for at, group in enumerate(step.groups):
+        constants[f"{name}_{at}_columns"] = np.array(group, np.int64)
+        nodes += [
+            helper.make_node("Gather", [value, f"{name}_{at}_columns"], [f"{name}_{at}_members"], axis=1),
+            helper.make_node("ReduceLogSumExp", [f"{name}_{at}_members", f"{name}_axis"], [f"{name}_{at}"], keepdims=1),
+        ]
+    parts = [f"{name}_{at}" for at in range(len(step.groups))]
+    return [*nodes, helper.make_node("Concat", parts, [name], axis=1)], constants
 
 
 def _activation_node(activation: str, logits: str) -> onnx.NodeProto:
@@ -271,7 +293,7 @@ def _step(layer: Layer, weights: dict[str, np.ndarray], manifest: HeadManifest) 
             return _lookup(layer, weights, manifest)
     except KeyError as error:
         raise ManifestError(f"head.json names the tensor {error}, head.safetensors has {sorted(weights)}") from error
-    return layer if isinstance(layer, Relu) else None
+    return layer if isinstance(layer, Relu | LogSumExp) else None
 
 
 def _lookup(layer: RankLookup, weights: dict[str, np.ndarray], manifest: HeadManifest) -> Lookup:
@@ -297,6 +319,12 @@ def _lookup(layer: RankLookup, weights: dict[str, np.ndarray], manifest: HeadMan
 def _check_widths(manifest: HeadManifest, steps: list[Step]) -> None:
     width = manifest.encoder.embed_dim
     for step in steps:
+        if isinstance(step, LogSumExp):
+            if any(not 0 <= column < width for group in step.groups for column in group):
+                raise ManifestError(
+                    f"head {manifest.name}: log_sum_exp groups {step.groups} of {width} values, numbered from 0"
+                )
+            width = len(step.groups)
         if not isinstance(step, Affine):
             continue
         if step.matrix.shape[0] != width:

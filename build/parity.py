@@ -25,6 +25,8 @@ from common.pixels import served_pixels
 from recipes.schema import Precision, Recipe, Serving
 
 BATCH = 8
+_CONVERSIONS = ("MaybeToTensor", "LibraryTensor")
+"""Steps in which a library's transform makes a float tensor of a picture."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +37,13 @@ class Reference:
         names: (N,) of the pictures.
         pixels: (N, H, W, 3) uint8, all views, as served.
         embeddings: (N, embed_dim) float32, from torch on these pixels.
+        logits: (N, classes) float32 of the whole image classifier that the tower is of; None of other towers.
     """
 
     names: list[str]
     pixels: np.ndarray
     embeddings: np.ndarray
+    logits: np.ndarray | None = None
 
 
 def torch_reference(towers: list[Tower], recipe: Recipe) -> Reference:
@@ -55,7 +59,9 @@ def torch_reference(towers: list[Tower], recipe: Recipe) -> Reference:
     pixels = served_pixels(views, Serving(), pictures)  # whatever formats and sizes the recipe serves
     squares = dict(zip(views, _squares(pixels, [view.image_size for view in views]), strict=True))
     embeddings = [_torch_embeddings(tower, squares[tower.preprocessing]) for tower in towers]
-    return Reference([picture.name for picture in pictures], pixels, np.concatenate(embeddings, axis=1))
+    names, together = [picture.name for picture in pictures], np.concatenate(embeddings, axis=1)
+    logits = _torch_logits(towers[0], squares[towers[0].preprocessing]) if len(towers) == 1 else None
+    return Reference(names, pixels, together, logits)
 
 
 def _squares(pixels: np.ndarray, sizes: list[int]) -> list[np.ndarray]:
@@ -102,21 +108,34 @@ def _library_pixels(tower: Tower, picture: Picture) -> np.ndarray:
 def _steps(tower: Tower) -> tuple[list[Any], list[Any]]:
     """The library's transform in two parts: before its conversion to a float tensor, and from there on."""
     steps = list(tower.transform.transforms)
-    names = [type(step).__name__ for step in steps]
-    assert "MaybeToTensor" in names, "the library's transform no longer has a MaybeToTensor step"
-    conversion = names.index("MaybeToTensor")
-    return steps[:conversion], steps[conversion:]
+    conversions = [at for at, step in enumerate(steps) if type(step).__name__ in _CONVERSIONS]
+    assert conversions, f"the library's transform no longer has a step {' or '.join(_CONVERSIONS)}"
+    return steps[: conversions[0]], steps[conversions[0] :]
+
+
+def _inputs(tower: Tower, pixels: np.ndarray) -> torch.Tensor:
+    """(N, S, S, 3) uint8 → (N, 3, S, S) float32, with the library's own pixel normalisation."""
+    inputs: list[Any] = [Image.fromarray(square) for square in pixels]
+    for step in _steps(tower)[1]:
+        inputs = [step(square) for square in inputs]
+    return torch.stack(inputs)
+
+
+@torch.inference_mode()
+def _torch_logits(tower: Tower, pixels: np.ndarray) -> np.ndarray | None:
+    """Classify (N, S, S, 3) uint8 by the whole model: (N, classes) float32; None of a tower that is no classifier's."""
+    if tower.classifier is None:
+        return None
+    logits = [tower.classifier.logits(batch) for batch in _inputs(tower, pixels).split(BATCH)]
+    return torch.cat(logits).numpy()
 
 
 @torch.inference_mode()
 def _torch_embeddings(tower: Tower, pixels: np.ndarray) -> np.ndarray:
     """Embed (N, S, S, 3) uint8 in torch: (N, embed_dim) float32, with the library's own pixel normalisation."""
-    inputs: list[Any] = [Image.fromarray(square) for square in pixels]
-    for step in _steps(tower)[1]:
-        inputs = [step(square) for square in inputs]
     visual = tower.visual
     embeddings = []
-    for batch in torch.stack(inputs).split(BATCH):
+    for batch in _inputs(tower, pixels).split(BATCH):
         hooked = isinstance(visual, HiddenLayers)
         embeddings.append(embed_through_hooks(visual, batch) if hooked else visual(batch))
     together = torch.cat(embeddings)

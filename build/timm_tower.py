@@ -2,13 +2,15 @@
 
 The embedding is what a CLIP head is trained on. timm keeps the projection of a CLIP image tower in the
 place of the classifier, with as many "classes" as the embedding has dims: that one stays, and the
-embedding equals open_clip's. A real classifier is taken off; the embedding is then the pooled features.
+embedding equals open_clip's. A real classifier is taken off; the embedding is then the pooled features. Of a folder
+or repository of the hub, which is a classifier's, its last layer is kept for a head.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
+from pathlib import Path
 from typing import Any, cast
 
 import timm
@@ -19,7 +21,17 @@ from timm.data.transforms_factory import create_transform
 from torchvision.transforms import Compose
 
 from build.checkpoint import misfit
-from build.weights import first_line, hub_revision, is_file_of_tag, offline_if_unreachable, weights_file
+from build.classifier import Classifier, parted
+from build.classifier_folder import check_library, folder_source, read_config
+from build.weights import (
+    checkpoint_in,
+    first_line,
+    hub_revision,
+    is_file_of_tag,
+    offline_if_unreachable,
+    weights_file,
+)
+from common.classifier_layer import LayerDescription
 from common.manifest import Preprocessing, WeightsSource
 from recipes.schema import Encoder, RecipeError
 
@@ -47,6 +59,31 @@ def load_timm(encoder: Encoder) -> tuple[torch.nn.Module, Compose, Preprocessing
     config = resolve_model_data_config(model, {"img_size": encoder.image_size})
     steps = cast(Compose, create_transform(**config, is_training=False)).transforms
     return model, Compose([_to_rgb, *steps]), timm_preprocessing(config), _source(encoder)
+
+
+def load_timm_classifier(encoder: Encoder, folder: Path) -> tuple[Classifier, Compose, Preprocessing]:
+    """The parted classifier in `folder`, its transform, and the same transform as data.
+
+    Raises:
+        RecipeError: the folder is of an unknown model, of another library or checkpoint; its preprocessing is not
+            served; see `build.classifier.parted`.
+    """
+    check_library(folder, encoder)
+    architecture = _check_architecture(folder, encoder)
+    if encoder.image_size is not None:
+        _check_image_size(encoder.model_copy(update={"model": architecture, "pretrained": None}), encoder.image_size)
+    model = _load_folder(folder, encoder, architecture)
+    config = resolve_model_data_config(model, {"img_size": encoder.image_size})
+    preprocessing = timm_preprocessing(config)
+    steps = cast(Compose, create_transform(**config, is_training=False)).transforms
+    labels = cast(dict[str, Any], model.pretrained_cfg).get("label_names")
+    description = LayerDescription(
+        library="timm",
+        labels=[str(name) for name in labels] if labels else None,
+        source=folder_source(encoder, folder),
+    )
+    classifier = parted(model.eval().float(), preprocessing.image_size, description, str(folder))
+    return classifier, Compose([_to_rgb, *steps]), preprocessing
 
 
 def is_projection(pretrained_cfg: dict[str, Any]) -> bool:
@@ -104,6 +141,38 @@ def _load_model(encoder: Encoder) -> torch.nn.Module:
         if pretrained:
             raise RecipeError(_download_advice(encoder, error)) from error
         raise
+
+
+def _check_architecture(folder: Path, encoder: Encoder) -> str:
+    """The architecture in config.json, if timm knows it and the recipe does not name another."""
+    architecture = str(read_config(folder)["architecture"])
+    if not timm.is_model(architecture):
+        nearest = difflib.get_close_matches(architecture, timm.list_models(), n=3)
+        raise RecipeError(
+            f"{folder / 'config.json'}: architecture {architecture!r} is unknown to timm {timm.__version__}; nearest: "
+            f"{', '.join(nearest) or '-'}. A newer timm may have it"
+        )
+    if timm.is_model(encoder.model) and encoder.model != architecture:
+        raise RecipeError(
+            f"encoder.model is {encoder.model}, the folder {folder} holds a {architecture}; name that one, or a name "
+            "of your own"
+        )
+    return architecture
+
+
+def _load_folder(folder: Path, encoder: Encoder, architecture: str) -> torch.nn.Module:
+    """The classifier of a folder, exportable."""
+    name, size = f"local-dir:{folder}", {"img_size": encoder.image_size} if encoder.image_size else {}
+    fixed = cast(Any, timm.models.get_pretrained_cfg(architecture))
+    size = size if fixed is not None and fixed.fixed_input_size else {}
+    try:
+        return timm.create_model(name, pretrained=True, exportable=True, **cast(Any, size))
+    except Exception as error:
+        raise RecipeError(
+            misfit(
+                checkpoint_in(folder), architecture, "timm", error, lambda: timm.create_model(name, pretrained=False)
+            )
+        ) from error
 
 
 def _model_without_weights(encoder: Encoder) -> torch.nn.Module:

@@ -7,10 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torchvision.transforms import Compose
 
+from build.classifier import Classifier
+from build.classifier_folder import classifier_folder
 from build.layers import HiddenLayers
 from build.open_clip_tower import load_open_clip
-from build.timm_tower import load_timm
+from build.timm_tower import load_timm, load_timm_classifier
+from build.transformers_tower import load_transformers
 from common.manifest import Preprocessing, WeightsSource
 from recipes.schema import Encoder
 
@@ -20,13 +24,14 @@ class Tower:
     """An image encoder in torch.
 
     Attributes:
-        library: `open_clip` or `timm`, for messages.
+        library: `open_clip`, `timm` or `transformers`, for messages.
         visual: (B, 3, H, W) float32, normalised pixels → (B, embed_dim) float32, not L2-normalised.
         transform: the library's own, PIL image → (3, H, W) float32.
         preprocessing: the same, as data, with the recipe's way of decoding files.
         normalize: whether the exported encoder L2-normalises what `visual` puts out.
         source: where the weights came from.
         weights_sha256: of every parameter and buffer of `visual`.
+        classifier: of which `visual` is the backbone, with its last layer; None of a tower that is no classifier's.
     """
 
     library: str
@@ -36,6 +41,7 @@ class Tower:
     normalize: bool
     source: WeightsSource
     weights_sha256: str
+    classifier: Classifier | None = None
 
 
 def load_tower(encoder: Encoder) -> Tower:
@@ -46,12 +52,25 @@ def load_tower(encoder: Encoder) -> Tower:
             weights that could not be downloaded (with what to fetch and where to put it), hidden
             layers that the model does not have, or a preprocessing that is not served.
     """
-    load = load_timm if encoder.library == "timm" else load_open_clip
-    visual, transform, preprocessing, source = load(encoder)
+    visual, transform, preprocessing, source, classifier = _load(encoder)
     preprocessing = preprocessing.model_copy(update={"decode": encoder.decode})
     visual = visual if encoder.layers == [0] else HiddenLayers(visual, encoder.layers)
     visual = visual.eval().float()
-    return Tower(encoder.library, visual, transform, preprocessing, encoder.normalize, source, weights_sha256(visual))
+    sha256 = weights_sha256(visual)
+    return Tower(encoder.library, visual, transform, preprocessing, encoder.normalize, source, sha256, classifier)
+
+
+def _load(
+    encoder: Encoder,
+) -> tuple[torch.nn.Module, Compose, Preprocessing, WeightsSource, Classifier | None]:
+    """What the library of the encoder makes of it."""
+    folder = classifier_folder(encoder) if encoder.library != "open_clip" else None
+    if folder is None:
+        load = load_timm if encoder.library == "timm" else load_open_clip
+        return *load(encoder), None
+    load_classifier = load_timm_classifier if encoder.library == "timm" else load_transformers
+    classifier, transform, preprocessing = load_classifier(encoder, folder)
+    return classifier.backbone, transform, preprocessing, classifier.description.source, classifier
 
 
 def views_of(towers: list[Tower]) -> list[Preprocessing]:

@@ -28,6 +28,12 @@ FOLDER_CHECKPOINTS = (  # in the order in which open_clip takes them
 )
 
 
+CLASSIFIER_CONFIG = "config.json"
+PROCESSOR_CONFIG = "preprocessor_config.json"
+CLASSIFIER_CHECKPOINTS = ("model.safetensors", "pytorch_model.bin")
+"""Weights of an image classifier's folder, in the order in which they are taken."""
+
+
 def weights_file(encoder: Encoder) -> Path | None:
     """The checkpoint that a recipe names, if any; an address is downloaded first.
 
@@ -92,10 +98,19 @@ def is_file_of_tag(encoder: Encoder, path: Path, url: str | None) -> bool | None
 
 
 def source_sha256(encoder: Encoder) -> str | None:
-    """Sum of the checkpoint that the recipe names; for an address the recipe's own, so nothing is fetched."""
+    """Sum of the checkpoint that the recipe names, of an image classifier's folder with its configs before it; for an
+    address the recipe's own, so nothing is fetched."""
     if isinstance(encoder.weights, str):
         return encoder.weights_sha256
-    return None if encoder.weights is None else sha256_of(_local_file(encoder))
+    if encoder.weights is None:
+        return None
+    folder, path = weights_folder(encoder), _local_file(encoder)
+    beside = (
+        []
+        if folder is None or encoder.library == "open_clip"
+        else [folder / name for name in (CLASSIFIER_CONFIG, PROCESSOR_CONFIG)]
+    )
+    return sha256_of(*(config for config in beside if config.is_file()), path)
 
 
 def downloaded_file(encoder: Encoder) -> Path:
@@ -158,6 +173,30 @@ def first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"
 
 
+def checkpoint_in(folder: Path) -> Path:
+    """The one file with the weights of an image classifier's folder.
+
+    Raises:
+        RecipeError: there is no config.json, or no weights, or they are in several files.
+    """
+    if not (folder / CLASSIFIER_CONFIG).is_file():
+        raise RecipeError(
+            f"encoder.weights {folder}: the folder has no {CLASSIFIER_CONFIG}, which an image classifier's has; "
+            "name a checkpoint in it"
+        )
+    there = [name for name in CLASSIFIER_CHECKPOINTS if (folder / name).is_file()]
+    if there:
+        return folder / there[0]
+    if indexes := sorted(path.name for path in folder.glob("*.index.json")):
+        raise RecipeError(
+            f"encoder.weights {folder}: its weights are in several files, listed in {indexes[0]}; load the model and "
+            "save it as one file: model.save_pretrained(NEW_FOLDER, max_shard_size='1TB')"
+        )
+    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".safetensors", ".bin", ".pth", ".pt"))
+    found = f"; found {', '.join(others)}: rename the one that is meant to {_name_like(others[0])}" if others else ""
+    raise RecipeError(f"encoder.weights {folder}: the folder has none of {', '.join(CLASSIFIER_CHECKPOINTS)}{found}")
+
+
 def _local_file(encoder: Encoder) -> Path:
     folder = weights_folder(encoder)
     if folder is not None:
@@ -173,13 +212,18 @@ def _local_file(encoder: Encoder) -> Path:
 
 def _checkpoint_in(folder: Path, encoder: Encoder) -> Path:
     if encoder.library != "open_clip":
-        raise RecipeError(f"encoder.weights {folder}: is a folder; with library: {encoder.library} name a file")
+        return checkpoint_in(folder)
     if not (folder / OPEN_CLIP_CONFIG).is_file():
         raise RecipeError(f"encoder.weights {folder}: the folder has no {OPEN_CLIP_CONFIG}; name a checkpoint in it")
     there = [folder / name for name in FOLDER_CHECKPOINTS if (folder / name).is_file()]
     if not there:
         raise RecipeError(f"encoder.weights {folder}: the folder has none of {', '.join(FOLDER_CHECKPOINTS)}")
     return there[0]
+
+
+def _name_like(other: str) -> str:
+    """The name that a checkpoint in a folder goes by, of the same format as `other`."""
+    return CLASSIFIER_CHECKPOINTS[0 if other.endswith(".safetensors") else 1]
 
 
 def _with_remedy(encoder: Encoder, error: DownloadError) -> str:

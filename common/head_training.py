@@ -53,6 +53,26 @@ class PublishedSource(GrowingPart):
     """Of a Keras head each variant's difference from the original, for each kind of vectors."""
 
 
+class ClassifierSource(GrowingPart):
+    """The image classifier whose last layer a head is."""
+
+    library: str
+    file: str | None
+    """Name of the file, or of the checkpoint in the folder, that it was loaded from."""
+    sha256: str | None = None
+    """Sum of that file, when the recipe gives one."""
+    hub: str | None = None
+    revision: str | None = None
+    """The hub's repository and its commit, if it was taken from there."""
+    labels: list[str]
+    """Its own classes, in the order of its outputs."""
+    pictures: int
+    """How many the pair of encoder and head was compared on with the whole model."""
+    max_difference: float
+    """Largest difference of a logit there."""
+    largest_logit: float
+
+
 class Words(GrowingPart):
     """The texts that a head was made of, and how the checkpoint makes logits of their cosines with a picture."""
 
@@ -81,8 +101,8 @@ class Refit(GrowingPart):
 class HeadTraining(GrowingPart):
     """The making of a head.
 
-    A published head has `published` and nothing else, one from words without labelled pictures `words` and the reason
-    why it is not calibrated.
+    A published head has `published` and nothing else; one from words, or of an image classifier, without labelled
+    pictures has `words` or `classifier` and the reason why it is not calibrated.
     """
 
     data_sha256: str | None = None
@@ -118,5 +138,7 @@ class HeadTraining(GrowingPart):
     mlflow_tracking_uri: str | None = None
     """The tracking server; `local` for a database on the machine that trained it."""
     published: PublishedSource | None = None
+    classifier: ClassifierSource | None = None
+    """The classifier that an imported layer is of; None of every other head."""
     words: Words | None = None
     """The texts of a head from words; None of every other head."""

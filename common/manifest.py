@@ -43,12 +43,16 @@ class Tensor(Part):
 class Preprocessing(Part):
     """The steps from an encoded image to pixels; mean and std are applied inside the encoder graph."""
 
+    LATER = ("crop",)
+
     image_size: int
     resize_mode: Literal["shortest", "longest", "squash"]
     interpolation: Literal["bicubic", "bilinear"]
     fill_color: int = 0
     resize_size: int | None = None
     """Edge that the picture is resized to before the centre crop; by default `image_size`."""
+    crop: Literal["round", "floor"] = Field(default="round")
+    """Start of a centre crop that leaves out an odd number of pixels: as torchvision has it, or as transformers."""
     decode: Decode = "exact"
     """`scaled` decodes large JPEGs at a fraction of their size; the views of one encoder have the same."""
     mean: tuple[float, float, float]
@@ -59,7 +63,8 @@ class Preprocessing(Part):
         """Equal ids produce equal pixels: `exact-shortest-bicubic-224`."""
         fill = f"-fill{self.fill_color}" if self.resize_mode == "longest" else ""
         resize = "" if self.resize_size in (None, self.image_size) else f"-resize{self.resize_size}"
-        return f"{self.decode}-{self.resize_mode}-{self.interpolation}-{self.image_size}{resize}{fill}"
+        crop = "" if self.crop == "round" else f"-{self.crop}"
+        return f"{self.decode}-{self.resize_mode}-{self.interpolation}-{self.image_size}{resize}{fill}{crop}"
 
 
 def preprocessing_id(views: list[Preprocessing]) -> str:
@@ -107,7 +112,7 @@ class Parity(GrowingPart):
 class EncoderManifest(Part):
     """encoder.json: the exported image tower."""
 
-    LATER = ("layer_widths",)
+    LATER = ("layer_widths", "classifier_sha256")
 
     kind: Literal["encoder"] = "encoder"
     id: str
@@ -130,6 +135,8 @@ class EncoderManifest(Part):
     """`onnx_sha256` of the fp32 file that this one was made from; None for that file itself."""
     sources: list[WeightsSource] = Field(default=[])
     """The origin of each encoder's weights."""
+    classifier_sha256: str | None = Field(default=None)
+    """Sum of classifier.safetensors, the last layer of the image classifier that the encoder is of; None of others."""
     parity: Parity
     """The build's check against the model's library, or against its embeddings."""
     cpu: str | None = None
@@ -228,6 +235,16 @@ class RankLookup(Part):
     ranks: str
 
 
+class LogSumExp(Part):
+    """Logits of classes that are made of several: `y[:, g]` is the log of the sum of exp(x) over group g's columns.
+
+    A softmax of the groups' logits is the sum of its members' softmax. A column may be in several groups.
+    """
+
+    type: Literal["log_sum_exp"] = "log_sum_exp"
+    groups: list[Annotated[list[int], Field(min_length=1)]] = Field(min_length=1)
+
+
 class Relu(Part):
     type: Literal["relu"] = "relu"
 
@@ -239,7 +256,7 @@ class Dropout(Part):
     p: float
 
 
-Layer = Annotated[Linear | Standardize | RankLookup | Relu | Dropout, Field(discriminator="type")]
+Layer = Annotated[Linear | Standardize | RankLookup | LogSumExp | Relu | Dropout, Field(discriminator="type")]
 
 
 class Threshold(Part):

@@ -36,17 +36,22 @@ def pixel_parameters(views: Sequence[Preprocessing], serving: Serving) -> dict[s
     """The `parameters` of preprocess/config.pbtxt: everything the transform needs to know."""
     resize = {} if all(view.resize_size is None for view in views) else {"resize_size": _resize_sizes(views)}
     (decode,) = {view.decode for view in views}  # a picture is decoded once
-    return (resize if decode == "exact" else resize | {"decode": decode}) | {
-        "image_size": ",".join(str(view.image_size) for view in views),
-        "resize_mode": ",".join(view.resize_mode for view in views),
-        "interpolation": ",".join(view.interpolation for view in views),
-        "fill_color": ",".join(str(view.fill_color) for view in views),
-        "max_bytes": str(serving.max_bytes),
-        "max_pixels": str(serving.max_pixels),
-        "formats": ",".join(serving.formats),
-        "max_frames": str(serving.max_frames),
-        "max_scans": str(serving.max_scans),
-    }
+    crop = {} if all(view.crop == "round" for view in views) else {"crop": ",".join(view.crop for view in views)}
+    return (
+        (resize if decode == "exact" else resize | {"decode": decode})
+        | crop
+        | {
+            "image_size": ",".join(str(view.image_size) for view in views),
+            "resize_mode": ",".join(view.resize_mode for view in views),
+            "interpolation": ",".join(view.interpolation for view in views),
+            "fill_color": ",".join(str(view.fill_color) for view in views),
+            "max_bytes": str(serving.max_bytes),
+            "max_pixels": str(serving.max_pixels),
+            "formats": ",".join(serving.formats),
+            "max_frames": str(serving.max_frames),
+            "max_scans": str(serving.max_scans),
+        }
+    )
 
 
 def served_transform(views: Sequence[Preprocessing], serving: Serving):

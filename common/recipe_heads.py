@@ -24,7 +24,7 @@ def read_recipe_head(recipe: Recipe, head: Head, encoder: EncoderManifest) -> He
     compare_fingerprints(manifest, encoder)
     for key, made, expected in (
         ("task", manifest.task, head.task),
-        ("class_names", manifest.class_names, head.class_names),
+        ("class_names", manifest.class_names, head.class_names or manifest.class_names),  # none: a classifier's own
     ):
         if made != expected:
             raise ManifestError(

@@ -132,10 +132,15 @@ def _read_by_the_tower(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def settings_of_training(fit: Fit) -> list[str]:
+    """The keys that a recipe sets of those that train weights."""
+    fields = type(fit).model_fields
+    return [key for key in _OF_TRAINING if getattr(fit, key) != fields[key].get_default(call_default_factory=True)]
+
+
 def _check_fit(fit: Fit) -> None:
     """Refuse settings of a training that there is not, or that does not begin with texts."""
-    fields = type(fit).model_fields
-    changed = [key for key in _OF_TRAINING if getattr(fit, key) != fields[key].get_default(call_default_factory=True)]
+    changed = settings_of_training(fit)
     if fit.start is None and changed:
         raise ValueError(
             f"fit.{changed[0]} is for weights that are trained, and without fit.start: prompts they stay those of the "

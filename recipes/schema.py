@@ -21,6 +21,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from recipes.classifiers import check_classifier, check_classifier_encoder, is_repository, why_no_classifier
 from recipes.errors import ExpectedError, run_step
 from recipes.prompts import check_prompts, why_no_texts
 
@@ -45,25 +46,31 @@ class _Section(BaseModel):
 
 
 class Encoder(_Section):
-    """The CLIP image tower and where its weights come from, or several under `concatenate`.
+    """The image tower and where its weights come from, or several under `concatenate`.
 
-    `weights` (a file, a folder or an address) is loaded when it is given, else `pretrained` (a tag) is
-    downloaded; with neither the tower is initialised at random from `seed`. With both, the file is
-    taken for a copy of the tag's weights; where the sum of the tag's own file is known the two are compared.
+    `weights` (a file, a folder or an address) is loaded when it is given, else `pretrained` (a tag) or the repository
+    that `model` names is downloaded; with neither the tower is initialised at random from `seed`. With both, the file
+    is taken for a copy of the tag's weights; where the sum of the tag's own file is known the two are compared.
+
+    An image classifier of timm or transformers (a folder with config.json beside its weights, or the hub's repository
+    of one) gives its backbone up to the last linear layer; that layer is a head with `classifier`.
     """
 
-    library: Literal["open_clip", "timm"] = "open_clip"
-    """Whose model it is. With timm, `model` may hold the tag: `vit_large_patch14_clip_quickgelu_224.openai`."""
+    library: Literal["open_clip", "timm", "transformers"] = "open_clip"
+    """Whose model it is. With timm, `model` may hold the tag: `vit_large_patch14_clip_quickgelu_224.openai`.
+    transformers is for image classifiers, and is an extra: `make transformers`."""
     model: str = ""
-    """A model name of the library such as `ViT-B-32-quickgelu`, or any name when `open_clip_config` is given
-    or `weights` is a folder with a config of its own."""
+    """A model name of the library such as `ViT-B-32-quickgelu`; of an image classifier on the Hugging Face hub its
+    repository, `Marqo/nsfw-image-detection-384`; any name when `open_clip_config` is given or `weights` is a folder
+    with a config of its own."""
     pretrained: str | None = None
     """A pretrained tag of the model such as `openai`; the hub's cache is used when it has the file."""
     revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
-    """The commit of the hub's repository to take `pretrained` from, instead of its newest; recorded either way."""
+    """The commit of the hub's repository to take the model from, instead of its newest; recorded either way."""
     weights: Url | Path | None = None
     """A local checkpoint (.pt, .bin, .safetensors) in the library's or OpenAI's layout, its http(s) address,
-    or a folder as the Hugging Face hub has it (open_clip_config.json beside open_clip's checkpoint)."""
+    or a folder as the Hugging Face hub has it: open_clip_config.json beside open_clip's checkpoint, or config.json
+    beside model.safetensors (timm's, or transformers' with preprocessor_config.json)."""
     weights_sha256: Sha256 | None = None
     """The sha256 of the checkpoint; required for an address, checked for a file when it is given."""
     open_clip_config: dict[str, Any] | None = None
@@ -91,10 +98,18 @@ class Encoder(_Section):
         return self.concatenate or [self]
 
     @property
+    def is_repository(self) -> bool:
+        """True if `model` names a repository of the Hugging Face hub, of which `weights` is then a copy."""
+        return self.library != "open_clip" and is_repository(self.model)
+
+    @property
     def weights_source(self) -> str:
-        """The pretrained tag (of which `weights` is then a copy), `file:<name>` or `random-<seed>`."""
+        """The pretrained tag, or the repository's commit (of which `weights` is then a copy), `file:<name>` or
+        `random-<seed>`."""
         if self.pretrained is not None:
             return self.pretrained
+        if self.is_repository:
+            return self.revision[:12] if self.revision else ""
         return f"random-{self.seed}" if self.weights is None else f"file:{self.weights_name}"
 
     @property
@@ -117,7 +132,8 @@ class Encoder(_Section):
     @classmethod
     def _tag_in_name(cls, data: Any) -> Any:
         """timm writes `model.tag`; here the two are one key each."""
-        if not isinstance(data, dict) or data.get("library") != "timm" or "." not in str(data.get("model")):
+        name = str(data.get("model")) if isinstance(data, dict) and data.get("library") == "timm" else ""
+        if "." not in name or is_repository(name):
             return data
         model, _, tag = str(data["model"]).partition(".")
         if data.get("pretrained", tag) not in (tag, None):
@@ -147,15 +163,18 @@ class Encoder(_Section):
             raise ValueError(f"weights at an address need weights_sha256, found none for {self.weights}")
         if self.weights is None and self.weights_sha256 is not None:
             raise ValueError("weights_sha256 is of weights, which is not given")
-        if self.revision is not None and (self.pretrained is None or self.weights is not None):
+        if self.revision is not None and self.weights is not None:
             raise ValueError("revision is of the hub's file of pretrained; weights and random weights have none")
-        if self.library == "timm" and self.open_clip_config is not None:
-            raise ValueError("open_clip_config is for library: open_clip, this one is timm")
+        if self.revision is not None and self.pretrained is None and not self.is_repository:
+            raise ValueError("revision is of the hub's file of pretrained; weights and random weights have none")
+        if self.library != "open_clip" and self.open_clip_config is not None:
+            raise ValueError(f"open_clip_config is for library: open_clip, this one is {self.library}")
         if self.library == "open_clip" and self.image_size is not None:
             raise ValueError(
                 "image_size is for library: timm; with open_clip name a model of that size "
                 "(python -m build.encoder --list)"
             )
+        check_classifier_encoder(self)
         if len(set(self.layers)) != len(self.layers):
             raise ValueError(f"layers must differ, found {self.layers}")
         return self
@@ -358,6 +377,18 @@ class Published(_Section):
     those columns rounded first, as the embeddings it was trained on were, `numeric` all left unknown."""
 
 
+class Classifier(_Section):
+    """The last layer of the encoder's own image classifier, which `training.import_classifier` makes the head of.
+
+    Its classes are those of the model's config. The head's `class_names` may put them in another order: of a binary
+    head the score is that of the last. `task: multilabel` takes a sigmoid of each output, the others a softmax.
+    """
+
+    combine: dict[str, Texts] = {}
+    """Classes of the head made of several of the model's, whose probabilities are added: `{nsfw: [medium, high]}`. A
+    binary head's other class is all that remains; each label of a multilabel one is held against all others."""
+
+
 class Head(_Section):
     """One classifier on the embedding, served as the model `<name>_head`."""
 
@@ -366,9 +397,9 @@ class Head(_Section):
     task: Task = "binary"
     """Meaning of a score: one probability, one of several classes, several labels that may all hold, or a value: the
     grade itself (`regression`), or what puts pictures in the right order (`ranking`)."""
-    class_names: list[str] = Field(min_length=1)
+    class_names: list[str]
     """Binary: what 0 and 1 mean, `[safe, nsfw]`. Multiclass: one per class. Multilabel: one per label.
-    Regression and ranking: the name of the one value."""
+    Regression and ranking: the name of the one value. With `classifier` they may be left out: those of the model."""
     thresholds: list[float] = []
     """Fixed thresholds, ascending; a score at or above one passes it. By default 0.5, and for grades the
     `accuracy_divider`."""
@@ -385,6 +416,9 @@ class Head(_Section):
     """Share of the positive class where the head will be used; probabilities are corrected for it."""
     published: Published | None = None
     """A published head to import instead of training one."""
+    classifier: Classifier | None = Field(default=None, exclude_if=_is_unset)
+    """The last layer of the encoder's own classifier, instead of training one: `classifier: {}`. The encoder is one of
+    timm's or transformers' with `normalize: false`."""
     source: Path | None = None
     """Folder with head.json, such as another recipe's; by default artifacts/<recipe>/heads/<name>, where training.fit
     writes."""
@@ -424,8 +458,17 @@ class Head(_Section):
         """True where labels and scores are numbers."""
         return self.task in GRADED
 
+    @model_validator(mode="before")
+    @classmethod
+    def _classes_of_the_model(cls, data: Any) -> Any:
+        if isinstance(data, dict) and data.get("classifier") is not None:
+            return {"class_names": [], **data}
+        return data
+
     @model_validator(mode="after")
     def _classes(self) -> Head:
+        if self.classifier is not None and not self.class_names:
+            return self
         limits = {"binary": (2, 2), "multiclass": (2, 10_000), "multilabel": (1, 10_000)}
         low, high = limits.get(self.task, (1, 1))
         if not low <= len(self.class_names) <= high:
@@ -441,15 +484,17 @@ class Head(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _calibration_of_texts(cls, data: Any) -> Any:
+    def _calibration_of_given_weights(cls, data: Any) -> Any:
         """One number for all classes, where few labels are what there is."""
-        if isinstance(data, dict) and data.get("prompts") and data.get("task", "binary") != "binary":
+        given = isinstance(data, dict) and (data.get("prompts") or data.get("classifier") is not None)
+        if given and data.get("task", "binary") != "binary":
             return {"calibration": "temperature", **data}
         return data
 
     @model_validator(mode="after")
     def _prompts(self) -> Head:
         check_prompts(self)
+        check_classifier(self)
         return self
 
     @model_validator(mode="after")
@@ -679,6 +724,14 @@ class Recipe(_Section):
         for head in self.heads:
             if head.prompts and reason is not None:
                 raise ValueError(f"head {head.name} has prompts: {reason}")
+        return self
+
+    @model_validator(mode="after")
+    def _classifiers_have_a_model(self) -> Recipe:
+        reason = why_no_classifier(self.encoder)
+        for head in self.heads:
+            if head.classifier is not None and reason is not None:
+                raise ValueError(f"head {head.name} has classifier: {reason}")
         return self
 
     @model_validator(mode="after")

@@ -27,12 +27,14 @@ _FILES = {
         *("test_client_loading", "test_client_served", "test_faults", "test_malformed", "test_overload"),
         *("test_rollout", "test_served", "test_served_encoders", "test_serving", "test_supervisor", "test_two_heads"),
         *("test_watch_served", "test_gateway_malformed", "test_gateway_page", "test_proxy"),
+        "test_classifiers_served",
     ),
     "export": (
         *("test_encoder", "test_export", "test_head", "test_import_head", "test_int8_everywhere", "test_precision"),
         *("test_tower", "test_timm_tower", "test_palettes", "test_checkpoint", "test_verify", "test_fit", "test_embed"),
         *("test_pixels", "test_audit", "test_calibrate", "test_draw", "test_evaluate", "test_taste", "test_search"),
         *("test_optimize", "test_tracking", "test_relabel_new", "test_text_heads"),
+        *("test_classifiers", "test_import_classifier"),
     ),
     "process": (
         *("test_client_ray", "test_client_resume", "test_readme", "test_benchmarks", "test_peers", "test_bad_files"),

@@ -16,6 +16,7 @@ print(
   prompts      scores of a folder for texts typed now, in the terminal: the wording of a head from words
   text_head    the texts of a recipe's prompts → a head before there is a single label
   import_head  a published head, checked against what its authors published, in place of a trained one
+  import_classifier  the last layer of the encoder's own image classifier, checked against the whole model
 `make train RECIPE=<name> DATA=<folder or table>` exports the encoder, embeds and fits. Then `make engines` builds what
 is served.""",
     file=sys.stderr,

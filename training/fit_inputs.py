@@ -46,6 +46,10 @@ def read_inputs(recipe: Recipe, head: Head, store: Path | None = None) -> FitInp
             f"head {head.name} is the published {head.published.name}, it is not trained here; get it with: "
             f"python -m training.import_head --recipe {recipe.name}"
         )
+    if head.classifier is not None and not head.class_names:
+        raise StepError(
+            f"head {head.name}: labelled pictures calibrate the model's own classes; list those as class_names"
+        )
     built = read_encoder(encoder_folder(recipe))
     encoder = built.fingerprint()
     plan_of(head)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from common.manifest import Dropout, Layer, Linear, RankLookup, Relu, Standardize
+from common.manifest import Dropout, Layer, Linear, LogSumExp, RankLookup, Relu, Standardize
 from recipes.schema import Fit
 
 _ROWS_PER_BLOCK = 16_384
@@ -32,6 +32,17 @@ class StandardizeModule(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return (x - self.mean) / self.std
+
+
+class LogSumExpModule(nn.Module):
+    """The layer of that name in common.manifest: (B, N) → (B, groups)."""
+
+    def __init__(self, groups: list[list[int]]) -> None:
+        super().__init__()
+        self._groups = groups
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.stack([x[:, group].logsumexp(dim=1) for group in self._groups], dim=1)
 
 
 class RankLookupModule(nn.Module):
@@ -194,4 +205,6 @@ def _module(layer: Layer, tensors: Mapping[str, np.ndarray]) -> nn.Module:
     if isinstance(layer, RankLookup):
         arrays = (torch.tensor(tensors[name]) for name in (layer.low, layer.high, layer.ranks))
         return RankLookupModule(layer.columns, layer.lengths, *arrays)
+    if isinstance(layer, LogSumExp):
+        return LogSumExpModule(layer.groups)
     return nn.Dropout(layer.p) if isinstance(layer, Dropout) else nn.ReLU()

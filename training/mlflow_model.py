@@ -52,6 +52,8 @@ class ServedHead:
             return x @ self._tensors[layer["weight"]].T + self._tensors[layer["bias"]]
         if layer["type"] == "standardize":
             return (x - self._tensors[layer["mean"]]) / self._tensors[layer["std"]]
+        if layer["type"] == "log_sum_exp":
+            return np.stack([np.logaddexp.reduce(x[:, group], axis=1) for group in layer["groups"]], axis=1)
         if layer["type"] == "relu":
             return np.maximum(x, 0)
         if layer["type"] == "dropout":

@@ -27,6 +27,7 @@ from clip_files import (  # pyright: ignore[reportMissingImports] (copied beside
     without_ballast,
 )
 from clip_pixels import (  # pyright: ignore[reportMissingImports] (copied beside it)
+    CROPS,
     EXIF_ORIENTATION,
     FROM_BELOW,
     FROM_RIGHT,
@@ -266,7 +267,7 @@ def _margin(view: View, edge: int) -> int:
     """Pixels of a resized edge before the square; negative where the square reaches beyond it."""
     if view.resize_mode == "longest":
         return -((view.image_size - edge) // 2)
-    return round((edge - view.image_size) / 2)
+    return CROPS[view.crop]((edge - view.image_size) / 2)
 
 
 def _is_ordinary(file: bytes) -> bool:

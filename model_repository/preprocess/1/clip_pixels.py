@@ -27,6 +27,7 @@ import base64
 import binascii
 import io
 import itertools
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -91,6 +92,7 @@ BASE64_STARTS = (b"/9j/", b"iVBORw0KGgo", b"UklGR", b"R0lGOD", b"Qk", b"AAAA", b
 WHITESPACE = b" \t\n\r\v\f"
 INTERPOLATIONS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 RESIZE_MODES = ("shortest", "longest", "squash")
+CROPS: dict[str, Callable[[float], int]] = {"round": round, "floor": math.floor}
 DECODES = ("exact", "scaled")
 OVERSAMPLING = 2
 """Pixels that a scaled picture keeps at least, along each edge, for one pixel of the resized picture."""
@@ -148,6 +150,8 @@ class View:
         interpolation: `bicubic` or `bilinear`.
         fill_color: grey level of the padding of `longest`.
         resize_size: edge that `shortest` and `squash` resize to before the centre crop; None is image_size.
+        crop: where an odd number of pixels goes to that the crop leaves out: `round`, as torchvision, or `floor`, as
+            transformers.
     """
 
     image_size: int
@@ -155,6 +159,7 @@ class View:
     interpolation: str
     fill_color: int = 0
     resize_size: int | None = None
+    crop: str = "round"
 
     def __post_init__(self) -> None:
         resize_size = self.resize_size or self.image_size
@@ -165,6 +170,7 @@ class View:
             )
         _require(self.resize_mode, RESIZE_MODES, "resize_mode")
         _require(self.interpolation, tuple(INTERPOLATIONS), "interpolation")
+        _require(self.crop, tuple(CROPS), "crop")
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height after resizing, before cropping or padding."""
@@ -185,7 +191,7 @@ class View:
             padded = Image.new("RGB", (self.image_size, self.image_size), (self.fill_color,) * 3)
             padded.paste(image.convert("RGB"), ((self.image_size - width) // 2, (self.image_size - height) // 2))
             return np.asarray(padded)
-        left, top = round((width - self.image_size) / 2), round((height - self.image_size) / 2)
+        left, top = (CROPS[self.crop]((edge - self.image_size) / 2) for edge in (width, height))
         square = image.crop((left, top, left + self.image_size, top + self.image_size))
         return np.asarray(square.convert("RGB"))
 
@@ -234,6 +240,7 @@ class Transform:
             parameters["interpolation"].split(","),
             [int(color) for color in parameters["fill_color"].split(",")],
             [int(size) for size in resize_sizes.split(",")],
+            parameters.get("crop", ",".join(["round"] * len(sizes))).split(","),
         )
         return cls(
             views=tuple(View(*of_view) for of_view in zip(*columns, strict=True)),
