@@ -7,11 +7,11 @@ import re
 import secrets
 from typing import Literal
 
+from common.admin_key import ADMIN_KEY
 from serving.triton_wheel import ServingError
 
 Control = Literal["none", "explicit"]
 
-ADMIN_KEY_VARIABLE = "CLIPSIEVE_ADMIN_KEY"
 ADMIN_HEADER = "clipsieve-key"
 """Over HTTP; over gRPC the server expects `triton-grpc-protocol-` before it."""
 ADMIN_APIS = "model-repository,shared-memory,trace,logging"
@@ -48,13 +48,13 @@ def check_admin_key(admin_key: str | None) -> str:
         actual = "none" if not admin_key else f"one of {len(admin_key)} characters"
         raise ServingError(
             "explicit model control lets its user run code in the server, so it needs a key of 16 or more letters, "
-            f"digits, _ and -; found {actual}; set one with: export {ADMIN_KEY_VARIABLE}=$(openssl rand -hex 16)"
+            f"digits, _ and -; found {actual}; set one with: export {ADMIN_KEY}=$(openssl rand -hex 16)"
         )
     return admin_key
 
 
 def admin_key_from_environment() -> str | None:
-    return os.environ.get(ADMIN_KEY_VARIABLE)
+    return os.environ.get(ADMIN_KEY)
 
 
 def grpc_admin_headers(admin_key: str) -> dict[str, str]:

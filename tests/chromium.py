@@ -164,6 +164,14 @@ class Page:
             self.call("Input.dispatchKeyEvent", type="keyUp", key=key)
         self.settled()
 
+    def drop(self, file: Path) -> None:
+        """Drag a file over the middle of the page, and drop it."""
+        x, y = self.run("[innerWidth / 2, innerHeight / 2]")
+        data = {"items": [], "files": [str(file)], "dragOperationsMask": 1}
+        for kind in ("dragEnter", "dragOver", "drop"):
+            self.call("Input.dispatchDragEvent", type=kind, x=x, y=y, data=data)
+        self.settled()
+
     def resize(self, width: int, height: int) -> None:
         size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": False}
         self.call("Emulation.setDeviceMetricsOverride", **size)

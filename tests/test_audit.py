@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -403,3 +404,22 @@ def test_labels_that_cannot_be_audited_are_refused(store, recipe, tmp_path, caps
     store.append([_row(f"{n}.png", label, embedding[n]) for n, label in enumerate(labels)])
     assert _audit(recipe, tmp_path) == (1, [])
     assert words in capsys.readouterr().err
+
+
+def test_pictures_of_one_group_do_not_vouch_for_one_anothers_labels() -> None:
+    """All pictures of a person have the wrong label, and the person looks like nobody else."""
+    rng = np.random.default_rng(2)
+    label = np.repeat([0, 1], 60)
+    embedding = rng.normal(scale=0.3, size=(120, 16))
+    embedding[:, 0] += 2.0 * (label - 0.5)
+    of_person = np.arange(10)
+    embedding[of_person, 1] += 3.0
+    label[of_person] = 1
+    names = [str(row) for row in range(120)]
+    text = [CLASSES[each] for each in label]
+    groups: list[tuple[str, ...]] = [("person",) if row in of_person else () for row in range(120)]
+    data = Labelled(embedding.astype(np.float32), label, text, names, names, names)
+    alone = _rows_of(audit_rows(data, CLASSES, None), "label")
+    together = _rows_of(audit_rows(replace(data, together=groups), CLASSES, None), "label")
+    assert set(of_person) - set(alone)
+    assert set(of_person) <= set(together)

@@ -18,6 +18,7 @@ from training.calibrate import (
     choose_calibration,
     ece,
     fit_calibration,
+    held_temperature,
     platt,
 )
 from training.errors import StepError
@@ -341,3 +342,48 @@ def test_settings_that_do_not_go_together_are_refused_before_training(changes: d
     with pytest.raises(StepError) as error:
         plan_of(head)
     assert words in str(error.value)
+
+
+# ---- few rows of a head from words ----
+
+
+def _of_texts(rng: np.random.Generator, count: int, scale: float) -> tuple[np.ndarray, np.ndarray]:
+    """Logits of four texts that are too sure of themselves, and classes that come about as often as scale says."""
+    logits = rng.normal(scale=8, size=(count, 4))
+    classes = [rng.choice(4, p=softmax(row * scale)) for row in logits]
+    return logits, np.eye(4)[classes]
+
+
+def test_a_held_temperature_is_the_true_one_of_many_rows_and_within_its_interval_of_few() -> None:
+    scale, (low, high) = held_temperature(*_of_texts(np.random.default_rng(0), 4000, 0.25), "softmax")
+    assert scale == pytest.approx(0.25, abs=0.02)
+    assert low < scale < high
+    assert high - low < 0.05
+    intervals = [
+        held_temperature(*_of_texts(np.random.default_rng(seed), 16, 0.25), "softmax")[1] for seed in range(100)
+    ]
+    covered = sum(low <= 0.25 <= high for low, high in intervals)
+    assert covered >= 85  # a little below 95: what holds it near 1 pulls
+    assert np.median([high / low for low, high in intervals]) > 3  # few rows, wide intervals
+
+
+def test_rows_that_are_all_right_do_not_make_texts_sure_without_end() -> None:
+    scale, (_, high) = held_temperature(np.eye(4) * 2, np.eye(4), "softmax")
+    assert 1 < scale < high < 20
+
+
+def test_few_rows_calibrate_texts_alone_and_fresh_rows_are_the_better_for_it() -> None:
+    before = after = 0.0
+    fresh, classes = _of_texts(np.random.default_rng(1000), 4000, 0.25)
+    for seed in range(20):
+        logits, targets = _of_texts(np.random.default_rng(seed), 16, 0.25)
+        few = "temperature", logits, targets, "softmax", list("abcd")
+        assert choose_calibration(*few).calibration is None
+        choice = choose_calibration(*few, from_words=True)
+        assert choice.is_held
+        assert choice.calibration is not None
+        assert "16 held-out rows are fewer than 20; so a scale of" in choice.reason
+        probabilities = softmax(calibrated_logits(fresh, choice.calibration), axis=1)
+        before += ece(softmax(fresh, axis=1).ravel(), classes.ravel()) / 20
+        after += ece(probabilities.ravel(), classes.ravel()) / 20
+    assert after < before / 2

@@ -33,7 +33,7 @@ from clipsieve.inputs import Inputs
 from clipsieve.joined import joined_table, read_metadata
 from clipsieve.ray import job
 from clipsieve.ray.part import read_part
-from clipsieve.ray.plan import Plan, names_in, planned
+from clipsieve.ray.plan import Plan, names_in, planned, planned_for
 from clipsieve.ray.storage import file_names, files_below, joined, locate, whole_file
 from clipsieve.ray.unit import Job, Outcome, Servers, Status, UnitScorer, served
 from clipsieve.scoring import Columns
@@ -82,10 +82,10 @@ def _plan(out, *paths, rows: int = 4, overwrite: bool = False, **options) -> Pla
 
 
 def _job(plan: Plan, *urls: str, version: str | None = VERSION, wait_s: float = 0, changes: bool = False) -> Job:
-    clients = [AsyncClient(url, timeout_s=PATIENCE_S) for url in urls]
+    client = AsyncClient(",".join(urls), timeout_s=PATIENCE_S, wait_s=wait_s)
     key = "key" if plan.of_shards else "image_path"
     columns = Columns((Head.from_parameters("demo", demo_parameters()),), key=key)
-    return Job(plan, Servers.from_clients(clients, wait_s), columns, version, changes)
+    return Job(plan, Servers.of(client), columns, version, changes)
 
 
 def _score(job: Job, *units: int) -> list[Outcome]:
@@ -112,7 +112,8 @@ def test_remote_folders_and_patterns(memory):
         _put(f"{memory}/{name}", b"x")
 
     def below(name, pattern=None):
-        return [each.removeprefix(f"{memory}/") for each in files_below(f"{memory}/{name}".rstrip("/"), pattern)]
+        inputs = Inputs((), pattern)
+        return [each.removeprefix(f"{memory}/") for each in files_below(f"{memory}/{name}".rstrip("/"), inputs)]
 
     assert below("") == ["a/1.jpg", "a/b/2.PNG", "c/3 é#?.webp"]
     assert below("a", "*.txt") == ["a/b/note.txt"]
@@ -136,6 +137,50 @@ def test_what_folders_hold_besides_is_counted(place, memory, tmp_path):
     assert dict(_plan(f"{tmp_path}/out", base).passed_over) == dict(plan.passed_over)
     with pytest.raises(InputRefused, match=r"nothing to do: .* \(passed over: "):
         planned(str(tmp_path / "other"), Inputs((base,), "*.xyz"), 4, {}, False)
+
+
+@pytest.mark.parametrize("place", ["disk", "memory"])
+def test_formats_of_the_servers_are_taken_from_folders(place, memory, tmp_path):
+    """As `clipsieve score` does; but what was begun goes on as it was planned."""
+    base, out = str(tmp_path / "in") if place == "disk" else memory, str(tmp_path / "out")
+    for name in ("a.jpg", "b.heic", "c.tif", "d.txt", "._e.heic"):
+        Path(base).mkdir(exist_ok=True) if place == "disk" else None
+        _put(f"{base}/{name}", b"any")
+
+    def names(plan: Plan) -> list[str]:
+        return [name.removeprefix(f"{base}/") for unit in range(plan.units) for name in plan.names(unit)]
+
+    inputs = Inputs((base,))
+    first = planned(out, inputs, 4, HEADS)
+    assert names(first) == ["a.jpg"]
+    assert planned_for(["JPEG"], first, inputs, 4, HEADS) == first
+    plan = planned_for(["HEIC", "JPEG"], first, inputs, 4, HEADS)
+    assert names(plan) == ["a.jpg", "b.heic"]
+    assert plan.run_id != first.run_id
+    assert {".tif": 1, ".txt": 1}.items() <= plan.passed_over.items()
+    assert planned(out, Inputs((base,)), 4, HEADS) == plan == planned_for(["HEIC"], plan, inputs, 4, HEADS)
+    assert names(planned_for(["TIFF"], plan, inputs, 4, HEADS)) == ["a.jpg", "c.tif"]
+
+
+def test_a_folder_of_heic_alone_waits_for_the_servers_word(tmp_path):
+    folder, out = tmp_path / "in", str(tmp_path / "out")
+    folder.mkdir()
+    (folder / "a.heic").write_bytes(b"any")
+    inputs = Inputs((str(folder),))
+    plan = planned(out, inputs, 4, HEADS)
+    assert plan.names(0) == [str(folder / "a.heic")]
+    plan = planned_for(["HEIC"], plan, inputs, 4, HEADS)
+    assert (plan.names(0), plan.formats) == ([str(folder / "a.heic")], ["HEIC"])
+    with pytest.raises(InputRefused, match=r"nothing to do: .* \(passed over: 1 .heic"):
+        planned_for(["JPEG"], plan, inputs, 4, HEADS)
+    assert file_names(out) == []
+
+
+def test_a_folder_named_as_a_list_is_a_folder(tmp_path):
+    folder = tmp_path / "lists.csv"
+    folder.mkdir()
+    (folder / "a.jpg").write_bytes(b"any")
+    assert list(names_in(Inputs((str(folder),)))) == [str(folder / "a.jpg")]
 
 
 def test_scheme_nobody_knows_is_refused(tmp_path):
@@ -375,10 +420,14 @@ def test_folder_that_cannot_be_written_is_told(photos, tmp_path, url):
     assert not list((tmp_path / "out").glob("*.tmp"))
 
 
+def _servers(*urls: str, wait_s: float = 0) -> Servers:
+    return Servers.of(AsyncClient(",".join(urls), wait_s=wait_s))
+
+
 def test_servers_must_agree(url, refusing_url):
     other = FakeModel(heads={"demo": demo_parameters(), "more": demo_parameters()})
     with serve_grpc(other) as other_url:
-        servers = Servers.from_clients([AsyncClient(url), AsyncClient(other_url), AsyncClient(refusing_url)], 0)
+        servers = _servers(url, other_url, refusing_url)
         common = served(servers, ["demo"], False)
         assert (common.version, len(common.silent)) == (VERSION, 1)
         with pytest.raises(VersionChanged, match="different heads"):
@@ -387,25 +436,25 @@ def test_servers_must_agree(url, refusing_url):
 
 def test_no_server_at_all_is_raised(refusing_url):
     with pytest.raises(ServerUnavailable):
-        served(Servers.from_clients([AsyncClient(refusing_url)], 0), None, False)
+        served(_servers(refusing_url), None, False)
 
 
 def test_servers_that_are_all_loading_are_waited_for(model, url, refusing_url):
     model.refuse_next, model.not_ready_next = [UNKNOWN_MODEL] * 2, 2
-    common = served(Servers.from_clients([AsyncClient(url), AsyncClient(refusing_url)], 60), None, False)
+    common = served(_servers(url, refusing_url, wait_s=60), None, False)
     assert (common.version, len(common.silent)) == (VERSION, 1)
 
 
 def test_servers_that_stay_loading_are_unavailable(model, url):
     model.refuse_next, model.ready = [UNKNOWN_MODEL] * 1000, False
     with pytest.raises(ServerUnavailable, match="still loading its models"):
-        served(Servers.from_clients([AsyncClient(url)], 0.1), None, False)
+        served(_servers(url, wait_s=0.1), None, False)
 
 
 def test_server_without_the_models_ends_a_job_at_once(model, url, photos, tmp_path):
     model.refuse_next = [UNKNOWN_MODEL] * 1000
     with pytest.raises(NotClipsieve):
-        served(Servers.from_clients([AsyncClient(url)], 3600), None, False)
+        served(_servers(url, wait_s=3600), None, False)
     (outcome,) = _score(_job(_plan(tmp_path / "out", photos, rows=10), url, wait_s=3600))
     assert (outcome.status, "is not a clipsieve server" in outcome.message) == ("failed", True)
 

@@ -6,13 +6,16 @@ import csv
 import json
 from pathlib import Path
 
+import graded_store
 import numpy as np
+import onnxruntime
 import pytest
 import safetensors.numpy
 from artefacts import write_head
 from scipy.special import expit
 from tiny_encoder import write_tiny_encoder
 
+from build.head import build_head
 from clipsieve.review.pictures import pictures_in_table
 from clipsieve.run_record import read_record
 from common import paths
@@ -20,7 +23,7 @@ from common.manifest import EncoderManifest, head_weights, read_head
 from recipes.errors import run_step
 from recipes.schema import load_recipe
 from tests.pictures import jpeg
-from training import embed, relabel, scores
+from training import embed, fit, relabel, scores
 from training.head import head_from_layers, logits_of
 from training.sources import HeadData
 from training.store import store_folder
@@ -107,3 +110,22 @@ def test_what_cannot_be_is_told(encoder: EncoderManifest, tmp_path: Path, capsys
     command = ["--recipe", "demo", "--out", str(tmp_path / out)]
     assert run_step("training.scores", lambda: scores.main(command)) == 1
     assert message in capsys.readouterr().err
+
+
+def test_a_deviation_is_a_column_as_the_served_head_gives_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(paths, "ARTIFACTS", tmp_path / "artifacts")
+    file = graded_store.write_recipe(tmp_path, fit={"loss": "nll", "max_epochs": 20})
+    graded_store.write_store(file)
+    fit.main(["--recipe", str(file)])
+    recipe = load_recipe(file)
+    folder = paths.head_folder(recipe, recipe.heads[0])
+    build_head(folder, recipe.build.opset)
+    scores.main(["--recipe", str(file), "--out", str(tmp_path / "scores.csv")])
+    stored = read_embeddings(HeadData(store_folder(recipe), "taste", "taste"), read_head(folder).encoder)
+    session = onnxruntime.InferenceSession(folder / "model.onnx")
+    served = session.run(["score", "deviation"], {"embedding": stored.embedding})
+    rows, divider = _rows(tmp_path / "scores.csv"), read_head(folder).thresholds[0][0].value
+    for path, score, deviation in zip(stored.path, *(output[:, 0] for output in served), strict=True):
+        assert float(rows[path]["taste_score"]) == pytest.approx(score, rel=1e-4, abs=1e-5)
+        assert float(rows[path]["taste_deviation"]) == pytest.approx(deviation, rel=1e-4)
+        assert rows[path]["taste_decision"] == ("good" if float(rows[path]["taste_score"]) >= divider else "bad")

@@ -188,3 +188,28 @@ def test_labels_of_several_names_are_counted_by_name(tmp_path: Path) -> None:
     labels = ['["gore", "nude"]', '["nude"]', "[]"]
     write_rows(tmp_path, ENCODER, [_row(str(n), str(n), label) for n, label in enumerate(labels)])
     assert _overview(tmp_path)["labels"] == ["gore 1, none of them 1, nude 2"]
+
+
+def _write(folder: Path, name: str, labels: dict[str, str | None], decides: bool = False) -> None:
+    mentions = [Mention(key, f"{name}/{key}", key, label) for key, label in labels.items()]
+    source = Source(_set(folder, name), mentions_table(mentions), decides=decides)
+    write_source(head_data(folder), source)
+
+
+def test_a_data_set_that_decides_is_right_for_as_long_as_it_says_so(tmp_path: Path) -> None:
+    _write(tmp_path, "photos", {"1": "round", "2": "round", "3": None})
+    _write(tmp_path, "answers", {"1": "angular", "3": "angular"}, decides=True)
+    assert _labels(tmp_path) == {"1": "angular", "2": "round", "3": "angular"}
+    assert read_pictures(head_data(tmp_path)).disputed == {}
+    _write(tmp_path, "answers", {"3": "angular"}, decides=True)
+    assert _labels(tmp_path) == {"1": "round", "2": "round", "3": "angular"}
+    _write(tmp_path, "answers", {}, decides=True)
+    assert _labels(tmp_path) == {"1": "round", "2": "round", "3": None}
+    _write(tmp_path, "answers", {"1": "angular"})
+    assert _labels(tmp_path)["1"] is None  # they contradict each other
+
+
+def test_data_sets_that_are_all_empty_are_refused(tmp_path: Path) -> None:
+    _write(tmp_path, "answers", {}, decides=True)
+    with pytest.raises(StepError, match="have no pictures any more"):
+        _labels(tmp_path)

@@ -61,13 +61,13 @@ class Scene:
         recipe = {"name": "words", "description": "A test.", "encoder": encoder, "heads": [HEAD | head]}
         self.path.write_text(yaml.safe_dump(recipe), encoding="utf-8")
 
-    def embed_texts(self, axes: np.ndarray) -> None:
+    def embed_texts(self, axes: np.ndarray, logit_scale: float = 10) -> None:
         """Let the texts have these directions, as build.texts would write them."""
         description = TextsDescription(
             encoder=self.encoder,
             texts=all_texts(self.recipe.heads[0]),
             cut=[],
-            logit_scale=10,
+            logit_scale=logit_scale,
             logit_bias=None,
             versions={},
         )
@@ -152,10 +152,32 @@ def test_fewer_than_five_pictures_of_a_class_are_refused(scene, capsys):
     assert "takes 5 labelled pictures of each class or more, found map: 4" in capsys.readouterr().err
 
 
-def test_five_pictures_of_a_class_are_enough(scene):
+def test_five_pictures_of_a_class_are_enough_to_train_in_folds(scene):
     scene.write(fit={"start": "prompts"})
     scene.label(5)
     assert scene.fit() == 0
+    refit = scene.manifest.training.refit
+    assert refit is not None
+    assert (refit.folds, refit.rows) == (5, 15 - scene.manifest.training.counts["test"]["map"] * 3)
+
+
+def test_five_pictures_of_a_class_calibrate_the_texts_and_choose_thresholds(scene, capsys):
+    """The texts are much too sure of themselves; the few pictures say so, and how little they know."""
+    scene.embed_texts(AXES, logit_scale=100)
+    scene.write(operating_points=["f1"], fit={"near_duplicate_cosine": None})
+    scene.label(5)
+    assert scene.fit() == 0
+    manifest = scene.manifest
+    assert manifest.calibrated
+    assert manifest.calibration is not None
+    assert manifest.calibration.method == "temperature"
+    assert 0.01 < manifest.calibration.scale[0] < 0.5
+    assert manifest.calibration.offset == [0.0] * 3
+    assert [row[0].operating_point for row in manifest.thresholds] == ["f1"] * 3
+    assert "is calibrated by few labelled images" in capsys.readouterr().err
+    assert "are fewer than 20; so a scale of" in (manifest.training.calibration or "")
+    report = json.loads((scene.folder / "report.json").read_text(encoding="utf-8"))
+    assert report["calibration"]["after"]["brier"] < report["calibration"]["before"]["brier"]
 
 
 def test_texts_that_are_not_embedded_are_named(scene, capsys):

@@ -4,8 +4,9 @@
     # look at the images; put an x under `accept`, or the right class under `label`; then
     python -m training.relabel --recipe nsfw-vit-b-32 audit.csv
 
-A label is suspect when a model that never saw the row, nor a near-duplicate of it, disagrees by more than it usually
-does (cleanlab): with a class, with each label of a set on its own, or with a number. The CSV has path, key,
+A label is suspect when a model that never saw the row, nor a near-duplicate of it, nor another of its group (a person,
+a video: --group-column of training.embed), disagrees by more than it usually does (cleanlab): with a class, with each
+label of a set on its own, or with a number. The CSV has path, key,
 given_label, suggested_label, confidence (0 to 1, of the first reason), reason, and the empty columns accept and label.
 Files of one content that have several labels come first, then the rows with a suggestion, then the others; each the
 surest first. Labels are written as in tables: a name, a list of names (`["gore", "nude"]`), or a number.
@@ -70,6 +71,7 @@ def labelled_rows(embeddings: Embeddings, head: Head, store: Path) -> Labelled:
         sha256=[embeddings.sha256[row] for row in rows],
         path=[embeddings.path[row] for row in rows],
         key=[embeddings.key[row] for row in rows],
+        together=[embeddings.pictures.group[row] for row in rows],
     )
 
 
@@ -88,7 +90,7 @@ def audit_rows(
     Raises:
         StepError: a class is missing, or there are fewer groups of duplicates than there are folds.
     """
-    groups = group_rows(data.sha256, data.embedding, cosine).ids
+    groups = group_rows(data.sha256, data.embedding, cosine, data.together).ids
     verdict = verdict_of(data, class_names, task, groups, seed)
     neighbours = Neighbours(unit_vectors(data.embedding))
     findings = verdict.findings()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
-from scipy.optimize import minimize
+from scipy.optimize import minimize, minimize_scalar
 from scipy.special import expit, log_softmax, logit, softmax
 
 from common.manifest import Calibration, HeadManifest, Prevalence
@@ -25,6 +25,10 @@ Method = Literal["platt", "temperature"]
 ECE_BINS = 15  # of equal width
 FEWEST_OF_A_CLASS = 10
 """Rows on either side of a label that Platt's two numbers take; temperature's one takes twice as many in all."""
+_MOST_EXPONENT = 6.0
+"""The scale of a temperature lies between exp of this and of its negative."""
+_RISE_OF_95 = 1.92
+"""How much less likely the rows may be at the ends of a scale's interval, as a logarithm: half of chi squared's."""
 
 _LEAST_SCALE = 1e-2
 _FOLDS = 5
@@ -38,6 +42,8 @@ class CalibrationChoice:
     """None when the rows cannot say; a scale of 1 and an offset of 0 when they say that none is needed."""
     reason: str
     """Empty when it is the one that was wanted; else what was not calibrated, and why."""
+    is_held: bool = False
+    """True when rows are few, and the scale is held near that of the texts that gave the logits."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +56,20 @@ class _Refusal:
 
 
 def choose_calibration(
-    method: Method, logits: np.ndarray, targets: np.ndarray, activation: Activation, labels: list[str]
+    method: Method,
+    logits: np.ndarray,
+    targets: np.ndarray,
+    activation: Activation,
+    labels: list[str],
+    from_words: bool = False,
 ) -> CalibrationChoice:
     """The wanted calibration where it helps rows that it was not fitted to, else temperature, else none.
 
     A method is kept when it lowers the five-fold cross-fitted log loss by more than one standard error of the rows'
     differences; with a sigmoid and Platt's method each label is judged by itself.
+
+    Texts alone know no temperature of their own, however sure they sound, and their weights were fitted to no row.
+    Where rows are too few for either method they get `held_temperature`, and the reason says how wide its interval is.
 
     Args:
         method: the recipe's.
@@ -63,6 +77,7 @@ def choose_calibration(
         targets: (n, L) 0 or 1; of a softmax one 1 in each row.
         activation: sigmoid or softmax.
         labels: the names of the L columns.
+        from_words: the logits are those of texts, which no picture changed.
     """
     reasons, needless = [], False
     for candidate in dict.fromkeys((method, "temperature")):
@@ -82,6 +97,11 @@ def choose_calibration(
             calibration = Calibration(method=candidate, scale=scale.tolist(), offset=offset.tolist())
             return CalibrationChoice(calibration, "; ".join(reasons))
         needless = all(refusal is not None and refusal.needless for refusal in refusals)
+    if from_words and len(targets) < 2 * FEWEST_OF_A_CLASS and targets.any():
+        scale, (low, high) = held_temperature(logits, targets, activation)
+        reasons.append(f"so a scale of {scale:.2g} (95 %: {low:.2g} to {high:.2g}), held near the texts' own")
+        held = Calibration(method="temperature", scale=[scale] * len(labels), offset=[0.0] * len(labels))
+        return CalibrationChoice(held, "; ".join(reasons), is_held=True)
     same = Calibration(method=method, scale=[1.0] * len(labels), offset=[0.0] * len(labels)) if needless else None
     return CalibrationChoice(same, "; ".join(reasons))
 
@@ -161,6 +181,29 @@ def platt(logits: np.ndarray, targets: np.ndarray) -> tuple[float, float]:
     bounds = [(_LEAST_SCALE * spread, None), (None, None)]
     scale, offset = minimize(loss, [1.0, 0.0], jac=True, method="L-BFGS-B", bounds=bounds, options={"gtol": 1e-7}).x
     return float(scale / spread), float(offset - scale * center / spread)
+
+
+def held_temperature(
+    logits: np.ndarray, targets: np.ndarray, activation: Activation
+) -> tuple[float, tuple[float, float]]:
+    """The scale of least log-loss that stays near 1 as a row's worth holds it, and what it may be at 95 %.
+
+    A few rows that all happen to be right would otherwise want a scale without end.
+
+    Args:
+        logits: (n, L).
+        targets: (n, L) 0 or 1; of a softmax one 1 in each row.
+    """
+
+    def loss(exponent: float) -> float:
+        return float(log_losses(logits * np.exp(exponent), targets, activation).sum() + exponent**2 / 2)
+
+    bounds = (-_MOST_EXPONENT, _MOST_EXPONENT)
+    best = minimize_scalar(loss, bounds=bounds, method="bounded")
+    grid = np.linspace(*bounds, 481)
+    inside = grid[np.array([loss(exponent) for exponent in grid]) <= best.fun + _RISE_OF_95]
+    low, high = min(inside[0], best.x), max(inside[-1], best.x)
+    return float(np.exp(best.x)), (float(np.exp(low)), float(np.exp(high)))
 
 
 def calibrated_logits(
@@ -246,7 +289,7 @@ def _temperature_scale(logits: np.ndarray, targets: np.ndarray, activation: Acti
             return float(-np.sum(targets * log_softmax(scaled, axis=1)) / len(logits))
         return float(np.mean(np.logaddexp(0, scaled) - targets * scaled))
 
-    return float(np.exp(minimize(loss, [0.0], method="L-BFGS-B", bounds=[(-6, 6)]).x[0]))
+    return float(np.exp(minimize(loss, [0.0], method="L-BFGS-B", bounds=[(-_MOST_EXPONENT, _MOST_EXPONENT)]).x[0]))
 
 
 def _vector_scaling(logits: np.ndarray, targets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -26,7 +26,7 @@ from training.files_below import files_below
 from training.labels import check_classes_listed
 from training.sample import DataSet, split_called
 from training.shards import samples_in_shards
-from training.tables import Columns, has_labels, samples_in_table
+from training.tables import Columns, has_labels, read_table, samples_in_table
 
 Format = Literal["folders", "table", "shards"]
 
@@ -34,7 +34,9 @@ _EMBEDDING_FILES = ("img_emb", "positive.npy", "negative.npy", "x.npy", "x_*.npy
 _METADATA = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
 
 
-def samples_in(data: str, head: Head, columns: Columns, form: Format | None = None) -> DataSet:
+def samples_in(
+    data: str, head: Head, columns: Columns, form: Format | None = None, may_be_empty: bool = False
+) -> DataSet:
     """Every labelled image of a data set, and what of it is none.
 
     Args:
@@ -42,6 +44,7 @@ def samples_in(data: str, head: Head, columns: Columns, form: Format | None = No
         head: whose task and class_names say what a label may be.
         columns: of a table; `columns.label` is also the label's name in a shard's json.
         form: how the data lies, by default as it looks.
+        may_be_empty: a table may have no rows, as answers that were all taken back.
 
     Raises:
         StepError: there is no such data, or it is not as its format should be.
@@ -53,6 +56,8 @@ def samples_in(data: str, head: Head, columns: Columns, form: Format | None = No
         return samples_in_shards(_shards(data), head, columns.label, identity=_identity("shards", data))
     if form == "table":
         files = _tables(Path(data))
+        if may_be_empty and not any(read_table(file).rows for file, _ in files):
+            return DataSet([], _identity("table", data), notes=["it has no rows: what it said before counts no more"])
         unlabelled = [file for file, _ in files if file.name in _METADATA and not has_labels(file, head, columns)]
         if not unlabelled or not _has_classes(Path(data), head.class_names):
             return _samples_in_tables(data, files, head, columns)

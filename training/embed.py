@@ -4,6 +4,7 @@
     python -m training.embed --recipe demo --data /tmp/more --store artifacts/embeddings/shapes
     python -m training.embed --recipe demo --data labels.csv --path-column file --label-column class
     python -m training.embed --recipe demo --data 'shards/*.tar' --dtype float16
+    python -m training.embed --recipe demo --data photos/labels.csv --decides
 
 --data is a folder with one subfolder per class, a table of paths and labels (CSV, JSON, JSON lines, Parquet), a table
 of choices (winner, loser; see training.choices), or WebDataset shards; --format names it where it is not as it looks.
@@ -11,9 +12,10 @@ Embeddings that exist already are taken in by training.ingest.
 
 The store follows the data: running this again embeds only what is new, so that an interrupted run is finished by
 repeating it, and files that are gone, moved or relabelled are so in the store, too; a data set that is no longer where
-it was counts no more (--keep-missing keeps both). Embeddings are shared by all recipes with the encoder; labels and
-splits are this head's. Files that cannot be embedded are listed in <store>.errors.csv (path, code, message, data, head)
-and the run goes on. Prints the store's folder.
+it was counts no more (--keep-missing keeps both). With --decides its labels count alone where other data sets say
+otherwise, for as long as it says them: it may be emptied, too. Embeddings are shared by all recipes with the encoder;
+labels and splits are this head's. Files that cannot be embedded are listed in <store>.errors.csv (path, code, message,
+data, head) and the run goes on. Prints the store's folder.
 """
 
 from __future__ import annotations
@@ -282,6 +284,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--keep-missing", action="store_true", help="go on counting files and data sets that are no longer there"
     )
+    parser.add_argument(
+        "--decides", action="store_true", help="its labels count alone where other data sets say otherwise"
+    )
     parser.add_argument("--check", action="store_true", help="only read what the data set says, and embed nothing")
     return parser.parse_args(argv)
 
@@ -297,7 +302,7 @@ def main(argv: list[str] | None = None) -> None:
         arguments.group_column,
         arguments.image_root,
     )
-    data_set = samples_in(arguments.data, head, columns, arguments.format)
+    data_set = samples_in(arguments.data, head, columns, arguments.format, may_be_empty=arguments.decides)
     if arguments.check:
         say(f"{len(data_set.samples)} samples, {len(data_set.failures)} failures in {data_set.identity}")
         return
@@ -318,7 +323,7 @@ def main(argv: list[str] | None = None) -> None:
         say(text)
     if failures:
         say(f"why they failed: {errors}")
-    if not summary.mentions:
+    if failures and not summary.mentions:
         raise StepError(f"none of the {len(failures)} files could be embedded; see {errors}")
     adopt_former_files(data)
     data_set.notes.extend(_notes_of_names(summary.mentions))
@@ -326,7 +331,9 @@ def main(argv: list[str] | None = None) -> None:
     mentions, sides = with_finetuned_sides(mentions, recipe.encoder, encoder.manifest)
     data_set.notes.extend([*notes, *sides])
     reasons = data_set.passed_over | Counter(failure.code for failure in failures)
-    source = Source(data_set.identity, mentions_table(mentions), dict(reasons), data_set.notes)
+    source = Source(
+        data_set.identity, mentions_table(mentions), dict(reasons), data_set.notes, decides=arguments.decides
+    )
     changes = write_source(data, source, arguments.keep_missing)
     print_overview(data, read_pictures(data), changes)
     print(folder)

@@ -155,7 +155,7 @@ def fit_head(
         trained = _train(data, head, plan, device, split, groups, progress, merged, words)
     held_out, test = trained.held_out, trained.test
     divider = divider_of(head.accuracy_divider, data.label[_fitting_rows(split)]) if head.is_graded else None
-    choice = _choose_calibration(head, plan, held_out)
+    choice = _choose_calibration(head, plan, held_out, words is not None and head.fit.start is None)
     calibration = choice.calibration
     prevalence = _prevalence(head, calibration, held_out)
     held_out_scores, test_scores = (
@@ -399,6 +399,8 @@ def _warnings(head: Head, metrics: dict[str, Any], choice: CalibrationChoice) ->
         )
     if choice.calibration is None and choice.reason:
         warnings.append(f"head {head.name} is not calibrated: {choice.reason}; add labelled images")
+    if choice.is_held:
+        warnings.append(f"head {head.name} is calibrated by few labelled images: {choice.reason}; add more")
     return warnings
 
 
@@ -409,10 +411,11 @@ def _activation(task: Task, loss: Loss, calibration: str) -> Activation:
     return "softmax" if task == "multiclass" else "sigmoid"
 
 
-def _choose_calibration(head: Head, plan: Plan, held_out: _Part) -> CalibrationChoice:
+def _choose_calibration(head: Head, plan: Plan, held_out: _Part, from_words: bool) -> CalibrationChoice:
     if head.is_graded or head.calibration == "none":
         return CalibrationChoice(None, "")
-    return choose_calibration(head.calibration, held_out.logits, held_out.targets, plan.activation, head.labels)
+    part = held_out.logits, held_out.targets, plan.activation, head.labels
+    return choose_calibration(head.calibration, *part, from_words)
 
 
 def _prevalence(head: Head, calibration: Calibration | None, held_out: _Part) -> Prevalence | None:

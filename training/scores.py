@@ -17,17 +17,17 @@ import io
 import json
 import os
 import sys
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import safetensors.numpy
 
-from clipsieve.bands import band_of, words_of
 from clipsieve.paths import path_from_text
-from clipsieve.results import Threshold
+from clipsieve.results import Head as ServedHead
+from clipsieve.results import HeadScore, Score, Threshold
 from clipsieve.run_record import RunRecord, ScoreFacts, write_record
-from clipsieve.scoring import shortest
+from clipsieve.scoring import Columns
 from common.manifest import HeadManifest, head_weights, read_encoder, write_atomically
 from common.paths import encoder_folder, head_folder
 from common.recipe_heads import read_recipe_head
@@ -43,14 +43,26 @@ from training.sources import HeadData
 from training.store import store_folder
 from training.store_view import Embeddings, read_embeddings, read_mentions
 
+_OURS = slice(1, -2)
+"""Columns of the head among those of a row: before them is its name, behind them error and version."""
+
 
 def is_fitted(recipe: Recipe, head: Head) -> bool:
     """Return True if the recipe's head is there."""
     return (head_folder(recipe, head) / "head.json").is_file()
 
 
-def head_scores(recipe: Recipe, head: Head, embeddings: Embeddings) -> tuple[HeadManifest, np.ndarray] | None:
-    """The fitted head and its scores (n, L) float32 of all pictures; None before it is fitted.
+@dataclass(frozen=True)
+class Scored:
+    """A fitted head, and what it says of all pictures."""
+
+    manifest: HeadManifest
+    scores: np.ndarray  # (n, L) float32
+    deviations: np.ndarray | None  # (n,) float32, of a head that gives them
+
+
+def head_scores(recipe: Recipe, head: Head, embeddings: Embeddings) -> Scored | None:
+    """The fitted head and its scores of all pictures; None before it is fitted.
 
     Raises:
         ManifestError: the head was made for another encoder or recipe.
@@ -62,7 +74,8 @@ def head_scores(recipe: Recipe, head: Head, embeddings: Embeddings) -> tuple[Hea
     manifest = read_recipe_head(recipe, head, read_encoder(encoder_folder(recipe)))
     tensors = safetensors.numpy.load_file(head_weights(manifest, head_folder(recipe, head)))
     logits = logits_of(head_from_layers(manifest.layers, tensors), embeddings.embedding)
-    return manifest, scores_from_logits(manifest, logits).astype(np.float32)
+    deviations = np.exp(logits[:, 1]).astype(np.float32) if manifest.deviation else None
+    return Scored(manifest, scores_from_logits(manifest, logits).astype(np.float32), deviations)
 
 
 def near_duplicates(embeddings: Embeddings, head: Head) -> np.ndarray:
@@ -74,41 +87,40 @@ def near_duplicates(embeddings: Embeddings, head: Head) -> np.ndarray:
         return group_rows(embeddings.sha256, embeddings.embedding, None).ids
 
 
-def score_rows(
-    columns: Sequence[str], manifest: HeadManifest | None, scores: np.ndarray | None, count: int
-) -> list[list[str]]:
-    """For each picture the cells of its scores, decisions and class.
+def columns_of(head: Head, scored: Scored | None) -> Columns:
+    """The columns that `clipsieve score` gives the head's scores, among others."""
+    manifest = scored and scored.manifest
+    thresholds = manifest and tuple(
+        tuple(Threshold(point.value, point.operating_point) for point in row) for row in manifest.thresholds
+    )
+    served = ServedHead(
+        name=head.name,
+        labels=tuple(head.labels),
+        class_names=tuple(head.class_names),
+        task=head.task,
+        thresholds=thresholds,
+        gives_deviation=manifest is not None and manifest.deviation,
+    )
+    return Columns((served,), key="picture")
 
-    Args:
-        columns: names, as `score_columns` gives them.
-        manifest: of the head; None before it is fitted.
-        scores: (n, L) of the head.
-        count: n.
-    """
-    if manifest is None or scores is None:
-        return [[""] * len(columns)] * count
-    limits = [np.array([point.value for point in row], np.float32) for row in manifest.thresholds]
-    rows, words = [], words_of(manifest.task)
-    for row in scores:
-        cells = [str(shortest(score)) for score in row]
-        passed = [int((score >= limit).sum()) for score, limit in zip(row, limits, strict=True)]
-        if manifest.task != "multiclass":
-            pairs = zip(passed, map(len, limits), strict=True)
-            cells += [band_of(each, count, words) if count else "" for each, count in pairs]
-        if manifest.task == "binary":
-            cells.append(manifest.class_names[int(passed[0] >= 1)])
-        if manifest.task == "multiclass":
-            cells.append(manifest.class_names[int(row.argmax())])
-        rows.append(cells)
+
+def score_rows(columns: Columns, scored: Scored | None, count: int) -> list[list[str]]:
+    """For each picture the cells of its scores, decisions and class; empty before the head is fitted."""
+    if scored is None:
+        return [[""] * len(columns.names[_OURS])] * count
+    (head,) = columns.heads
+    passed = [
+        (scored.scores[:, [label]] >= np.array([point.value for point in row], np.float32)).sum(axis=1)
+        for label, row in enumerate(head.thresholds or ())
+    ]
+    rows = []
+    for row, scores in enumerate(scored.scores):
+        decisions = np.array([count[row] for count in passed], np.int32)
+        deviation = None if scored.deviations is None else float(scored.deviations[row])
+        result = HeadScore(scores, decisions, None, "", deviation)
+        cells = columns.row("", Score(None, {head.name: result}))[_OURS]
+        rows.append(["" if cell is None else str(cell) for cell in cells])
     return rows
-
-
-def score_columns(head: Head) -> list[str]:
-    """Names of the columns of scores, decisions and class, as `clipsieve score` has them."""
-    names = [head.name] if len(head.labels) == 1 else [f"{head.name}_{label}" for label in head.labels]
-    columns = [f"{name}_score" for name in names]
-    columns += [f"{name}_decision" for name in names] if head.task != "multiclass" else []
-    return columns + ([f"{head.name}_class_name"] if head.task in ("binary", "multiclass") else [])
 
 
 def write_scores(out: Path, recipe: Recipe, head: Head, data: HeadData) -> int:
@@ -118,9 +130,9 @@ def write_scores(out: Path, recipe: Recipe, head: Head, data: HeadData) -> int:
         StepError: no data set was read for the head, or none of its pictures is a file.
     """
     embeddings = read_embeddings(data, read_encoder(encoder_folder(recipe)).fingerprint())
-    manifest, scores = head_scores(recipe, head, embeddings) or (None, None)
-    columns = score_columns(head)
-    cells = score_rows(columns, manifest, scores, len(embeddings))
+    scored = head_scores(recipe, head, embeddings)
+    columns = columns_of(head, scored)
+    cells = score_rows(columns, scored, len(embeddings))
     groups = near_duplicates(embeddings, head)
     row_of = {content: row for row, content in enumerate(embeddings.sha256)}
     mentions = read_mentions(data)
@@ -135,19 +147,17 @@ def write_scores(out: Path, recipe: Recipe, head: Head, data: HeadData) -> int:
     if len(lines) < len(files):
         say(f"{len(files) - len(lines)} pictures lie in shards or tables and are left out")
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([["image_path", *columns, "label", "group"], *lines])
-    write_record(out, RunRecord(_facts(columns, head, manifest)))
+    csv.writer(text, lineterminator="\n").writerows([["image_path", *columns.names[_OURS], "label", "group"], *lines])
+    write_record(out, RunRecord(_facts(columns)))
     write_atomically(out, text.getvalue().encode())
     return len(lines)
 
 
-def _facts(columns: Sequence[str], head: Head, manifest: HeadManifest | None) -> dict[str, ScoreFacts]:
-    class_names = tuple(head.class_names) if head.task == "binary" else ()
-    thresholds = manifest.thresholds if manifest else [[] for _ in head.labels]
-    return {
-        column: ScoreFacts(class_names, tuple(Threshold(point.value, point.operating_point) for point in row))
-        for column, row in zip(columns, thresholds, strict=False)
-    }
+def _facts(columns: Columns) -> dict[str, ScoreFacts]:
+    (head,) = columns.heads
+    class_names = head.class_names if head.task == "binary" else ()
+    thresholds = head.thresholds or [()] * len(head.labels)
+    return {name: ScoreFacts(class_names, row) for name, row in zip(columns.score_names, thresholds, strict=True)}
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

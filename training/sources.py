@@ -83,6 +83,8 @@ class Source:
     notes: list[str] = field(default_factory=list)
     """Facts of its reading that a person should know."""
     generation: int = 0
+    decides: bool = False
+    """Its labels count alone where other data sets say otherwise of the same picture."""
 
 
 @dataclass(frozen=True)
@@ -180,6 +182,7 @@ def _replace(data: HeadData, source: Source, mentions: pa.Table, former: Source 
         "generation": generation,
         "left_out": source.left_out,
         "notes": source.notes,
+        "decides": source.decides,
     }
     write_table(
         data.folder,
@@ -241,7 +244,8 @@ def _read(file: Path) -> Source:
     if BEATS not in schema.names:
         mentions = mentions.append_column(_SCHEMA.field(BEATS), pa.nulls(len(mentions), pa.list_(pa.string())))
     mentions = mentions.replace_schema_metadata(None)
-    return Source(facts["identity"], mentions, facts["left_out"], facts["notes"], facts["generation"])
+    decides = facts.get("decides", False)  # stores from before there were answers that decide lack it
+    return Source(facts["identity"], mentions, facts["left_out"], facts["notes"], facts["generation"], decides)
 
 
 def _utf8(text: str | None) -> str | None:

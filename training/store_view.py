@@ -1,14 +1,16 @@
 """The pictures of a head: what all its data sets say together, one row a content.
 
 A content is one picture wherever its files lie. A data set that gives no label says nothing. Two that give different
-ones leave the picture without a label until a correction settles it; of two prescribed sides the more held-out one
-counts. A correction says what the label `was` and what it is; it holds until the data sets themselves say another.
+ones leave the picture without a label until a correction settles it, unless one of them decides; of two prescribed
+sides the more held-out one counts. A correction says what the label `was` and what it is; it holds until the data sets
+themselves say another.
 Where the data sets hold choices between pictures and no label at all, the labels are the choices' scores
 (`training.bradley_terry`), of all data sets together.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,7 +22,7 @@ from common.manifest import EncoderFingerprint
 from training.bradley_terry import bradley_terry
 from training.errors import StepError
 from training.parquet_files import append_table, codes_of, index_in, read_columns, read_tables
-from training.sources import BEATS, HeadData, read_sources
+from training.sources import BEATS, HeadData, Source, read_sources
 from training.store import check_part, read_matrix, written_parts
 
 SIDES = ("train", "validation", "test")
@@ -114,6 +116,8 @@ def read_pictures(data: HeadData) -> Pictures:
 def read_mentions(data: HeadData) -> pa.Table:
     """Read what the data sets say of each file: the columns of `training.sources`, sorted by content, then path.
 
+    Where one that decides labels a picture, the labels that others give it are left away.
+
     Raises:
         StepError: no data set was read for this head, or a file is damaged.
     """
@@ -123,8 +127,29 @@ def read_mentions(data: HeadData) -> pa.Table:
             f"{data.store}: no data set was read for {data}; name one (what is embedded already is kept): "
             f"python -m training.embed --recipe {data.recipe} --head {data.head} --data FOLDER"
         )
-    table = pa.concat_tables(source.mentions for source in sources).combine_chunks()
+    table = pa.concat_tables(_undecided(sources)).combine_chunks()
+    if not len(table):
+        raise StepError(f"{data.store}: the data sets of {data} have no pictures any more")
     return table.sort_by([("sha256", "ascending"), ("path", "ascending")])
+
+
+def _undecided(sources: Sequence[Source]) -> Iterator[pa.Table]:
+    """What each data set says, but for the labels of pictures that one which decides has labelled."""
+    decided = {
+        content
+        for source in sources
+        if source.decides
+        for content, label in zip(*(source.mentions[name].to_pylist() for name in ("sha256", "label")), strict=True)
+        if label is not None
+    }
+    for source in sources:
+        if source.decides or not decided:
+            yield source.mentions
+            continue
+        kept = pc.call_function("invert", [pc.is_in(source.mentions["sha256"], pa.array(decided, pa.string()))])
+        labels = pc.if_else(kept, source.mentions["label"], pa.scalar(None, pa.string()))
+        place = source.mentions.schema.get_field_index("label")
+        yield source.mentions.set_column(place, source.mentions.schema.field(place), labels)
 
 
 def append_corrections(data: HeadData, sha256: list[str], was: list[str | None], label: list[str]) -> Path:

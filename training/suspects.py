@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -38,6 +38,8 @@ class Labelled:
     sha256: list[str]
     path: list[str]
     key: list[str]
+    together: list[tuple[str, ...]] = field(default_factory=list)
+    """Of each row the groups that the data sets name: a person, a burst, a video. Empty where they name none."""
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,13 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.optimize import minimize_scalar
 
 from common.head_training import Words
 from common.manifest import Layer, Linear
 from common.text_embeddings import TextEmbeddings
 from recipes.prompts import NEUTRAL_TEXTS, negatives_of, texts_of
 from recipes.schema import Head
-from training.calibrate import Activation, log_losses
+from training.calibrate import Activation, held_temperature
 
 _WEIGHT, _BIAS = "linear_0.weight", "linear_0.bias"
 
@@ -53,12 +52,7 @@ class TextWeights:
             embedding: (n, embed_dim).
             targets: (n, L) 0 or 1.
         """
-        logits, activation = self.logits(embedding), self.activation
-
-        def loss(exponent: float) -> float:
-            return float(log_losses(logits * np.exp(exponent), targets, activation).sum() + exponent**2 / 2)
-
-        scale = float(np.exp(minimize_scalar(loss, bounds=(-6, 6), method="bounded").x))
+        scale, _ = held_temperature(self.logits(embedding), targets, self.activation)
         return replace(self, weight=self.weight * scale, bias=self.bias * scale)
 
     def logits(self, embedding: np.ndarray) -> np.ndarray:

@@ -25,6 +25,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from common.admin_key import ADMIN_KEY
 from common.head_figures import head_metrics
 from common.manifest import HeadManifest, Threshold, read_encoder, write_atomically, write_manifest
 from common.paths import encoder_folder, head_folder
@@ -39,8 +40,6 @@ from training.operating_points import GRAMMAR, Chosen, parse_point
 from training.plots import score_pngs
 from training.progress import say
 from training.published import published_head
-
-ADMIN_KEY = "CLIPSIEVE_ADMIN_KEY"
 
 
 def head_with(head: Head, values: list[str]) -> Head:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,12 +56,13 @@ class EmbeddingColumns:
         own = list(self.columns.schema())
         return pa.schema([*self.metadata, *own[1:]] if len(self.metadata) else own)
 
-    def rows(self, file: EmbeddingFile, start: int, scores: Sequence[Score]) -> list[Row]:
+    def rows(self, metadata: _Metadata, start: int, scores: Sequence[Score]) -> list[Row]:
         """The rows of a block of a file that begins at `start`."""
-        own = [self.columns.row(f"{file.file.name}#{start + row}", score) for row, score in enumerate(scores)]
+        name = metadata.file.file.name
+        own = [self.columns.row(f"{name}#{start + row}", score) for row, score in enumerate(scores)]
         if not len(self.metadata):
             return own
-        table = _metadata_rows(file, start, start + len(scores))
+        table = metadata.rows(start, start + len(scores))
         empty = [None] * len(scores)
         cells = [table[name].to_pylist() if name in table.column_names else empty for name in self.metadata.names]
         return [(*values, *row[1:]) for *values, row in zip(*cells, own, strict=True)]
@@ -88,23 +89,20 @@ async def stream_embedding_rows(
             raise InputRefused(
                 f"{file.file}: embeddings have {file.embedding.shape[1]} values, those of the server's encoder {dim}"
             )
-    for file, start, stop in _blocks(files, skip):
-        block = np.asarray(file.embedding[start:stop], np.float32)
-        good = np.isfinite(block).all(axis=1) & (block != 0).any(axis=1)
-        _check_length(file, start, block, good, length)
-        by_head = [(head, await client.score_embeddings(head.name, block[good])) for head in table.columns.heads]
-        scores = _scores(by_head, good)
-        versions.check(next((score.model_version for score in scores if score.ok), ""))
-        for row in table.rows(file, start, scores):
-            yield row
-
-
-def _blocks(files: Sequence[EmbeddingFile], skip: int) -> Iterator[tuple[EmbeddingFile, int, int]]:
     for file in files:
         first = min(skip, len(file))
         skip -= first
-        for start in range(first, len(file), BLOCK_ROWS):
-            yield file, start, min(start + BLOCK_ROWS, len(file))
+        with _Metadata(file) as metadata:
+            for start in range(first, len(file), BLOCK_ROWS):
+                block = np.asarray(file.embedding[start : start + BLOCK_ROWS], np.float32)
+                good = np.isfinite(block).all(axis=1) & (block != 0).any(axis=1)
+                _check_length(file, start, block, good, length)
+                heads = table.columns.heads
+                by_head = [(head, await client.score_embeddings(head.name, block[good])) for head in heads]
+                scores = _scores(by_head, good)
+                versions.check(next((score.model_version for score in scores if score.ok), ""))
+                for row in table.rows(metadata, start, scores):
+                    yield row
 
 
 def _scores(by_head: list[tuple[Head, EmbeddingScores]], good: np.ndarray) -> list[Score]:
@@ -156,13 +154,33 @@ def _described_by(file: EmbeddingFile) -> pa.Schema:
     return pa.schema([field for field in read_schema(file.metadata) if field.name != file.embedding_column])
 
 
-def _metadata_rows(file: EmbeddingFile, start: int, stop: int) -> pa.Table:
-    """Some rows of the metadata; a block lies in few row groups."""
-    if file.metadata is None:
-        return pa.table({})
-    names = _described_by(file).names
-    with pq.ParquetFile(arrow_source(file.metadata)) as parquet:
-        ends = np.cumsum([0, *(parquet.metadata.row_group(n).num_rows for n in range(parquet.num_row_groups))])
-        within = [n for n in range(parquet.num_row_groups) if ends[n] < stop and ends[n + 1] > start]
-        table = parquet.read_row_groups(within, columns=names)
-    return table.slice(start - int(ends[within[0]]), stop - start)
+class _Metadata:
+    """The table beside a file of embeddings, which is opened once for all its blocks; a context manager."""
+
+    def __init__(self, file: EmbeddingFile) -> None:
+        self.file = file
+        self._names = _described_by(file).names
+        self._parquet = None if file.metadata is None else pq.ParquetFile(arrow_source(file.metadata))
+        self._ends = np.cumsum([0, *_sizes_of_row_groups(self._parquet)])
+
+    def __enter__(self) -> _Metadata:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._parquet is not None:
+            self._parquet.close()
+
+    def rows(self, start: int, stop: int) -> pa.Table:
+        """Some of its rows; a block lies in few row groups."""
+        if self._parquet is None:
+            return pa.table({})
+        ends = self._ends
+        within = [n for n in range(len(ends) - 1) if ends[n] < stop and ends[n + 1] > start]
+        table = self._parquet.read_row_groups(within, columns=self._names)
+        return table.slice(start - int(ends[within[0]]), stop - start)
+
+
+def _sizes_of_row_groups(parquet: pq.ParquetFile | None) -> list[int]:
+    if parquet is None:
+        return []
+    return [parquet.metadata.row_group(number).num_rows for number in range(parquet.num_row_groups)]

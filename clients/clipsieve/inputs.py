@@ -177,7 +177,7 @@ def _listed(parent: str, top: str, inputs: Inputs) -> tuple[np.ndarray, np.ndarr
                     folders.add(entry.name)
                 else:
                     passed_over.add(reason)
-            elif reason is None and _is_wanted(entry.name, inputs, inside):
+            elif reason is None and is_wanted(entry.name, inputs, inside):
                 files.add(entry.name)
             else:
                 passed_over.add(reason or passed_over.kind_of(entry.name, pattern))
@@ -210,7 +210,12 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _is_wanted(name: str, inputs: Inputs, inside: str) -> bool:
+def is_wanted(name: str, inputs: Inputs, inside: str) -> bool:
+    """True for a file that a folder's walk takes.
+
+    Args:
+        inside: the folder's path within the one that was named.
+    """
     pattern = inputs.pattern
     if pattern is None:
         return os.path.splitext(name)[1].lower() in inputs.suffixes

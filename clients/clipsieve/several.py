@@ -31,6 +31,7 @@ class SeveralServers:
         self._transports = transports
         self._addresses = addresses
         self._under_way = [0] * len(transports)
+        self._sent = [0] * len(transports)
         self._silent_since = [-_SHUN_S] * len(transports)
 
     async def is_ready(self, timeout_s: float) -> bool:
@@ -66,6 +67,7 @@ class SeveralServers:
         while left:
             left.remove(place := min(left, key=self._load))
             self._under_way[place] += 1
+            self._sent[place] += 1
             try:
                 return await self._transports[place].infer(request, timeout_s)
             except (ServerUnavailable, InferenceFailed) as error:
@@ -83,8 +85,10 @@ class SeveralServers:
         for transport in self._transports:
             await transport.close()
 
-    def _load(self, place: int) -> tuple[bool, int]:
-        return time.monotonic() - self._silent_since[place] < _SHUN_S, self._under_way[place]
+    def _load(self, place: int) -> tuple[bool, int, int]:
+        """The smallest is asked first; those with equally many under way take turns."""
+        is_shunned = time.monotonic() - self._silent_since[place] < _SHUN_S
+        return is_shunned, self._under_way[place], self._sent[place]
 
     async def _of_all(self, call: Callable[[Transport], Awaitable[_Answer]]) -> list[tuple[int, _Answer]]:
         """The place and the answer of each server that gives one, at least of one."""

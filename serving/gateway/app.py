@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -55,6 +56,7 @@ class Gateway:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
         self.scorer = Scorer(self.settings.url, self.settings.timeout)
+        gc.freeze()  # what is there now stays: no collection goes through it again
         try:
             yield
         finally:

@@ -19,11 +19,12 @@ from clipsieve.cli.options import SOME_FAILED, AllowVersionChange, InputOptions,
 from clipsieve.cli.score import HeadOptions
 from clipsieve.cli.streams import run_command
 from clipsieve.exceptions import ClipsieveError, OutputRefused, ServerUnavailable, VersionChanged
+from clipsieve.inputs import Inputs
 from clipsieve.passed_over import PassedOver
 from clipsieve.progress import Reporter, Tally
 from clipsieve.ray.job import check_installed, connected, outcomes, served_to_workers
 from clipsieve.ray.part import Part, read_part
-from clipsieve.ray.plan import Plan, delete_leftovers, planned
+from clipsieve.ray.plan import Plan, delete_leftovers, planned, planned_for
 from clipsieve.ray.storage import is_remote, joined, local_path
 from clipsieve.ray.unit import Job, Outcome, Served, Servers
 
@@ -46,25 +47,22 @@ Names = Annotated[
 
 @dataclass
 class ServersOptions(ServerOptions):
-    """As for one server, but `--url` may name several."""
+    """As for other commands; it is the workers that connect."""
 
     url: Annotated[
         str | None,
         option(
             "--url",
-            "Addresses of the servers, with commas between them; they take turns, and when one goes away the next "
-            "goes on. Workers connect to them: localhost is each worker's own machine.",
+            "Addresses of the servers, with commas between them; they share the work, and when one goes away the "
+            "others go on. Workers connect to them: localhost is each worker's own machine.",
             group="Server",
             metavar="HOST:PORT,...",
         ),
     ] = None
 
     def servers(self, run: RunOptions) -> Servers:
-        urls = self.url.split(",") if self.url else [None]
         ca_file = self.ca_file and self.ca_file.absolute()  # workers have another current folder
-        each = [replace(self, url=url and url.strip(), ca_file=ca_file) for url in urls]
-        clients = [ServerOptions.client(one, **run.asking()) for one in each]
-        return Servers.from_clients(clients, run.wait)
+        return Servers.of(replace(self, ca_file=ca_file).client(**run.asking()))
 
 
 @dataclass
@@ -130,17 +128,19 @@ def bulk(
         check_installed()
         servers = server.servers(run)
         out = job.out if is_remote(job.out) else os.path.abspath(local_path(job.out))
-        plan = planned(out, inputs.inputs(paths), job.rows_per_file, asdict(heads), run.overwrite)
-        failed = _Bulk(plan, servers, heads, job, reporter).run()
+        named = inputs.inputs(paths)
+        plan = planned(out, named, job.rows_per_file, asdict(heads), run.overwrite)
+        failed = _Bulk(plan, named, servers, heads, job, reporter).run()
     if failed:
         raise typer.Exit(SOME_FAILED)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Bulk:
     """One call of the command."""
 
     plan: Plan
+    inputs: Inputs
     servers: Servers
     heads: HeadOptions
     options: JobOptions
@@ -149,8 +149,8 @@ class _Bulk:
     def run(self) -> int:
         """Score what is left; returns how many images, or shards, have no score."""
         kept = self._kept()
-        units = [unit for unit in range(self.plan.units) if unit not in kept]
-        tally, damaged = self._run_on_ray(units, kept) if units else (_tally_after(kept), 0)
+        is_whole = len(kept) == self.plan.units
+        tally, damaged = (_tally_after(kept), 0) if is_whole else self._run_on_ray(kept)
         delete_leftovers(self.plan.out)
         summary = f"{tally.summary('scored')}; {self.plan.units - damaged} files in {self.plan.out}"
         passed_over = PassedOver(self.plan.passed_over)
@@ -160,12 +160,13 @@ class _Bulk:
             self.reporter.tell(passed_over.summary(), "passed_over", counts=dict(passed_over))
         return tally.failed + damaged + sum(sum(part.failures.values()) for part in kept.values())
 
-    def _run_on_ray(self, units: list[int], kept: dict[int, Part]) -> tuple[Tally, int]:
-        """Score the units; returns the tally of their images, and how many shards are damaged."""
+    def _run_on_ray(self, kept: dict[int, Part]) -> tuple[Tally, int]:
+        """Score what is left; returns the tally of the images, and how many shards are damaged."""
         started = time.perf_counter()
         with connected(self.options.address, not self.options.ray_log) as nodes:
-            job = self._job()
+            job = self._job(is_new=not kept)
             self._check_same(job, kept)
+            units = [unit for unit in range(self.plan.units) if unit not in kept]
             workers = min(self.options.workers or nodes, len(units))
             seconds = round(time.perf_counter() - started, 3)
             message = f"ready after {seconds:.1f} s: {nodes} nodes, {workers} workers, {len(units)} files to write"
@@ -175,10 +176,13 @@ class _Bulk:
         self._check_whole(job, self.plan.units - damaged)
         return tally, damaged
 
-    def _job(self) -> Job:
+    def _job(self, is_new: bool) -> Job:
         served = self._served()
         for problem in served.silent:
             self.reporter.say(f"going on without a server: {problem}", "server")
+        if is_new:
+            options = self.options.rows_per_file, asdict(self.heads)
+            self.plan = planned_for(served.formats, self.plan, self.inputs, *options)
         key = "key" if self.plan.of_shards else "image_path"
         columns = self.heads.columns(served.heads, key, self.reporter)
         return Job(self.plan, self.servers, columns, served.version, self.options.allow_version_change)
@@ -186,7 +190,7 @@ class _Bulk:
     def _served(self) -> Served:
         """Heads and versions of the servers; says so before it waits for one."""
         try:
-            return self._ask(replace(self.servers, wait_s=0))
+            return self._ask(self.servers.waiting(0))
         except ServerUnavailable as error:
             if not self.servers.wait_s:
                 raise

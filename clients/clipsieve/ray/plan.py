@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from itertools import chain, islice
 from pathlib import PurePosixPath
@@ -23,8 +23,9 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from clipsieve.exceptions import InputRefused, OutputRefused
-from clipsieve.inputs import Inputs
+from clipsieve.inputs import MORE_SUFFIXES, Inputs
 from clipsieve.lists import is_list, paths_from_table
+from clipsieve.passed_over import PassedOver
 from clipsieve.paths import path_from_text, text_from_path
 from clipsieve.ray.storage import (
     TEMPORARY,
@@ -61,6 +62,7 @@ class Plan:
         units: how many there are.
         inputs: images, or shards, in all units.
         passed_over: counts of what the folders held besides, by kind.
+        formats: names of the formats that only some servers take, and whose files in folders are among the inputs.
     """
 
     out: str
@@ -70,6 +72,7 @@ class Plan:
     units: int
     inputs: int
     passed_over: Mapping[str, int] = field(default_factory=dict)
+    formats: Sequence[str] = ()
 
     @cached_property
     def _table(self) -> pq.ParquetFile:
@@ -126,22 +129,26 @@ def names_in(inputs: Inputs) -> Iterator[str]:
     Raises:
         InputRefused: nothing matches, a list cannot be read, or a storage cannot be reached.
     """
+    inputs.passed_over.clear()
     for path in inputs.paths:
-        if not is_remote(path) and is_list(path):
+        if not is_remote(path) and is_list(path) and not os.path.isdir(local_path(path)):
             yield from paths_from_table(local_path(path), inputs.column)
         elif not is_remote(path):
-            below = Inputs((local_path(path),), inputs.pattern, inputs.column)
+            below = replace(inputs, paths=(local_path(path),), passed_over=PassedOver())
             yield from below
             inputs.passed_over.update(below.passed_over)
         elif is_list(path):
             with fetched(path) as copy:
                 yield from paths_from_table(copy, inputs.column)
         else:
-            yield from files_below(path, inputs.pattern, inputs.passed_over)
+            yield from files_below(path, inputs)
 
 
 def planned(out: str, inputs: Inputs, rows_per_file: int, options: Mapping[str, Any], overwrite: bool = False) -> Plan:
     """The plan in the output folder; a new one if there is none.
+
+    Which formats the servers take is not known here. Where the folders hold only files that some servers take, they
+    are the inputs for now: see `planned_for`.
 
     Args:
         rows_per_file: images in a unit.
@@ -159,7 +166,31 @@ def planned(out: str, inputs: Inputs, rows_per_file: int, options: Mapping[str, 
     _check_ours(out, names)
     if _RUN in names:
         _delete_run(Plan(out, **_read_run(out)["plan"]))
-    return _new_plan(out, inputs, rows_per_file, identity)
+    try:
+        return _new_plan(out, inputs, (), rows_per_file, identity)
+    except _NothingToDo as nothing:
+        try:
+            return _new_plan(out, inputs, sorted(MORE_SUFFIXES), rows_per_file, identity)
+        except _NothingToDo:
+            raise nothing from None
+
+
+def planned_for(
+    formats: Iterable[str], plan: Plan, inputs: Inputs, rows_per_file: int, options: Mapping[str, Any]
+) -> Plan:
+    """A plan of which nothing is scored yet, with the files in folders that are in these formats, and no others.
+
+    It is made anew where that makes a difference. Arguments as for `planned`.
+
+    Raises:
+        InputRefused: there is nothing to do.
+    """
+    more = sorted(MORE_SUFFIXES.keys() & set(formats))
+    is_missing = any(plan.passed_over.get(suffix) for name in more for suffix in MORE_SUFFIXES[name])
+    if inputs.pattern is not None or not (is_missing or set(plan.formats) - set(more)):
+        return plan
+    _delete_run(plan)
+    return _new_plan(plan.out, inputs, more, rows_per_file, _identity(inputs, rows_per_file, options))
 
 
 def delete_leftovers(out: str) -> None:
@@ -170,12 +201,18 @@ def delete_leftovers(out: str) -> None:
             filesystem.delete_file(f"{path}/{name}")
 
 
-def _new_plan(out: str, inputs: Inputs, rows_per_file: int, identity: Mapping[str, Any]) -> Plan:
-    names = names_in(inputs)
+class _NothingToDo(InputRefused):
+    """There is no input."""
+
+
+def _new_plan(
+    out: str, inputs: Inputs, formats: Sequence[str], rows_per_file: int, identity: Mapping[str, Any]
+) -> Plan:
+    names = names_in(inputs.taking(formats))
     first = next(names, None)
     if first is None:
         passed_over = f" ({inputs.passed_over.summary()})" if inputs.passed_over else ""
-        raise InputRefused(f"nothing to do: no image files and no shards; see --pattern{passed_over}")
+        raise _NothingToDo(f"nothing to do: no image files and no shards; see --pattern{passed_over}")
     filesystem, path = locate(out)
     filesystem.create_dir(path, recursive=True)
     of_shards = is_shard(first)
@@ -189,6 +226,7 @@ def _new_plan(out: str, inputs: Inputs, rows_per_file: int, identity: Mapping[st
         "units": len(counts),
         "inputs": sum(counts),
         "passed_over": dict(inputs.passed_over),
+        "formats": list(formats),
     }
     with whole_file(joined(out, _RUN)) as file:
         file.write(json.dumps({"identity": identity, "plan": plan}, indent=1).encode())

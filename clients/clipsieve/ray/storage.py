@@ -7,7 +7,6 @@ a space is a space and not `%20`. `file:///a/b` is the path `/a/b`.
 
 from __future__ import annotations
 
-import fnmatch
 import os
 import re
 import tempfile
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import uuid4
 
 from clipsieve.exceptions import InputRefused
-from clipsieve.inputs import IMAGE_SUFFIXES
+from clipsieve.inputs import Inputs, is_wanted
 from clipsieve.partial import sync_folder
 from clipsieve.passed_over import PassedOver, reason_to_pass_over
 
@@ -82,14 +81,13 @@ def file_names(folder: str) -> list[str]:
     return [entry.base_name for entry in entries if entry.is_file]
 
 
-def files_below(name: str, pattern: str | None, passed_over: PassedOver | None = None) -> Iterator[str]:
+def files_below(name: str, inputs: Inputs) -> Iterator[str]:
     """Sorted names of the remote files that are meant: the one of that name, those in a folder, or of `a/**/*.png`.
 
     A folder's whole listing is held in memory. What does not exist is yielded too: reading it makes an error row.
 
     Args:
-        pattern: as for `inputs.Inputs`.
-        passed_over: counts what a folder holds besides.
+        inputs: which files of a folder are taken; it counts what the folder holds besides.
 
     Raises:
         InputRefused: the storage does not answer, or nothing matches.
@@ -107,10 +105,10 @@ def files_below(name: str, pattern: str | None, passed_over: PassedOver | None =
     elif paths != [top]:
         listed, paths = paths, []
         for path in listed:
-            if (kind := _kind_passed_over(os.path.relpath(path, top), pattern)) is None:
+            if (kind := _kind_passed_over(os.path.relpath(path, top), inputs)) is None:
                 paths.append(path)
-            elif passed_over is not None:
-                passed_over.add(kind)
+            else:
+                inputs.passed_over.add(kind)
     root = base[: -len(top)] if base.endswith(top) else f"{base.partition('://')[0]}://"
     for path in paths:
         yield f"{root}{path}{options}"
@@ -214,16 +212,12 @@ def _listed(filesystem: FileSystem, path: str, name: str) -> list[str]:
     return sorted(entry.path for entry in entries if entry.is_file)
 
 
-def _kind_passed_over(inside: str, pattern: str | None) -> str | None:
+def _kind_passed_over(inside: str, inputs: Inputs) -> str | None:
     """The kind of a file that is not taken; None for one that is."""
-    name = os.path.basename(inside)
-    if reason := next(filter(None, map(reason_to_pass_over, inside.split("/"))), None):
+    folder, name = os.path.split(inside)
+    if inputs.pattern is None and (reason := next(filter(None, map(reason_to_pass_over, inside.split("/"))), None)):
         return reason
-    if pattern is None:
-        is_taken = os.path.splitext(inside)[1].lower() in IMAGE_SUFFIXES
-    else:
-        is_taken = fnmatch.fnmatchcase(inside if "/" in pattern else name, pattern)
-    return None if is_taken else PassedOver.kind_of(name, pattern)
+    return None if is_wanted(name, inputs, folder) else PassedOver.kind_of(name, inputs.pattern)
 
 
 def _glob_expression(pattern: str) -> str:

@@ -8,9 +8,8 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncGenerator, Iterator, Mapping
-from contextlib import AbstractContextManager, aclosing, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, fields
-from itertools import cycle
 from typing import Any, Literal
 
 import numpy as np
@@ -26,31 +25,41 @@ from clipsieve.settings import Settings
 from clipsieve.shards import iter_samples
 
 _WAIT_BEFORE_NEXT_S = 2.0
-"""Pause after an address went away before the next one is asked."""
-_SHUN_S = 30.0
-"""Time during which an address that did not answer is tried last."""
+"""Pause after no server answered before all are asked again."""
 
 
 @dataclass(frozen=True)
 class Servers:
-    """The servers that share the work, as arguments for `AsyncClient`.
+    """The servers that share the work.
 
     Args:
-        settings: of each; they differ in their url.
-        wait_s: how long to wait until one of them answers.
+        settings: arguments for `AsyncClient`, whose url names them all.
     """
 
-    settings: tuple[Mapping[str, Any], ...]
-    wait_s: float
+    settings: Mapping[str, Any]
 
     @classmethod
-    def from_clients(cls, clients: list[AsyncClient], wait_s: float) -> Servers:
-        settings = tuple({field.name: getattr(client, field.name) for field in fields(Settings)} for client in clients)
-        return cls(settings, wait_s)
+    def of(cls, client: AsyncClient) -> Servers:
+        """The servers that a client was made for."""
+        return cls({field.name: getattr(client, field.name) for field in fields(Settings)})
+
+    @property
+    def wait_s(self) -> float:
+        """How long to wait until one of them answers."""
+        return self.settings["wait_s"]
+
+    def waiting(self, wait_s: float) -> Servers:
+        return Servers({**self.settings, "wait_s": wait_s})
+
+    def client(self) -> AsyncClient:
+        return AsyncClient(**self.settings)
 
     def clients(self) -> list[AsyncClient]:
+        """A client for each of them, which waits for it no longer than for another one."""
         wait_s = min(self.wait_s, _WAIT_BEFORE_NEXT_S)
-        return [AsyncClient(**{**settings, "wait_s": wait_s}) for settings in self.settings]
+        return [
+            AsyncClient(**{**self.settings, "url": url, "wait_s": wait_s}) for url in Settings(**self.settings).urls
+        ]
 
 
 @dataclass(frozen=True)
@@ -94,6 +103,8 @@ class Served:
 
     heads: list[Head]
     version: str | None
+    formats: list[str] = field(default_factory=list)
+    """Names of the image formats that all of them take."""
     silent: list[str] = field(default_factory=list)
     """Why some of them do not answer."""
 
@@ -105,8 +116,7 @@ class UnitScorer:
         self._job = job
         self._schema = job.columns.schema()
         self._loop = asyncio.new_event_loop()
-        self._clients = job.servers.clients()
-        self._silent_since = [-_SHUN_S] * len(self._clients)
+        self._client = job.servers.client()
 
     def score(self, unit: int) -> Outcome:
         """Score a unit unless its file is there. Whatever is nobody's bug is an outcome."""
@@ -128,8 +138,7 @@ class UnitScorer:
             return Outcome(unit, "failed", f"{plan.part(unit)}: {error}")
 
     def close(self) -> None:
-        for client in self._clients:
-            self._loop.run_until_complete(client.close())
+        self._loop.run_until_complete(self._client.close())
         self._loop.close()
 
     async def _write(self, name: str, unit: int) -> tuple[Part, str]:
@@ -142,39 +151,17 @@ class UnitScorer:
         part, unmatched = await write_joined_part(name, plan.run_id, rows, self._schema, metadata, beside)
         return part, f"{beside}: {summary}" if (summary := unmatched.summary()) else ""
 
-    async def _rows(self, unit: int) -> AsyncGenerator[Row, None]:
-        """The rows of a unit, from one server after the other when one goes away."""
-        done = tried = 0
-        moved_at = time.monotonic()
+    def _rows(self, unit: int) -> AsyncGenerator[Row, None]:
         versions = Versions(self._job.version, self._job.allow_version_change)
-        for place in cycle(self._order(unit)):
-            try:
-                rows = stream_rows(self._clients[place], self._items(unit, done), self._job.columns, versions)
-                async with aclosing(rows):
-                    async for row in rows:
-                        done, tried, moved_at = done + 1, 0, time.monotonic()
-                        yield row
-                return
-            except ServerUnavailable:
-                tried += 1
-                self._silent_since[place] = time.monotonic()
-                if tried >= len(self._clients) and time.monotonic() - moved_at >= self._job.servers.wait_s:
-                    raise
+        return stream_rows(self._client, self._items(unit), self._job.columns, versions)
 
-    def _order(self, unit: int) -> list[int]:
-        """Servers take turns; one that was silent a moment ago comes last."""
-        count = len(self._clients)
-        now = time.monotonic()
-        order = [(unit + turn) % count for turn in range(count)]
-        return sorted(order, key=lambda place: now - self._silent_since[place] < _SHUN_S)
-
-    def _items(self, unit: int, start: int) -> Iterator[Item]:
+    def _items(self, unit: int) -> Iterator[Item]:
         plan = self._job.plan
         names = plan.names(unit)
         if plan.of_shards:
-            yield from _samples(plan.resolved(names[0]), start)
+            yield from _samples(plan.resolved(names[0]))
             return
-        for name in names[start:]:
+        for name in names:
             yield name, RemoteImage(name) if is_remote(name) else plan.resolved(name)  # type: ignore[misc]
 
 
@@ -191,16 +178,26 @@ def served(servers: Servers, names: list[str] | None, allow_version_change: bool
 
 async def _served(servers: Servers, names: list[str] | None, allow_version_change: bool) -> Served:
     answers, silent = await _answers(servers, names)
-    differing = [(url, version) for url, _, version in answers if version != answers[0][2]]
+    first = answers[0]
+    differing = [answer for answer in answers if answer.version != first.version]
     if differing and not allow_version_change:
-        problem = f"{answers[0][0]} has {answers[0][2]} and {differing[0][0]} has {differing[0][1]}"
+        problem = f"{first.url} has {first.version} and {differing[0].url} has {differing[0].version}"
         raise VersionChanged(f"the servers have different heads: {problem}")
-    return Served(answers[0][1], answers[0][2], [str(failure) for failure in silent])
+    formats = set(first.formats).intersection(*(answer.formats for answer in answers))
+    return Served(first.heads, first.version, sorted(formats), [str(failure) for failure in silent])
 
 
-async def _answers(
-    servers: Servers, names: list[str] | None
-) -> tuple[list[tuple[str, list[Head], str | None]], list[ServerUnavailable]]:
+@dataclass(frozen=True)
+class _Answer:
+    """What one server says of itself."""
+
+    url: str
+    heads: list[Head]
+    version: str | None
+    formats: tuple[str, ...]
+
+
+async def _answers(servers: Servers, names: list[str] | None) -> tuple[list[_Answer], list[ServerUnavailable]]:
     """Answers of the servers, at least one, and the errors of those that do not answer."""
     give_up_at = time.monotonic() + servers.wait_s
     while True:
@@ -215,16 +212,16 @@ async def _answers(
             raise silent[0]
 
 
-async def _ask(client: AsyncClient, names: list[str] | None) -> tuple[str, list[Head], str | None]:
+async def _ask(client: AsyncClient, names: list[str] | None) -> _Answer:
     async with client:
         heads = await client.chosen_heads(names or None)
         (score,) = await client.score([np.full((32, 32, 3), 128, np.uint8)], [head.name for head in heads])
-        return str(client.url), heads, score.model_version or None
+        return _Answer(str(client.url), heads, score.model_version or None, await client.formats())
 
 
-def _samples(shard: str, start: int) -> Iterator[Item]:
+def _samples(shard: str) -> Iterator[Item]:
     with _opened(shard) as file:
-        for sample in iter_samples(shard, file=file, start=start):
+        for sample in iter_samples(shard, file=file):
             yield sample.key, sample.error or sample.image
 
 

@@ -36,6 +36,7 @@ def serve(review: Review, port: int, open_browser: bool, quiet: bool = False) ->
             uvicorn.Config(
                 app,
                 http="h11",
+                loop="asyncio",
                 ws="none",
                 lifespan="off",
                 proxy_headers=False,

@@ -1,8 +1,7 @@
 """Trains anew through the commands of the toolchain, one process after another, and says how far they are.
 
-    python -m training.embed --recipe R --data <all pictures>     once, so that all of them get scores
-    python -m training.embed --recipe R --data labels.csv         and grades.csv and pairs.csv, for a head of grades
-    python -m training.relabel --recipe R labels.csv              settles what other data sets say otherwise
+    python -m training.embed --recipe R --data <all pictures>           once, so that all of them get scores
+    python -m training.embed --recipe R --data labels.csv --decides     or grades.csv and pairs.csv, of a head of grades
     python -m training.fit --recipe R
     python -m training.scores --recipe R --out review-scores.csv
 
@@ -96,13 +95,11 @@ class Toolchain:
             InputRefused: there are no answers yet.
         """
         names = ("grades.csv", "pairs.csv") if graded else ("labels.csv",)
-        answers = [folder / name for name in names if _has_rows(folder / name)]
-        if not answers:
+        answers = [folder / name for name in names if (folder / name).is_file()]
+        if not any(map(_has_rows, answers)):
             raise InputRefused(f"there is nothing to learn from yet: {' and '.join(names)} have no rows")
-        data = [*([pictures] if pictures else []), *answers]
-        commands = [self.command("embed", "--data", file) for file in data]
-        corrections = [file for file in answers if _has_labels(file)]
-        commands += [self.command("relabel", file) for file in corrections]
+        commands = [self.command("embed", "--data", pictures)] if pictures else []
+        commands += [self.command("embed", "--data", file, "--decides") for file in answers]
         return [*commands, self.command("fit"), self.score_command(scores_file(folder))]
 
 
@@ -197,13 +194,5 @@ class Job:
         return self._process.wait()
 
 
-def _has_labels(file: Path) -> bool:
-    """True for a table that `training.relabel` takes, which calls the answer `label`."""
-    return "label" in file.read_text(encoding="utf-8-sig", errors="replace").partition("\n")[0]
-
-
 def _has_rows(file: Path) -> bool:
-    try:
-        return len(file.read_bytes().splitlines()) > 1
-    except OSError:
-        return False
+    return len(file.read_bytes().splitlines()) > 1
