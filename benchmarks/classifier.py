@@ -1,6 +1,6 @@
 """An imported image classifier served, against its encoder alone on the same server, in interleaved rounds.
 
-    make .trained/.installed                              # the default: an EfficientNet-Lite0 of ImageNet's classes
+    make .trained/.lite0                                  # the default: an EfficientNet-Lite0 of ImageNet's classes
     python -m benchmarks.classifier --rounds 8
     python -m benchmarks.classifier --recipe nsfw-marqo   # whose artefacts are built
 

@@ -5,6 +5,7 @@ import sys
 print(
     """clipsieve's training steps, in order (each: python -m training.<step> --help):
   draw         a labelled set of pictures to try everything on, without a download
+  solar_cells  photographs of solar cells out of a package, for make demo TRAINED=1
   embed        labelled images → embedding store, through the exported encoder and the served preprocessing
   ingest       embeddings that exist already → embedding store
   finetune     labelled images → a whole model of your own, whose backbone is then an encoder and last layer a head
