@@ -23,12 +23,12 @@ from pathlib import Path
 from benchmarks.machine import machine, print_result
 from benchmarks.offered_load import Answer, closed_loop, connect, score_request, served_per_s
 from benchmarks.tables import print_table
-from benchmarks.trained_weights import efficientnet_lite0
+from benchmarks.trained_weights import LITE0, efficientnet_lite0
 from benchmarks.watch import server_cpu_s
 from build.encoder import make_encoder
 from build.head import build_head
 from build.repository import install
-from common.paths import head_folder
+from common.paths import ARTIFACTS, head_folder
 from common.photos import sample_photos
 from recipes.errors import run_step
 from recipes.schema import Recipe, load_recipe, parse_recipe
@@ -41,10 +41,10 @@ CONCURRENCY = 32
 MODELS = ("image_score", "image_embedding")
 
 
-def lite0_recipe(folder: Path) -> Recipe:
-    """The recipe of a trained EfficientNet-Lite0, built and imported."""
-    encoder = {"library": "timm", "model": "tf_efficientnet_lite0", "normalize": False}
-    encoder["weights"] = str(efficientnet_lite0(folder))
+def lite0_recipe() -> Recipe:
+    """The recipe of a trained EfficientNet-Lite0, built and imported; what is there already is kept."""
+    folder = efficientnet_lite0(ARTIFACTS / "classifiers" / "efficientnet-lite0")
+    encoder = {"library": "timm", "model": LITE0, "weights": str(folder), "normalize": False}
     head = {"name": "imagenet", "task": "multiclass", "classifier": {}}
     data = {"name": "efficientnet-lite0", "description": "ImageNet's classes", "encoder": encoder, "heads": [head]}
     recipe = parse_recipe(data)
@@ -107,7 +107,7 @@ def main() -> int:
     rows: list[dict] = []
     with tempfile.TemporaryDirectory(prefix="clipsieve-classifier-") as temporary:
         folder = Path(temporary)
-        recipe = load_recipe(arguments.recipe) if arguments.recipe else lite0_recipe(folder / "classifier")
+        recipe = load_recipe(arguments.recipe) if arguments.recipe else lite0_recipe()
         patient = recipe.serving.model_copy(update={"queue_timeout_ms": 60_000})  # rates, not refusals, are measured
         install(recipe.model_copy(update={"serving": patient}), folder / "models", "onnx")
         with EmbeddedServer(folder / "models", ServerSettings.on_free_ports(folder / "log")) as server:

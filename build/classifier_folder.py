@@ -6,6 +6,7 @@ processor, preprocessor_config.json. Nothing of a folder is run: weights are saf
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import pickle
 from pathlib import Path
@@ -27,8 +28,11 @@ def classifier_folder(encoder: Encoder) -> Path | None:
     """The folder of the encoder's classifier, downloaded if it has to be; None for a model by its library's name.
 
     Raises:
-        RecipeError: it is missing, cannot be downloaded, or has other files than such a folder.
+        RecipeError: its library is not installed; it is missing, cannot be downloaded, or has other files than such a
+            folder.
     """
+    if (missing := missing_library(encoder)) is not None:
+        raise RecipeError(missing)
     if encoder.is_repository and encoder.weights is None:
         folder = _downloaded(encoder)
     elif (folder := _local_folder(encoder)) is None:
@@ -37,6 +41,13 @@ def classifier_folder(encoder: Encoder) -> Path | None:
     if checkpoint.suffix == ".bin":
         _check_tensors_alone(checkpoint)
     return folder
+
+
+def missing_library(encoder: Encoder) -> str | None:
+    """How to install the library that the encoder takes, where it is missing."""
+    if encoder.library != "transformers" or importlib.util.find_spec("transformers") is not None:
+        return None
+    return "library: transformers needs the package transformers, an extra; install it with: make transformers"
 
 
 def read_config(folder: Path) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from huggingface_hub import constants, try_to_load_from_cache
 
-from build.classifier_folder import classifier_folder, folder_advice, is_cached
+from build.classifier_folder import classifier_folder, folder_advice, is_cached, missing_library
 from build.weights import FOLDER_CHECKPOINTS, download_advice, downloaded_file
 from common.download import unreachable
 from common.manifest import sha256_of
@@ -34,6 +34,8 @@ def _missing(encoder: Encoder) -> str | None:
             return None
         problem = unreachable(encoder.weights)
         return problem and download_advice(encoder, {"url": encoder.weights}, problem)
+    if (missing := missing_library(encoder)) is not None:
+        return missing
     if encoder.is_repository and encoder.weights is None:
         problem = None if is_cached(encoder) else _hub_problem()
         return problem and folder_advice(encoder, problem)

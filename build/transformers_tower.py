@@ -34,11 +34,10 @@ def load_transformers(encoder: Encoder, folder: Path) -> tuple[Classifier, Compo
     """The parted classifier in `folder`, its transform, and the same transform as data.
 
     Raises:
-        RecipeError: the package or a file in the folder is missing; the folder is of an unknown model, of another
+        RecipeError: a file in the folder is missing; the folder is of an unknown model, of another
             library or checkpoint; its preprocessing is not served; see `build.classifier.parted`.
     """
     check_library(folder, encoder)
-    _check_installed()
     processor = _load_processor(folder)
     preprocessing = processor_preprocessing(processor, str(folder / PROCESSOR))
     steps = Compose([_to_rgb, LibraryPixels(processor), LibraryTensor(processor)])
@@ -215,15 +214,6 @@ def _without_weights(folder: Path) -> torch.nn.Module:
     from transformers import AutoConfig, AutoModelForImageClassification  # pyright: ignore[reportMissingImports] (its extra)
 
     return AutoModelForImageClassification.from_config(AutoConfig.from_pretrained(folder, local_files_only=True))
-
-
-def _check_installed() -> None:
-    try:
-        import transformers  # noqa: F401  # pyright: ignore[reportMissingImports] (its extra)
-    except ImportError as error:
-        raise RecipeError(
-            "library: transformers needs the package transformers, an extra; install it with: make transformers"
-        ) from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
