@@ -131,8 +131,8 @@ class Finetune(_Section):
     devices: int = Field(default=1, ge=0)
     """GPUs (without one: processes on the CPU) that share each step; 0 takes all."""
     near_duplicate_bits: int | None = Field(default=20, ge=0, le=127)
-    """Pictures whose perceptual hashes of 256 bits differ in so many bits at most share a side of the split; null looks
-    at exact duplicates only."""
+    """Pictures whose perceptual hashes of 256 bits differ in so many bits at most share a side of the split: copies of
+    another size, quality or brightness, not crops, which a group column can name. null looks at exact duplicates."""
     maximum_unreadable: float = Field(default=0.01, ge=0, lt=1)
     """The largest share of files that may be unreadable; they are listed and left out. Above it nothing is trained."""
 

@@ -19,7 +19,6 @@ import timm
 import torch
 from drawn_shapes import CLASSES, draw_folder, finetune_recipe
 from PIL import Image
-from waiting import PATIENCE_S
 
 from common import paths
 from common.manifest import Preprocessing
@@ -154,34 +153,28 @@ def test_a_run_stopped_anywhere_goes_on_to_the_same_weights(artifacts, shapes, t
 
 
 def test_a_killed_process_goes_on_to_the_same_curve(artifacts, shapes, tmp_path):
-    """SIGKILL while it trains, with worker processes; then the same command again, and once undisturbed."""
-    environment = os.environ | {"CLIPSIEVE_ARTIFACTS": str(artifacts)}
+    """SIGKILL while it trains, with a worker process; then the same command again, beside an undisturbed run here."""
+    recipe, file = finetune_recipe("killed", epochs=4, patience=4), tmp_path / "killed.yaml"
+    file.write_text(json.dumps(recipe.model_dump(mode="json", exclude_defaults=True)))
+    options = ["--recipe", str(file), "--data", str(shapes), "--workers", "1"]
 
-    def start(name: str) -> subprocess.Popen:
-        file = tmp_path / f"{name}.yaml"
-        file.write_text(
-            json.dumps(finetune_recipe(name, epochs=6, patience=6).model_dump(mode="json", exclude_defaults=True))
-        )
-        command = ["training.finetune", "--recipe", str(file), "--data", str(shapes), "--workers", "1"]
-        return subprocess.Popen(
-            [sys.executable, "-m", *command], cwd=paths.ROOT, env=environment, start_new_session=True
-        )
+    def start() -> subprocess.Popen:
+        command = [sys.executable, "-m", "training.finetune", *options]
+        environment = os.environ | {"CLIPSIEVE_ARTIFACTS": str(artifacts)}
+        return subprocess.Popen(command, cwd=paths.ROOT, env=environment, start_new_session=True)
 
-    killed = start("killed")
-    deadline = time.monotonic() + PATIENCE_S
-    while not list((artifacts / "killed" / "finetune").glob("state-*.ckpt")) and killed.poll() is None:
-        assert time.monotonic() < deadline
+    first = start()
+    while not list((artifacts / "killed" / "finetune").glob("state-*.ckpt")):
+        assert first.poll() is None
         time.sleep(0.002)
-    os.killpg(killed.pid, signal.SIGKILL)
-    assert killed.wait() == -signal.SIGKILL
-    assert not (artifacts / "classifiers" / "killed").exists()
-    for name in ("killed", "whole"):
-        assert start(name).wait(PATIENCE_S) == 0
-    curves = [
-        json.loads((artifacts / "classifiers" / name / "finetune.json").read_text())["curve"]
-        for name in ("killed", "whole")
-    ]
-    assert curves[0] == curves[1]
+    os.killpg(first.pid, signal.SIGKILL)
+    assert first.wait() == -signal.SIGKILL
+    folder = artifacts / "classifiers" / "killed"
+    assert not folder.exists()
+    assert start().wait() == 0
+    whole, record = tuned(finetune_recipe("whole", epochs=4, patience=4), shapes)
+    assert json.loads((folder / "finetune.json").read_text())["curve"] == record["curve"]
+    assert (folder / "model.safetensors").read_bytes() == (whole / "model.safetensors").read_bytes()
 
 
 def test_two_processes_share_each_step_and_give_the_same_curve(artifacts, shapes, tmp_path):

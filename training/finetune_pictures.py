@@ -69,12 +69,15 @@ class _Whole:
         """The size that scaled decoding must leave twice over."""
         return self._at_least, self._at_least
 
-    def of(self, picture: Any) -> np.ndarray:
-        return np.asarray(picture.image.crop(tuple(map(round, picture.box))).convert("RGB"))
+    def of(self, picture: Any) -> Image.Image:
+        """The picture as it is: what has one view alone takes it as it comes, and nothing is copied."""
+        box = tuple(map(round, picture.box))
+        image = picture.image if box == (0, 0, *picture.image.size) else picture.image.crop(box)
+        return image.convert("RGB")
 
 
 def whole_transform(preprocessing: Preprocessing, serving: Serving, at_least: int) -> Any:
-    """`transform(image_bytes)` → (height, width, 3) uint8, decoded with the limits and the care of what is served.
+    """`transform(image_bytes)` → the RGB picture, decoded with the limits and the care of what is served.
 
     Args:
         preprocessing: says how large JPEGs are decoded.
@@ -158,11 +161,15 @@ class TrainingPictures(torch.utils.data.Dataset):
         if self._decode is None:
             self._decode = whole_transform(self._view, self._serving, self._view.image_size)
         epoch, row = key
-        picture = Image.fromarray(_decoded(self._samples[row], self._decode))
+        picture = _decoded(self._samples[row], self._decode)
         seed = np.random.SeedSequence([self._seed, epoch, row]).generate_state(1, np.uint64)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(int(seed[0]) & (2**63 - 1))
+        chance = torch.default_generator  # torch.random.fork_rng asks every kind of device, a fifth of a millisecond
+        before = chance.get_state()
+        try:
+            chance.manual_seed(int(seed[0]) & (2**63 - 1))
             return self._changes(picture)
+        finally:
+            chance.set_state(before)
 
 
 class ServedPictures(torch.utils.data.Dataset):
@@ -203,7 +210,8 @@ def random_changes(view: Preprocessing, augment: Augment) -> v2.Compose:
     return v2.Compose(steps)
 
 
-def _decoded(sample: Sample, transform: Any) -> np.ndarray:
+def _decoded(sample: Sample, transform: Any) -> Any:
+    """What the transform gives."""
     try:
         return transform(sample.read())
     except Exception as error:
@@ -240,14 +248,14 @@ def _look(sample: Sample, transform: Any) -> _Seen | Failure:
     except Exception as error:  # as in training.embed: one file must not end the run
         return Failure(sample.stored_path, "UNREADABLE", str(error) or type(error).__name__)
     try:
-        pixels = transform(data)
+        picture = transform(data)
     except served_module().ImageError as error:
         if error.code == "NOT_AN_IMAGE" and (format := format_of(data)) is not None:
             return unserved(sample.stored_path, format)
         return Failure(sample.stored_path, error.code, error.message)
     except Exception as error:
         return Failure(sample.stored_path, "DECODE_FAILED", f"{type(error).__name__}: {error}")
-    bits = phash(Image.fromarray(pixels), hash_size=HASH_EDGE).hash.ravel()
+    bits = phash(picture, hash_size=HASH_EDGE).hash.ravel()
     return _Seen(hashlib.sha256(data).hexdigest(), bits)
 
 
