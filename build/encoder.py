@@ -237,7 +237,7 @@ def _saturates(path: Path) -> bool:
 def recipe_part(recipe: Recipe) -> dict:
     """The part of the recipe that decides the exported encoder, for its manifest."""
     return {
-        "encoder": recipe.encoder.model_dump(mode="json", exclude_defaults=True),
+        "encoder": recipe.encoder.model_dump(mode="json", exclude_defaults=True, exclude={"finetune"}),
         "build": {"opset": recipe.build.opset},
     }
 

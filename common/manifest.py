@@ -75,6 +75,8 @@ def preprocessing_id(views: list[Preprocessing]) -> str:
 class WeightsSource(Part):
     """The origin of an encoder's weights."""
 
+    LATER = ("finetuned",)
+
     encoder: str
     """The encoder's id in the recipe."""
     file: str | None
@@ -88,6 +90,9 @@ class WeightsSource(Part):
     """The Hugging Face repository it was taken from, if it was."""
     revision: str | None = None
     """The repository's commit, 40 hexadecimal digits."""
+    finetuned: bool = False
+    """True of weights that training.finetune made: no text is comparable with their embeddings, and heads hold out what
+    these were trained on."""
 
 
 class Parity(GrowingPart):

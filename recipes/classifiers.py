@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING
 
+from recipes.prompts import settings_of_training
+
 if TYPE_CHECKING:
     from recipes.schema import Encoder, Head
 
@@ -81,6 +83,11 @@ def check_classifier(head: Head) -> None:
             raise ValueError(f"give classifier or {key}, not both")
     if head.is_graded:
         raise ValueError(f"classifier is for classes, and a {head.task} has none; take another task")
+    if changed := settings_of_training(head.fit):
+        raise ValueError(
+            f"fit.{changed[0]} is for weights that are trained, and with classifier they stay the model's own, which "
+            "labelled pictures only calibrate; remove it"
+        )
     combine = head.classifier.combine
     if combine and not head.class_names:
         raise ValueError(

@@ -52,6 +52,11 @@ def why_no_texts(encoder: Encoder) -> str | None:
     """The reason why texts cannot be compared with an encoder's embeddings; None where they can."""
     if encoder.concatenate:
         return "several encoders are concatenated, and a text has no embedding in what they give together"
+    if encoder.finetune is not None:
+        return (
+            "the encoder is fine-tuned, and its embeddings are no longer those that the text tower was trained with; "
+            "take the encoder as it was, or a head that is trained"
+        )
     if encoder.library != "open_clip":
         return f"the encoder is of {encoder.library}, whose models have an image tower alone; take one of open_clip"
     if encoder.layers != [0]:
@@ -132,10 +137,15 @@ def _read_by_the_tower(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
+def settings_of_training(fit: Fit) -> list[str]:
+    """The keys that a recipe sets of those that train weights."""
+    fields = type(fit).model_fields
+    return [key for key in _OF_TRAINING if getattr(fit, key) != fields[key].get_default(call_default_factory=True)]
+
+
 def _check_fit(fit: Fit) -> None:
     """Refuse settings of a training that there is not, or that does not begin with texts."""
-    fields = type(fit).model_fields
-    changed = [key for key in _OF_TRAINING if getattr(fit, key) != fields[key].get_default(call_default_factory=True)]
+    changed = settings_of_training(fit)
     if fit.start is None and changed:
         raise ValueError(
             f"fit.{changed[0]} is for weights that are trained, and without fit.start: prompts they stay those of the "

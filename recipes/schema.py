@@ -183,7 +183,8 @@ class Encoder(_Section):
     remains. A head fits only the one it was trained with."""
     finetune: Finetune | None = Field(default=None, exclude_if=_is_unset)
     """Training of this encoder by `training.finetune`, which writes the folder `weights`, by default
-    artifacts/classifiers/<recipe>. `library` is timm then, `model` that of this section, and `normalize` false."""
+    artifacts/classifiers/<recipe>. `library` is timm then, `model` that of this section, and `normalize` false; its
+    heads have `fit: {folds: 0, near_duplicate_cosine: null}`, for the split is that of the fine-tuning."""
     concatenate: list[Encoder] = []
     """Instead of all of the above: several encoders, whose embeddings follow one another in the one that heads get."""
 
@@ -598,9 +599,10 @@ class Head(_Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _calibration_of_texts(cls, data: Any) -> Any:
+    def _calibration_of_given_weights(cls, data: Any) -> Any:
         """One number for all classes, where few labels are what there is."""
-        if isinstance(data, dict) and data.get("prompts") and data.get("task", "binary") != "binary":
+        given = isinstance(data, dict) and (data.get("prompts") or data.get("classifier") is not None)
+        if given and data.get("task", "binary") != "binary":
             return {"calibration": "temperature", **data}
         return data
 
@@ -808,11 +810,15 @@ class Recipe(_Section):
     @model_validator(mode="before")
     @classmethod
     def _folder_of_finetune(cls, data: Any) -> Any:
-        """Name the folder that training.finetune writes after the recipe."""
+        """Fill in what follows from `encoder.finetune`: its folder, and what its heads hold out."""
         encoder = data.get("encoder") if isinstance(data, dict) else None
-        if not isinstance(encoder, dict) or not encoder.get("finetune") or encoder.get("weights"):
+        if not isinstance(encoder, dict) or not encoder.get("finetune"):
             return data
-        return {**data, "encoder": {**encoder, "weights": f"artifacts/classifiers/{data.get('name')}"}}
+        heads = data.get("heads")
+        if isinstance(heads, list):
+            heads = [_on_finetuned(head) for head in heads]
+        folder = f"artifacts/classifiers/{data.get('name')}"
+        return {**data, "encoder": {"weights": folder, **encoder}, "heads": heads}
 
     @model_validator(mode="after")
     def _engine_profile(self) -> Recipe:
@@ -885,6 +891,13 @@ class Recipe(_Section):
         if name not in names:
             raise RecipeError(f"recipe {self.name}: head {name!r} is not one of {names}; name one with --head")
         return self.heads[names.index(name)]
+
+
+def _on_finetuned(head: Any) -> Any:
+    """A head with the split of its encoder's fine-tuning: nothing is held out but what that held out."""
+    if not isinstance(head, dict) or not isinstance(head.get("fit", {}), dict):
+        return head
+    return {**head, "fit": {"folds": 0, "near_duplicate_cosine": None, **head.get("fit", {})}}
 
 
 def load_recipe(name_or_path: str | Path, overrides: Sequence[str] = ()) -> Recipe:

@@ -138,7 +138,7 @@ def test_an_openai_checkpoint_gives_openai_embeddings(tmp_path):
             "trained with QuickGELU.*Use the model 'vit_large_patch14_clip_quickgelu_224'",
         ),
         ({"model": TINY, "weights": "/nowhere/tiny.pt"}, "no file /nowhere/tiny.pt"),
-        ({"model": TINY, "weights": "."}, "is a folder; with library: timm name a file"),
+        ({"model": TINY, "weights": "."}, r"the folder has no config\.json, which an image classifier's has"),
     ],
 )
 def test_models_that_cannot_be_loaded_say_what_to_do(part, expected):

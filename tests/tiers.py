@@ -26,13 +26,15 @@ _FILES = {
     "server": (
         *("test_client_loading", "test_client_served", "test_faults", "test_malformed", "test_overload"),
         *("test_rollout", "test_served", "test_served_encoders", "test_serving", "test_supervisor", "test_two_heads"),
-        *("test_watch_served", "test_gateway_malformed", "test_gateway_page", "test_proxy"),
+        *("test_watch_served", "test_gateway_malformed", "test_gateway_page", "test_proxy", "test_finetune_served"),
+        "test_classifiers_served",
     ),
     "export": (
         *("test_encoder", "test_export", "test_head", "test_import_head", "test_int8_everywhere", "test_precision"),
         *("test_tower", "test_timm_tower", "test_palettes", "test_checkpoint", "test_verify", "test_fit", "test_embed"),
         *("test_pixels", "test_audit", "test_calibrate", "test_draw", "test_evaluate", "test_taste", "test_search"),
-        *("test_optimize", "test_tracking", "test_relabel_new", "test_text_heads"),
+        *("test_optimize", "test_tracking", "test_relabel_new", "test_text_heads", "test_finetune"),
+        *("test_classifiers", "test_import_classifier"),
     ),
     "process": (
         *("test_client_ray", "test_client_resume", "test_readme", "test_benchmarks", "test_peers", "test_bad_files"),
@@ -45,7 +47,7 @@ _FILES = {
             "test_review",
             "test_text_heads",
         ),
-        *("test_review_page", "test_text_heads", "test_gpu_parts"),
+        *("test_review_page", "test_text_heads", "test_gpu_parts", "test_finetune"),
     ),
     "browser": ("test_report_page", "test_gateway_page", "test_review_page"),
 }

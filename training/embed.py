@@ -43,6 +43,7 @@ from recipes.errors import run_step
 from training.datasets import samples_in
 from training.encoder import OnnxEncoder
 from training.errors import INTERRUPTED, StepError
+from training.finetuned import with_finetuned_sides
 from training.overview import print_overview
 from training.progress import say, tracked
 from training.sample import Failure, Sample
@@ -322,7 +323,8 @@ def main(argv: list[str] | None = None) -> None:
     adopt_former_files(data)
     data_set.notes.extend(_notes_of_names(summary.mentions))
     mentions, notes = with_choices(summary.mentions, data_set.choices)
-    data_set.notes.extend(notes)
+    mentions, sides = with_finetuned_sides(mentions, recipe.encoder, encoder.manifest)
+    data_set.notes.extend([*notes, *sides])
     reasons = data_set.passed_over | Counter(failure.code for failure in failures)
     source = Source(data_set.identity, mentions_table(mentions), dict(reasons), data_set.notes)
     changes = write_source(data, source, arguments.keep_missing)

@@ -9,7 +9,7 @@ read are listed and left out, up to a limit; near-duplicates, by a perceptual ha
 
 The validation part chooses the epoch, and later calibrates the scores; the test part is looked at once, at the end.
 A run that is killed goes on where it was when the same command is started again, and its result is the same, bit for
-bit on one machine. Needs the extra `finetune`: make finetune-extra.
+bit on one machine. Needs the extra `finetune`: make lightning.
 
 Writes the folder that the recipe's encoder is loaded from, by default artifacts/classifiers/<recipe>/: config.json and
 model.safetensors as timm's hub layout has them, finetune.json, pictures.parquet and curves.png. Prints its path.
@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from rich.table import Table
 
+from common.finetuned import EXTRA
 from common.manifest import Preprocessing, sha256_of, tool_versions
 from common.paths import finetune_folder, named_path
 from common.timm_preprocessing import timm_preprocessing
@@ -52,8 +53,10 @@ if TYPE_CHECKING:
 _TOOLS = ("torch", "torchvision", "timm", "lightning-fabric", "imagehash", "numpy", "pillow")
 
 
-def finetune(recipe: Recipe, head: Head, data_set: Any, track: str | None = None, workers: int | None = None) -> Path:
-    """Fine-tune the recipe's encoder and write the classifier's folder, whose path is returned.
+def finetune(
+    recipe: Recipe, head: Head, data_set: Any, track: str | None = None, workers: int | None = None
+) -> Path | None:
+    """Fine-tune the recipe's encoder and write the classifier's folder, whose path the first process returns.
 
     Args:
         recipe: with `encoder.finetune`.
@@ -65,7 +68,7 @@ def finetune(recipe: Recipe, head: Head, data_set: Any, track: str | None = None
     Raises:
         StepError: the model, the pictures or the labels are not as they must be; or a package is missing.
     """
-    fabric = _fabric(recipe)
+    fabric = fabric_of(recipe)
     from training.finetune_model import data_config, new_model
     from training.finetune_pictures import read_tuning_data
     from training.finetune_run import is_finished, tune
@@ -83,7 +86,7 @@ def finetune(recipe: Recipe, head: Head, data_set: Any, track: str | None = None
     fabric.launch()
     data = fabric.broadcast(data)
     assert data is not None
-    task = _task(recipe, head, data, view, outputs, workers)
+    task = task_of(recipe, head, data, view, outputs, workers)
     if fabric.is_global_zero:
         _print_data(head, data, settings.maximum_unreadable, state)
         record = read_record(folder)
@@ -100,10 +103,10 @@ def finetune(recipe: Recipe, head: Head, data_set: Any, track: str | None = None
         _print_result(head, record, tuned)
         _track(track, recipe, head, record, tuned, folder)
     fabric.barrier()
-    return folder
+    return folder if fabric.is_global_zero else None
 
 
-def _fabric(recipe: Recipe) -> Any:
+def fabric_of(recipe: Recipe) -> Any:
     """Lightning's Fabric for the devices and the precision of the recipe.
 
     Raises:
@@ -113,7 +116,7 @@ def _fabric(recipe: Recipe) -> Any:
         import imagehash  # noqa: F401  # pyright: ignore[reportMissingImports] (its extra)
         from lightning_fabric import Fabric  # pyright: ignore[reportMissingImports] (its extra)
     except ImportError as error:
-        raise StepError(f"fine-tuning needs the extra `finetune` ({error}); run: make finetune-extra") from error
+        raise StepError(f"fine-tuning needs the extra `finetune` ({error}); run: {EXTRA}") from error
     import torch
 
     from training.finetune_run import PRECISIONS
@@ -146,7 +149,10 @@ def _outputs(head: Head, recipe: Recipe) -> int:
     return 1 if head.task == "binary" and loss != "cross_entropy" else len(head.class_names)
 
 
-def _task(recipe: Recipe, head: Head, data: TuningData, view: Preprocessing, outputs: int, workers: int | None) -> Task:
+def task_of(
+    recipe: Recipe, head: Head, data: TuningData, view: Preprocessing, outputs: int, workers: int | None
+) -> Task:
+    """What the recipe's model is to learn."""
     from training.finetune_run import Task
     from training.labelled import targets_of
 
@@ -302,7 +308,8 @@ def main(argv: list[str] | None = None) -> None:
     from training.finetune_pictures import labelled_samples
 
     data_set = labelled_samples(arguments.data, head, columns, arguments.format)
-    print(finetune(recipe, head, data_set, arguments.track, arguments.workers))
+    if folder := finetune(recipe, head, data_set, arguments.track, arguments.workers):
+        print(folder)
 
 
 if __name__ == "__main__":

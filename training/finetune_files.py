@@ -22,15 +22,13 @@ import pyarrow.parquet as pq
 import timm
 import torch
 
+from common.finetuned import PICTURES, RECORD
 from common.manifest import write_atomically
 from common.writing import writing
 from recipes.schema import Head
 from training.finetune_pictures import TuningData
 from training.losses import TuningCurve
 from training.plots import tuning_curve_png
-
-RECORD = "finetune.json"
-PICTURES = "pictures.parquet"
 
 
 def write_classifier(

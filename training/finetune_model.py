@@ -12,7 +12,7 @@ import timm
 import torch
 from timm.data.config import resolve_model_data_config
 from timm.models import group_parameters
-from timm.optim import param_groups_layer_decay
+from timm.optim._param_groups import param_groups_layer_decay
 
 import common.small_cnn  # noqa: F401 (registers its model)
 from common.hub import first_line, offline_if_unreachable
@@ -127,10 +127,10 @@ def _loaded(settings: Finetune) -> torch.nn.Module:
         ) from error
     last = (timm.get_pretrained_cfg(name) or timm.models.PretrainedCfg()).classifier or ""
     layer = state.get(f"{last}.weight")
-    options = _options(settings) | {"num_classes": 0 if layer is None else len(layer)}
+    options: dict[str, Any] = _options(settings) | {"num_classes": 0 if layer is None else len(layer)}
     overlay = {"file": str(path), "custom_load": False, "num_classes": options["num_classes"]}
     try:
-        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **cast(Any, options))
     except Exception as error:
         problem = " ".join(str(error).split())[:300]
         raise StepError(
@@ -178,7 +178,7 @@ def _of_lowest_layers(model: torch.nn.Module, count: int) -> set[str]:
         return set()
     if not hasattr(model, "group_matcher"):
         raise StepError("freeze: timm does not know the order of this model's layers; give patterns of names")
-    layer_of = group_parameters(model, cast(Any, model).group_matcher(coarse=False), reverse=True)
+    layer_of: dict[str, int] = cast(Any, group_parameters)(model, cast(Any, model).group_matcher(), reverse=True)
     layers = max(layer_of.values()) + 1
     if count >= layers:
         raise StepError(f"freeze {count}: the model has {layers} layers with its last one; freeze fewer")

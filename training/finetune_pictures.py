@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -194,7 +195,7 @@ def random_changes(view: Preprocessing, augment: Augment) -> v2.Compose:
         steps.append(v2.RandomHorizontalFlip(augment.flip))
     if augment.rotation:
         grey = [round(255 * mean) for mean in view.mean]
-        steps.append(v2.RandomRotation(augment.rotation, v2.InterpolationMode.BILINEAR, fill=grey))
+        steps.append(v2.RandomRotation([-augment.rotation, augment.rotation], v2.InterpolationMode.BILINEAR, fill=grey))
     if augment.brightness or augment.contrast or augment.saturation or augment.hue:
         steps.append(v2.ColorJitter(augment.brightness, augment.contrast, augment.saturation, augment.hue))
     if augment.blur:
@@ -232,7 +233,7 @@ def _scanned(
 
 
 def _look(sample: Sample, transform: Any) -> _Seen | Failure:
-    from imagehash import phash
+    from imagehash import phash  # pyright: ignore[reportMissingImports] (its extra)
 
     try:
         data = sample.read()
@@ -260,7 +261,7 @@ def _check_readable(failures: list[Failure], readable: int, limit: float, folder
         return
     write_atomically(
         folder / "unreadable.csv",
-        "".join(f"{f.path}\t{f.code}\t{f.message}\n" for f in failures).encode(errors="backslashreplace"),
+        _failures_csv(failures).encode(errors="backslashreplace"),
     )
     share = len(failures) / (len(failures) + readable)
     if not readable or share > limit:
@@ -270,6 +271,14 @@ def _check_readable(failures: list[Failure], readable: int, limit: float, folder
             f"finetune.maximum_unreadable {limit:g} allows: {first}. All are in {folder / 'unreadable.csv'}; repair "
             "them or take them away, or raise the limit"
         )
+
+
+def _failures_csv(failures: list[Failure]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(("path", "code", "message"))
+    writer.writerows((failure.path, failure.code, failure.message) for failure in failures)
+    return text.getvalue()
 
 
 def _file_state(sample: Sample) -> tuple[str, int, int]:

@@ -19,7 +19,7 @@ import numpy as np
 import safetensors.torch
 import torch
 from sklearn.metrics import roc_auc_score
-from timm.scheduler import CosineLRScheduler
+from timm.scheduler.cosine_lr import CosineLRScheduler
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 

@@ -39,6 +39,7 @@ from training.fit_inputs import FitInputs, read_inputs
 from training.grades import figures_line
 from training.head_files import head_manifest, is_fitted, write_head, write_tracked_head
 from training.head_fit import Fitted, fit_head
+from training.import_classifier import own_classifier
 from training.overview import print_overview
 from training.progress import console, epochs_shown, say
 from training.text_fit import print_starts, with_starts, with_words, words_for
@@ -70,7 +71,7 @@ def _print_result(fitted: Fitted, manifest: HeadManifest) -> None:
     if spread := fitted.report.get("deviation"):
         table.add_row("deviation", f"{spread['mean']:.3g}; 1.96 of them hold {spread['within_95']:.1%}, 95 % is meant")
     choices = f" and {fitted.choices} choices" if fitted.choices else ""
-    fitted_to = f"{fitted.refit.rows} images{choices}" if fitted.refit.rows else "none, the texts' own"
+    fitted_to = f"{fitted.refit.rows} images{choices}" if fitted.refit.rows else "none, they are given"
     table.add_row("weights fitted to", fitted_to)
     console.print(table)
     print_starts(fitted)
@@ -128,13 +129,17 @@ def fit_and_save(inputs: FitInputs, track: str | None = None) -> Path:
     check_writable(folder)
     data, split, groups = inputs.data, inputs.split, inputs.groups.ids
     words = words_for(inputs.recipe, head, inputs.encoder, data)
+    classifier = None if head.classifier is None else own_classifier(inputs.recipe, head)
+    given = words if classifier is None else classifier.weights
     with epochs_shown(f"fit {head.name}") as progress:
-        fitted = fit_head(data, head, device_name(), split, groups, progress, inputs.layer_widths, words)
+        fitted = fit_head(data, head, device_name(), split, groups, progress, inputs.layer_widths, given)
     weights = safetensors.numpy.save(fitted.tensors)
     manifest = head_manifest(fitted, data, inputs.recipe, head, inputs.encoder, weights, inputs.groups)
     if words is not None:
         fitted = with_starts(fitted, data, head, split, groups, words)
         manifest = with_words(manifest, words, head)
+    if classifier is not None:
+        manifest = classifier.in_manifest(manifest)
     uri = tracking_uri(track)
     if uri is None:
         path = write_head(folder, fitted, manifest, weights)

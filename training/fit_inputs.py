@@ -9,6 +9,7 @@ from common.manifest import EncoderFingerprint, read_encoder
 from common.paths import encoder_folder
 from recipes.schema import Head, Recipe
 from training.errors import StepError
+from training.finetuned import check_held_out
 from training.head_fit import plan_of
 from training.labelled import Labelled, grouped_split, labelled_rows
 from training.leakage import Groups
@@ -46,9 +47,14 @@ def read_inputs(recipe: Recipe, head: Head, store: Path | None = None) -> FitInp
             f"head {head.name} is the published {head.published.name}, it is not trained here; get it with: "
             f"python -m training.import_head --recipe {recipe.name}"
         )
+    if head.classifier is not None and not head.class_names:
+        raise StepError(
+            f"head {head.name}: labelled pictures calibrate the model's own classes; list those as class_names"
+        )
     built = read_encoder(encoder_folder(recipe))
     encoder = built.fingerprint()
     plan_of(head)
+    check_held_out(built, head)
     if store is None:
         adopt_former_folder(recipe, encoder)
     head_data = HeadData(store or store_folder(recipe), recipe.name, head.name)

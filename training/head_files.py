@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +23,7 @@ from common.manifest import (
 )
 from recipes.schema import Head, Recipe
 from training.head_fit import Fitted
+from training.head_manifest import new_head
 from training.head_thresholds import SCORES, Scores
 from training.labelled import Labelled
 from training.leakage import Groups
@@ -45,15 +45,11 @@ def head_manifest(
     groups: Groups,
 ) -> HeadManifest:
     """head.json for the weights, which are the bytes of head.safetensors."""
-    return HeadManifest(
-        name=head.name,
-        recipe=head.settings(),
-        made_by=recipe.name,
-        notice=recipe.notice,
-        task=head.task,
+    return new_head(
+        head,
+        weights,
+        _TOOLS,
         encoder=encoder,
-        labels=head.labels,
-        class_names=head.class_names,
         layers=fitted.layers,
         activation=fitted.plan.activation,
         calibrated=fitted.calibration is not None,
@@ -61,7 +57,6 @@ def head_manifest(
         prevalence=fitted.prevalence,
         deviation=fitted.plan.loss == "nll",
         thresholds=fitted.thresholds,
-        weights_sha256=hashlib.sha256(weights).hexdigest(),
         metrics=head_metrics(fitted.metrics),
         score_distribution=fitted.score_distribution,
         training=HeadTraining(
@@ -81,7 +76,8 @@ def head_manifest(
             calibration=fitted.uncalibrated or None,
             warnings=fitted.warnings or None,
         ),
-        versions=tool_versions(*_TOOLS),
+        made_by=recipe.name,
+        notice=recipe.notice,
     )
 
 

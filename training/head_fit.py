@@ -31,6 +31,7 @@ from training.calibrate import (
     choose_calibration,
     log_losses,
 )
+from training.classifier_weights import ClassifierWeights
 from training.errors import StepError
 from training.folds import folds_of
 from training.grades import divider_of
@@ -127,7 +128,7 @@ def fit_head(
     groups: np.ndarray | None = None,
     progress: Progress | None = None,
     layer_widths: Sequence[int] = (),
-    words: TextWeights | None = None,
+    given: TextWeights | ClassifierWeights | None = None,
 ) -> Fitted:
     """Train, calibrate, choose thresholds and measure; writes nothing.
 
@@ -139,16 +140,18 @@ def fit_head(
         groups: (n,) int; rows of a group share a fold. By default the near-duplicates of the recipe.
         progress: called after every epoch.
         layer_widths: of the encoder's layers that lie side by side in the embedding, for `merge_layers`.
-        words: weights of the head's texts, which are kept, or with `fit.start: prompts` are where the training starts.
+        given: weights of the head's texts or of the encoder's own classifier, which are kept; with `fit.start: prompts`
+            the training starts from the texts'.
 
     Raises:
         StepError: settings that do not go together, an operating point out of reach, a loss that is not finite.
     """
     plan = plan_of(head)
     merged = merged_layers(head, layer_widths, data.embedding.shape[1])
-    if words is not None and head.fit.start is None:
-        trained = _untrained(data, head, words, split)
+    if given is not None and head.fit.start is None:
+        trained = _untrained(data, head, given, split)
     else:
+        words = given if isinstance(given, TextWeights) else None
         trained = _train(data, head, plan, device, split, groups, progress, merged, words)
     held_out, test = trained.held_out, trained.test
     divider = divider_of(head.accuracy_divider, data.label[_fitting_rows(split)]) if head.is_graded else None
@@ -296,18 +299,21 @@ def _train(
     )
 
 
-def _untrained(data: Labelled, head: Head, words: TextWeights, split: Split) -> _Trained:
-    """Keep the weights of texts, which have seen none of the rows: all but the test part choose what is chosen."""
+def _untrained(data: Labelled, head: Head, given: TextWeights | ClassifierWeights, split: Split) -> _Trained:
+    """Keep weights that have seen none of the rows: all but the test part choose what is chosen.
+
+    Without folds the validation part alone does: the encoder of a fine-tuned classifier has seen the training part.
+    """
 
     def part(rows: np.ndarray) -> _Part:
-        return _Part(words.logits(data.embedding[rows]), targets_of(data.label[rows], head.task, len(head.labels)))
+        return _Part(given.logits(data.embedding[rows]), targets_of(data.label[rows], head.task, len(head.labels)))
 
-    held_out = part(_fitting_rows(split))
+    held_out = part(_fitting_rows(split) if head.fit.folds else split.validation)
     loss = float(log_losses(held_out.logits, held_out.targets, _activation(head.task, "bce", "none")).mean())
     curve = Curve([loss], [loss])  # a single epoch, the one before any training
     return _Trained(
-        layers=words.layers,
-        tensors=words.tensors,
+        layers=given.layers,
+        tensors=given.tensors,
         curve=curve,
         held_out=held_out,
         test=part(split.test),

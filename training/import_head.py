@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import hashlib
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -25,7 +24,6 @@ import safetensors.numpy
 
 from common import paths
 from common.download import unreachable
-from common.head_figures import head_metrics
 from common.head_training import HeadTraining, PublishedSource
 from common.manifest import (
     EncoderFingerprint,
@@ -35,9 +33,6 @@ from common.manifest import (
     Threshold,
     read_head,
     sha256_of,
-    tool_versions,
-    write_atomically,
-    write_manifest,
 )
 from common.writing import check_writable
 from recipes.arguments import add_recipe_options, recipe_of
@@ -45,6 +40,7 @@ from recipes.errors import run_step
 from recipes.schema import Head, Published, Recipe
 from training.download import check_sha256, download
 from training.errors import INTERRUPTED, StepError
+from training.head_manifest import new_head, write_new_head
 from training.progress import say
 from training.published import PREPROCESSING, PUBLISHED, PublishedHead, published_head
 from training.published_keras import VARIANTS, Variant, import_keras
@@ -99,10 +95,8 @@ def import_head(head: Head, notice: str | None, folder: Path, options: Options, 
     file = published_file(choice, published, options.accept_unknown_sha256)
     imported = _read(file, published, choice.variant, options.verify)
     weights = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in imported.tensors.items()})
-    manifest = head_manifest(head, notice, published, imported, sha256_of(file), weights)
-    manifest = manifest.model_copy(update={"made_by": made_by})
-    write_atomically(folder / "head.safetensors", weights)
-    write_manifest(manifest, folder / "head.json")
+    manifest = head_manifest(head, notice, published, imported, sha256_of(file), weights, made_by)
+    write_new_head(folder, manifest, weights)
     return folder / "head.json"
 
 
@@ -125,17 +119,21 @@ def published_file(choice: Published, published: PublishedHead, accept_unknown_s
 
 
 def head_manifest(
-    head: Head, notice: str | None, published: PublishedHead, imported: Imported, sha256: str, weights: bytes
+    head: Head,
+    notice: str | None,
+    published: PublishedHead,
+    imported: Imported,
+    sha256: str,
+    weights: bytes,
+    made_by: str | None,
 ) -> HeadManifest:
     """head.json for the weights, which are the bytes of head.safetensors."""
     source = {"name": published.name, "file": published.file, "sha256": sha256, "url": published.url}
     thresholds = [Threshold(value=value, operating_point="fixed") for value in head.thresholds or published.thresholds]
-    return HeadManifest(
-        name=head.name,
-        recipe=head.settings(),
-        notice=notice,
-        licence=published.licence,
-        task=published.task,
+    return new_head(
+        head,
+        weights,
+        ("torch", "numpy", "safetensors"),
         encoder=EncoderFingerprint(
             id=published.encoder.id,
             weights_sha256=None,
@@ -143,16 +141,13 @@ def head_manifest(
             normalize=True,
             embed_dim=published.embed_dim,
         ),
-        labels=head.labels,
-        class_names=head.class_names,
         layers=imported.layers,
         activation=published.activation,
-        calibrated=False,
         thresholds=[thresholds],
-        weights_sha256=hashlib.sha256(weights).hexdigest(),
-        metrics=head_metrics({}),
         training=HeadTraining(published=PublishedSource.model_validate(source | imported.figures)),
-        versions=tool_versions("torch", "numpy", "safetensors"),
+        made_by=made_by,
+        notice=notice,
+        licence=published.licence,
     )
 
 

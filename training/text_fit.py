@@ -67,7 +67,7 @@ def with_starts(
     )
     texts_alone = plain.model_copy(update={"calibration": "none", "prevalence": None})
     starts: dict[str, Any] = {
-        "zero-shot": fit_head(data, texts_alone, fitted.device, split, groups, words=words).metrics,
+        "zero-shot": fit_head(data, texts_alone, fitted.device, split, groups, given=words).metrics,
         "few-shot": fitted.metrics,
         "plain": fit_head(data, plain, fitted.device, split, groups).metrics,
     }

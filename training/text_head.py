@@ -11,34 +11,27 @@ same texts and labelled pictures. Prints the path of each head.json.
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from pathlib import Path
 
 import safetensors.numpy
 
-from common.head_figures import head_metrics
 from common.head_training import HeadTraining
 from common.manifest import (
     EncoderFingerprint,
     HeadManifest,
     ManifestError,
-    Threshold,
-    head_weights,
     read_encoder,
     read_head,
-    tool_versions,
-    write_atomically,
-    write_manifest,
 )
 from common.paths import encoder_folder, head_folder, texts_file
 from common.recipe_heads import is_of_words
 from common.text_embeddings import TextEmbeddings, read_texts
-from common.writing import check_writable
 from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
 from recipes.schema import Head, Recipe
 from training.errors import INTERRUPTED, StepError
+from training.head_manifest import check_without_labels, fixed_thresholds, new_head, write_new_head
 from training.progress import say
 from training.text_weights import TextWeights, text_weights
 
@@ -56,16 +49,13 @@ def make_text_head(recipe: Recipe, head: Head, encoder: EncoderFingerprint, text
     if _is_fitted(folder, recipe, head, encoder):
         say(f"head {head.name}: fitted to labelled pictures, from the same texts; it stays")
         return folder / "head.json"
-    _check_without_labels(head)
+    check_without_labels(head)
     made = text_weights(head, texts)
     weights = safetensors.numpy.save(made.tensors)
     manifest = head_manifest(made, recipe, head, encoder, weights)
-    if _is_there(folder, manifest):
+    if not write_new_head(folder, manifest, weights):
         say(f"head {head.name}: made of the same texts before, nothing to do")
         return folder / "head.json"
-    check_writable(folder)
-    write_atomically(folder / "head.safetensors", weights)
-    write_manifest(manifest, folder / "head.json")
     say(f"head {head.name}: from the words of {len(head.prompts)} classes, not calibrated")
     return folder / "head.json"
 
@@ -90,24 +80,17 @@ def head_manifest(
     made: TextWeights, recipe: Recipe, head: Head, encoder: EncoderFingerprint, weights: bytes
 ) -> HeadManifest:
     """head.json for the weights, which are the bytes of head.safetensors."""
-    row = [Threshold(value=value, operating_point="fixed") for value in head.fixed_thresholds]
-    return HeadManifest(
-        name=head.name,
-        recipe=head.settings(),
-        made_by=recipe.name,
-        notice=recipe.notice,
-        task=head.task,
+    return new_head(
+        head,
+        weights,
+        ("numpy", "safetensors"),
         encoder=encoder,
-        labels=head.labels,
-        class_names=head.class_names,
         layers=made.layers,
         activation=made.activation,
-        calibrated=False,
-        thresholds=[row for _ in head.labels],
-        weights_sha256=hashlib.sha256(weights).hexdigest(),
-        metrics=head_metrics({}),
+        thresholds=fixed_thresholds(head, head.labels),
         training=HeadTraining(words=made.words, calibration=NOT_CALIBRATED),
-        versions=tool_versions("numpy", "safetensors"),
+        made_by=recipe.name,
+        notice=recipe.notice,
     )
 
 
@@ -126,25 +109,6 @@ def _is_fitted(folder: Path, recipe: Recipe, head: Head, encoder: EncoderFingerp
         f"again: python -m training.fit --recipe {recipe.name} --head {head.name}, or move it away to have one from "
         "words alone"
     )
-
-
-def _check_without_labels(head: Head) -> None:
-    """Refuse what only labelled pictures can answer."""
-    for key in ("operating_points", "prevalence"):
-        if getattr(head, key):
-            raise StepError(
-                f"head {head.name}: {key} {getattr(head, key)} takes labelled pictures, and there is no fit of any; "
-                "give thresholds, or run make train first"
-            )
-
-
-def _is_there(folder: Path, manifest: HeadManifest) -> bool:
-    try:
-        there = read_head(folder)
-        head_weights(there, folder)
-    except ManifestError:
-        return False
-    return there == manifest
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -4,11 +4,11 @@
     python -m training.thresholds --recipe demo --head demo 'recall>=0.99'
     python -m training.thresholds --recipe demo                          # those that the recipe says
 
-Operating points are chosen on the scores that the fit kept of rows held out from the weights; a published head, and
-one from words alone, has none and takes numbers alone. What each threshold does on the test part is measured anew.
-Writes head.json, report.json and the pictures of the scores, then has build.head write model.onnx. Where
-CLIPSIEVE_ADMIN_KEY is set, serving.rollout has the server at --url serve it; without, the commands that do are printed.
-Prints the path of head.json.
+Operating points are chosen on the scores that the fit kept of rows held out from the weights; a published head has
+none and takes numbers alone, and so does one from words or of an image classifier that saw no labelled pictures. What
+each threshold does on the test part is measured anew. Writes head.json, report.json and the pictures of the scores,
+then has build.head write model.onnx. Where CLIPSIEVE_ADMIN_KEY is set, serving.rollout has the server at --url serve
+it; without, the commands that do are printed. Prints the path of head.json.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def changed_thresholds(folder: Path, manifest: HeadManifest, head: Head) -> Chan
     Raises:
         StepError: an operating point is out of reach, or the scores to choose it on were not kept.
     """
-    if manifest.training.published is not None or _is_of_words_alone(manifest):
+    if manifest.training.published is not None or _is_without_labels(manifest):
         return Changed(_with_fixed(manifest, head), {})
     if head.is_graded and head.operating_points:
         raise StepError(
@@ -111,15 +111,17 @@ def with_recipes_thresholds(manifest: HeadManifest, head: Head) -> HeadManifest:
     return manifest.model_copy(update={"recipe": manifest.recipe | named})
 
 
-def _is_of_words_alone(manifest: HeadManifest) -> bool:
-    return manifest.training.words is not None and manifest.training.counts is None
+def _is_without_labels(manifest: HeadManifest) -> bool:
+    """True of a head from words, or of an image classifier, that no labelled pictures calibrated."""
+    made = manifest.training.words is not None or manifest.training.classifier is not None
+    return made and manifest.training.counts is None
 
 
 def _with_fixed(manifest: HeadManifest, head: Head) -> HeadManifest:
-    """The manifest of a published head, or of one from words alone, with other thresholds."""
+    """The manifest of a published head, or of one without labelled pictures, with other thresholds."""
     published = manifest.training.published
     if head.operating_points:
-        which = "the head from words has none of" if published is None else "the published head came without"
+        which = "the published head came without" if published else "a head without labelled pictures has none of"
         raise StepError(
             f"head {head.name}: {' '.join(head.operating_points)} would need held-out data, which {which}; "
             "give numbers, such as 0.3 0.8, or train a head"
