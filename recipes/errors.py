@@ -1,7 +1,8 @@
 """The root of every expected error, and what a command says and returns when one ends it.
 
 ExpectedError
-├── RecipeError, ManifestError, ConfigError, ProofFileError, DownloadError    what steps hand to one another
+├── RecipeError, OverrideError                                                a recipe, and values of it
+├── ManifestError, ConfigError, ProofFileError, DownloadError                 what steps hand to one another
 ├── StepError, LabelError                                                     training
 ├── BuildError and its kinds, EngineError, PlanError, RepositoryError         build
 └── ServingError and its kinds, PrometheusError                               serving

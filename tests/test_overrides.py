@@ -137,7 +137,7 @@ def test_recipes_schema_prints_the_recipe_with_them(capsys):
 
 def test_make_passes_them_to_every_step_of_a_target():
     values = "SET=heads.demo.operating_points=[recall>=0.9] serving.max_batch_size=8"
-    for target in ("train", "engines", "serve", "demo", "perf", "tune"):
+    for target in ("train", "finetune", "engines", "serve", "demo", "perf", "tune"):
         command = ["make", "--dry-run", "--always-make", target, "RECIPE=demo", "DATA=photos", values]
         printed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
         steps = [line for line in printed.replace("\\\n", " ").splitlines() if " --recipe demo" in line]

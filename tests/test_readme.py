@@ -94,7 +94,7 @@ def test_make_help_lists_every_target():
     shown = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     for target in re.findall(r"^\.PHONY: (\S+)", (ROOT / "Makefile").read_text(), re.MULTILINE):
         assert f"make {target} " in shown
-    for variable in ("RECIPE=", "DATA=", "OPTIONS=", "HEAD=", "TARGET=", "HTTP_PORT="):
+    for variable in ("RECIPE=", "SET=", "DATA=", "OPTIONS=", "HEAD=", "TARGET=", "HTTP_PORT="):
         assert f"\n  {variable}" in shown
 
 

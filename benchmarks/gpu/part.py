@@ -24,16 +24,21 @@ FUNCTIONS = {
 }
 
 
-def main(argv: list[str]) -> int:
-    kind, model, settings, rows = argv
+def status_of(kind: str, model: str, settings: Settings, rows: Rows) -> int:
+    """Run a part; its exit status."""
     module, _, function = FUNCTIONS[kind].partition(".")
     run = getattr(importlib.import_module(f"benchmarks.gpu.{module}"), function)
     try:
-        run(model or None, Settings.from_json(Path(settings).read_text(encoding="utf-8")), Rows(Path(rows)))
+        run(model or None, settings, rows)
     except CannotRun as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return CANNOT_RUN
     return 0
+
+
+def main(argv: list[str]) -> int:
+    kind, model, settings, rows = argv
+    return status_of(kind, model, Settings.from_json(Path(settings).read_text(encoding="utf-8")), Rows(Path(rows)))
 
 
 if __name__ == "__main__":

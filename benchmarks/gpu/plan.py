@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from common.cpu import core_count
+from recipes.errors import ExpectedError
 from recipes.schema import Recipe, parse_recipe
 
 MODELS = {"B/32": "ViT-B-32-quickgelu", "L/14": "ViT-L-14-quickgelu"}
@@ -118,7 +119,7 @@ def recipe_of_model(model: str) -> Recipe:
     )
 
 
-class CannotRun(Exception):
+class CannotRun(ExpectedError):
     """A part lacks what it measures; the message says what, and how it is had."""
 
 
