@@ -560,6 +560,27 @@ def test_the_terminal_shows_everything():
     assert "not measured" in text.splitlines()[-1]
 
 
+def test_the_terminal_shows_the_spread_of_paired_ratios_and_that_others_were_stopped():
+    rows = [
+        Figures("limit", 20.0, busy=0.991, weights="b32"),
+        Figures("clipsieve fp32", 18.0, busy=0.87, weights="b32"),
+        Figures("clipsieve ViT-B/16", 3.0, weights="b16"),
+        Figures("transformers ViT-B/16", 2.0, weights="b16"),
+    ]
+    ratios = [
+        PairedRatio("clipsieve fp32", "limit", 5, 0.851, 0.9, 0.954),
+        PairedRatio("clipsieve ViT-B/16", "transformers ViT-B/16", 5, 1.4, 1.5, 1.6),
+    ]
+    how = {"benchmark": "peers", "rounds": 5, "seconds": 2, "encoder": "b32", "idle": "stopped"}
+    text = terminal_text(how | as_json(rows, [], ratios))
+    assert "stopped (SIGSTOP)" in text
+    assert "99%" in text
+    assert "0.90 (0.85 to 0.95)" in text
+    assert "1.50 (1.40 to 1.60)" in text
+    assert "clipsieve fp32: 18.0 images/s, 90% of one process without a server." in text
+    assert "clipsieve ViT-B/16: 3 images/s, 1.5 × transformers ViT-B/16, the fastest of the others." in text
+
+
 def test_the_json_line_is_json():
     content = as_json([Figures("a", images_per_s=float("nan"), p50_ms=1.23456)], comparisons({}))
     text = json.dumps(content, allow_nan=False)
