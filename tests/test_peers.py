@@ -22,7 +22,7 @@ from pictures import jpeg
 from PIL import Image
 from waiting import PATIENCE_S
 
-from benchmarks.peers import environments, vit_classifier
+from benchmarks.peers import environments, processes, vit_classifier
 from benchmarks.peers.__main__ import CLASSIFIER, ENVIRONMENT_OF, RECIPE, SERVICES, WITHOUT_SERVER
 from benchmarks.peers.clip_retrieval import command, read_run
 from benchmarks.peers.contest import Contest, Settings, equal_rate
@@ -369,17 +369,17 @@ def test_a_peer_without_a_process_or_with_one_that_ended_is_no_trouble(tmp_path)
 
 
 def test_in_the_contest_only_one_is_awake_and_an_interruption_leaves_none_stopped(material):
-    seen, processes, stopped_at_first = [], {}, []
+    seen, pids, stopped_at_first = [], {}, []
 
     def watched(name: str) -> Service:
         async def ask(picture: bytes) -> PictureAnswer:
-            seen.append({each: states(pid) for each, pid in processes.items()} | {"asked": name})
+            seen.append({each: states(pid) for each, pid in pids.items()} | {"asked": name})
             return await tenth(picture)
 
         @contextmanager
         def start(workers: int, folder: Path) -> Iterator[Server]:
             with Process(["sleep", "999"], os.environ, folder / f"{name}.log") as process:
-                processes[name] = process.pid
+                pids[name] = process.pid
                 yield FakeServer(ask, process.pid)
 
         return Service(name, start)
@@ -387,7 +387,7 @@ def test_in_the_contest_only_one_is_awake_and_an_interruption_leaves_none_stoppe
     with pytest.raises(KeyboardInterrupt), Contest(material, material.folder, SHORT) as contest:  # noqa: PT012
         contest.add_service(watched("first"))
         contest.add_service(watched("second"))
-        stopped_at_first += [states(pid) for pid in processes.values()]
+        stopped_at_first += [states(pid) for pid in pids.values()]
         contest.run_rounds()
         raise KeyboardInterrupt
     assert stopped_at_first == [{True}, {True}]
@@ -396,7 +396,21 @@ def test_in_the_contest_only_one_is_awake_and_an_interruption_leaves_none_stoppe
             other = "second" if look["asked"] == "first" else "first"
             assert look[look["asked"]] == {False}
             assert look[other] == {True}
-    assert all(not process_tree(pid) for pid in processes.values())
+    assert all(not process_tree(pid) for pid in pids.values())
+
+
+def test_a_process_that_does_not_end_in_time_is_killed_with_groups_that_it_started(tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "GRACE_S", 0.1)
+    lines = [
+        "import signal, subprocess, time",
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)",
+        "subprocess.Popen(['sleep', '999'], start_new_session=True)",
+        "print('up', flush=True); time.sleep(999)",
+    ]
+    with python("\n".join(lines), tmp_path / "log") as process:
+        assert wait_until(lambda: process.log.read_text() == "up\n", PATIENCE_S)
+        (child,) = psutil.Process(process.pid).children()
+    assert wait_until(lambda: not child.is_running() or child.status() == psutil.STATUS_ZOMBIE, PATIENCE_S)
 
 
 def test_waiting_ends(tmp_path):
@@ -558,6 +572,27 @@ def test_the_terminal_shows_everything():
     assert "4 at once" in text
     assert "missing was not measured to the end: no network" in text
     assert "not measured" in text.splitlines()[-1]
+
+
+def test_the_terminal_shows_the_spread_of_paired_ratios_and_that_others_were_stopped():
+    rows = [
+        Figures("limit", 20.0, busy=0.991, weights="b32"),
+        Figures("clipsieve fp32", 18.0, busy=0.87, weights="b32"),
+        Figures("clipsieve ViT-B/16", 3.0, weights="b16"),
+        Figures("transformers ViT-B/16", 2.0, weights="b16"),
+    ]
+    ratios = [
+        PairedRatio("clipsieve fp32", "limit", 5, 0.851, 0.9, 0.954),
+        PairedRatio("clipsieve ViT-B/16", "transformers ViT-B/16", 5, 1.4, 1.5, 1.6),
+    ]
+    how = {"benchmark": "peers", "rounds": 5, "seconds": 2, "encoder": "b32", "idle": "stopped"}
+    text = terminal_text(how | as_json(rows, [], ratios))
+    assert "stopped (SIGSTOP)" in text
+    assert "99%" in text
+    assert "0.90 (0.85 to 0.95)" in text
+    assert "1.50 (1.40 to 1.60)" in text
+    assert "clipsieve fp32: 18.0 images/s, 90% of one process without a server." in text
+    assert "clipsieve ViT-B/16: 3 images/s, 1.5 × transformers ViT-B/16, the fastest of the others." in text
 
 
 def test_the_json_line_is_json():

@@ -119,15 +119,14 @@ class Contest:
     # ---- measuring ----
 
     def run_rounds(self) -> None:
-        """Make each measurement with all peers before the next one begins."""
+        """Let all peers score what they can, one after another, then measure the latencies of each."""
         rates = self._equal_rates()
         for weights, rate in rates.items():
             say(f"equal load of {weights}: {rate:.1f} requests/s")
         for number in range(self.settings.rounds):
             say(f"round {number + 1} of {self.settings.rounds}")
             self._each(self._saturate)
-            self._each(self._one_by_one)
-            self._each(lambda contestant, row: self._offer(contestant, row, rates[row.weights]))
+            self._each(lambda contestant, row: self._latencies(contestant, row, rates[row.weights]))
 
     def _equal_rates(self) -> dict[str, float]:
         """Requests a second that all servers of the same weights get, by the weights."""
@@ -154,15 +153,14 @@ class Contest:
             row.cpu_ms.append(1000 * (cpu_s(pid) - before) / rate.images)
             row.resident_mib = resident_mib(pid)
 
-    def _one_by_one(self, contestant: Contestant, row: Measured) -> None:
-        latencies = contestant.one_by_one(self.settings.alone)
-        if latencies is not None:
-            row.alone_ms.append(latencies)
-
-    def _offer(self, contestant: Contestant, row: Measured, rate_per_s: float) -> None:
-        latencies = contestant.offer(rate_per_s, 2 * self.settings.seconds)
-        if latencies is not None:
-            row.loaded_ms.append(latencies)
+    def _latencies(self, contestant: Contestant, row: Measured, rate_per_s: float) -> None:
+        """Of pictures alone, then at the offered load."""
+        alone = contestant.one_by_one(self.settings.alone)
+        if alone is not None:
+            row.alone_ms.append(alone)
+        loaded = contestant.offer(rate_per_s, 2 * self.settings.seconds)
+        if loaded is not None:
+            row.loaded_ms.append(loaded)
 
     @contextmanager
     def _attempt(self, name: str) -> Iterator[Measured]:

@@ -57,12 +57,15 @@ class Process:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        process = self.popen
+        process, started = self.popen, process_tree(self.popen.pid)
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(GRACE_S)
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
+        for left in started:  # in a group of its own, such as the tritonserver behind a gateway
+            with contextlib.suppress(psutil.NoSuchProcess):
+                left.kill()
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
