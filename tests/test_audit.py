@@ -407,19 +407,19 @@ def test_labels_that_cannot_be_audited_are_refused(store, recipe, tmp_path, caps
 
 
 def test_pictures_of_one_group_do_not_vouch_for_one_anothers_labels() -> None:
-    """All pictures of a person have the wrong label, and the person looks like nobody else."""
-    rng = np.random.default_rng(2)
-    label = np.repeat([0, 1], 60)
-    embedding = rng.normal(scale=0.3, size=(120, 16))
+    """All pictures of a person have the wrong label, and look a little like one another."""
+    rng = np.random.default_rng(3)
+    label = np.repeat([0, 1], 150)
+    embedding = rng.normal(scale=0.3, size=(300, 16))
     embedding[:, 0] += 2.0 * (label - 0.5)
-    of_person = np.arange(10)
-    embedding[of_person, 1] += 3.0
-    label[of_person] = 1
-    names = [str(row) for row in range(120)]
+    of_person = set(range(20))
+    embedding[:20, 1] += 1.5
+    label[:20] = 1
+    names = [str(row) for row in range(300)]
     text = [CLASSES[each] for each in label]
-    groups: list[tuple[str, ...]] = [("person",) if row in of_person else () for row in range(120)]
     data = Labelled(embedding.astype(np.float32), label, text, names, names, names)
+    groups: list[tuple[str, ...]] = [("person",) if row in of_person else () for row in range(300)]
     alone = _rows_of(audit_rows(data, CLASSES, None), "label")
     together = _rows_of(audit_rows(replace(data, together=groups), CLASSES, None), "label")
-    assert set(of_person) - set(alone)
-    assert set(of_person) <= set(together)
+    assert len(of_person.intersection(alone)) < 5
+    assert len(of_person.intersection(together)) > 10

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import socket
@@ -15,6 +16,9 @@ import numpy as np
 import pytest
 from gateways import part, running_gateway
 from pictures import jpeg
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Message
 
 from clipsieve import Client, Head, HeadScore, Threshold
 from common.paths import ROOT
@@ -22,8 +26,10 @@ from recipes.errors import run_step
 from serving.embedded import free_ports
 from serving.gateway import token
 from serving.gateway.answers import head_json, head_score_json
+from serving.gateway.app import Front, Route, create_app
 from serving.gateway.limits import Rates, Room
 from serving.gateway.metrics import Metrics
+from serving.gateway.multipart import read_form
 from serving.gateway.problems import KINDS, Problem
 from serving.gateway.server import listening, serve
 from serving.gateway.settings import GatewayError, Settings, parse_settings
@@ -407,3 +413,73 @@ def test_a_regression_head_decides_when_it_has_thresholds():
     assert _answer(head, [6.5], [0]) == {"score": 6.5, "revision": "00ff"}
     head = Head("taste", ("taste",), (), task="regression", thresholds=(_thresholds(5),))
     assert _answer(head, [6.5], [1]) == {"score": 6.5, "decision": "good", "revision": "00ff"}
+
+
+# ---- forms in memory ----
+
+FORM_TYPE = "multipart/form-data; boundary=b"
+
+
+def _parts(body: bytes) -> list[tuple[str, str | None, bytes]]:
+    return [(part.name, part.filename, bytes(part.data)) for part in read_form(body, FORM_TYPE, 2)]
+
+
+def test_parts_are_the_bytes_between_the_boundaries():
+    """Also bytes that nearly are a boundary, and none at all."""
+    odd = b"\r\n--a\r\n-b\r\n\r\n--\r--b"
+    body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="\xc3\xa9.jpg"\r\n\r\n' + odd
+    body += b"\r\n--b\r\nContent-Type: text/plain\r\nCONTENT-DISPOSITION:form-data;name=x\r\n\r\n\r\n--b--\r\n"
+    expected = [("image", "\u00e9.jpg", odd), ("x", None, b"")]
+    assert _parts(body) == _parts(b"\r\n" + body) == _parts(body + b"what follows") == expected
+
+
+def test_a_picture_of_a_form_is_not_copied():
+    body = b'--b\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\nabc\r\n--b--'
+    (part,) = read_form(body, FORM_TYPE, 1)
+    assert part.data.obj is body
+
+
+@pytest.mark.parametrize(
+    ("body", "problem"),
+    [
+        (b"before\r\n--b--", "does not begin with the boundary"),
+        (b"--bc\r\n\r\n--b--", "followed by neither a line break nor --"),
+        (b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n--b \r\n--b--', "neither a line break nor --"),
+        (b'--b\r\nContent-Disposition: form-data; name="a"\r\n\r\nx\r\n--', "ends before its closing boundary"),
+        (b'--b\r\nContent-Disposition: form-data; name="a"\n\nx\r\n--b--', "no header Content-Disposition"),
+        (b'--b\r\nContent Disposition: form-data; name="a"\r\n\r\nx\r\n--b--', "no `Name: value`"),
+        (b"--b\r\n" + b"A: b\r\n" * 9 + b"\r\nx\r\n--b--", "a part has 9 headers"),
+    ],
+)
+def test_a_form_with_two_meanings_is_refused(body, problem):
+    with pytest.raises(Problem) as refused:
+        _parts(body)
+    assert refused.value.code == "BAD_MULTIPART"
+    assert problem in refused.value.detail
+
+
+def test_a_fault_of_the_gateway_is_an_answer_and_is_counted(tmp_path):
+    """A route that fails is answered with a code; the error goes on to uvicorn, which writes it to the log."""
+    front = create_app(Settings())
+    assert isinstance(front, Front)
+
+    async def fails(request: Request) -> Response:
+        raise ZeroDivisionError("a bug")
+
+    front.routes["/heads"] = Route("/heads", "GET", fails)
+    sent: list[Message] = []
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    scope = {
+        "type": "http", "method": "GET", "path": "/heads", "raw_path": b"/heads", "query_string": b"", "headers": [],
+        "http_version": "1.1", "server": ("127.0.0.1", 8080),
+    }  # fmt: skip
+    with pytest.raises(ZeroDivisionError):
+        asyncio.run(front(scope, receive, send))
+    assert (sent[0]["status"], json.loads(sent[1]["body"])["code"]) == (500, "INTERNAL")
+    assert 'requests_total{route="/heads",status="500"} 1' in front.metrics.text()

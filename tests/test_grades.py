@@ -89,3 +89,10 @@ def test_a_line_says_what_became_of_ties() -> None:
     assert line.startswith("all: 20 pictures, mse ")
     assert "10 of 190 pairs have equal scores and count half" in line
     assert "accuracy 0.5 (" in line
+
+
+@pytest.mark.parametrize(("scores", "right"), [([3.0, 4.0], 1), ([4.0, 3.0], 0)])
+def test_two_pictures_are_one_pair(scores, right):
+    """As the test part of a dozen graded pictures has them."""
+    order = order_of(np.array([1.0, 2.0]), np.array(scores))
+    assert (order.pairs, order.right, order.tied) == (1, right, 0)

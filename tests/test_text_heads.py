@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,20 @@ import pytest
 import torch
 from open_clip.zero_shot_classifier import build_zero_shot_classifier
 from pictures import jpeg
-from words import BINARY, MULTICLASS, MULTILABEL, words_recipe, write_recipe
+from safetensors.torch import save_file
+from words import BINARY, CONFIGS, MULTICLASS, MULTILABEL, words_recipe, write_recipe
 
 from build import encoder as encoder_step
 from build import head as head_step
 from build import texts as texts_step
 from build.open_clip_tower import load_clip
+from build.text_tower import load_text_tower
 from common import paths
 from common.manifest import HeadManifest, ManifestError, read_head
 from common.text_embeddings import read_texts
 from recipes.errors import run_step
 from recipes.prompts import NEUTRAL_TEXTS, TEMPLATES
-from recipes.schema import load_recipe
+from recipes.schema import Encoder, load_recipe
 from training import prompts, text_head
 
 
@@ -198,6 +201,57 @@ def test_a_tokenizer_that_is_not_here_is_named_with_its_files(tmp_path, capsys):
     message = capsys.readouterr().err
     assert "tokenizer.json, tokenizer_config.json and special_tokens_map.json of nobody/nothing" in message
     assert "weights: weights/<folder>" in message
+
+
+WORDS = ["<pad>", "</s>", "<unk>", "a", "of", "map", "street", "screenshot", "chat", "receipt", "photo", "the", "."]
+
+
+def _write_siglip(folder: Path, name: str) -> dict[str, Any]:
+    """A folder as the hub has a SigLIP of open_clip, with a tokenizer of its own; the recipe that names it."""
+    tokenizers = pytest.importorskip("tokenizers", reason="tokenizers of the hub take transformers: make transformers")
+    pytest.importorskip("transformers", reason="tokenizers of the hub take transformers: make transformers")
+    folder.mkdir()
+    config = CONFIGS["sigmoid"]
+    text = config["text_cfg"] | {"vocab_size": len(WORDS), "hf_tokenizer_name": "nobody/siglip"}
+    text |= {"tokenizer_kwargs": {"clean": "canonicalize"}}
+    config = config | {"text_cfg": text}
+    drawn = load_clip(Encoder(model="words-test-siglip", open_clip_config=config, seed=3))[0]
+    save_file(drawn.state_dict(), folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": config, "preprocess_cfg": {}}))
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel({word: number for number, word in enumerate(WORDS)}, unk_token="<unk>")
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    ends = [("</s>", WORDS.index("</s>"))]
+    tokenizer.post_processor = tokenizers.processors.TemplateProcessing(single="$A </s>", special_tokens=ends)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    names = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **names}))
+    recipe = words_recipe("sigmoid", MULTICLASS)
+    return recipe | {"name": name, "encoder": {"model": "words-test-siglip", "weights": str(folder)}}
+
+
+def test_a_tokenizer_of_a_local_folder_reads_the_texts(tmp_path, capsys):
+    path = write_recipe(tmp_path, _write_siglip(tmp_path / "siglip", "siglip"))
+    encoder_step.main(["--recipe", str(path)])
+    assert make(path) == 0
+    assert "3 classes from words" in capsys.readouterr().err
+    tower = load_text_tower(load_recipe(path).encoder)
+    tokens = tower.tokenizer(["a map"])[0].tolist()
+    assert tokens[:3] == [WORDS.index("a"), WORDS.index("map"), WORDS.index("</s>")]
+    assert tower.embed(["a map", " ".join(["map"] * 40)])[1] == [" ".join(["map"] * 40)]
+    same, other = tower.embed(["a Map.", "a receipt"])[0] @ tower.embed(["a map"])[0][0]
+    assert same == pytest.approx(1, abs=1e-6)  # capitals and points are taken away, as SigLIP's are
+    assert other < 0.999
+
+
+def test_a_local_folder_without_a_tokenizer_is_named_with_its_files(tmp_path, capsys):
+    path = write_recipe(tmp_path, _write_siglip(tmp_path / "siglip", "siglip-bare"))
+    encoder_step.main(["--recipe", str(path)])
+    (tmp_path / "siglip" / "tokenizer.json").unlink()
+    assert run_step("build.texts", lambda: texts_step.main(["--recipe", str(path)])) == 1
+    message = capsys.readouterr().err
+    assert "tokenizer.json, tokenizer_config.json and special_tokens_map.json of nobody/siglip" in message
 
 
 def test_a_vocabulary_that_the_tower_does_not_know_is_refused(encoder, demo, tmp_path, capsys):

@@ -48,7 +48,9 @@ def order_of(grades: np.ndarray, scores: np.ndarray) -> Order:
     tied_both = _tied(np.unique(np.stack([grades, scores]), axis=1, return_inverse=True)[1].reshape(-1))
     pairs, tied = total - tied_grades, tied_scores - tied_both
     lead = 0  # right less wrong
-    if pairs and total > tied_scores:
+    if len(grades) == 2 and pairs and total > tied_scores:
+        lead = 1 if (grades[0] < grades[1]) == (scores[0] < scores[1]) else -1  # of two SciPy's has no p-value
+    elif pairs and total > tied_scores:
         tau = kendalltau(grades, scores, method="asymptotic").statistic  # type: ignore[attr-defined]
         lead = round(tau * np.sqrt(float(pairs)) * np.sqrt(float(total - tied_scores)))
     return Order(pairs, (pairs - tied + lead) // 2, tied, tied_grades)
