@@ -12,6 +12,7 @@ from recipes.schema import Fit
 from training.errors import StepError
 from training.head import head_from_layers, hidden_layers, initial_tensors, logits_of, new_layers, tensors_of
 from training.optimize import (
+    AdamW,
     Examples,
     Fold,
     fit_as_chosen,
@@ -198,3 +199,20 @@ def test_training_imports_no_compiler() -> None:
         "sys.exit('torch._dynamo' in sys.modules)\n"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw"])
+def test_a_step_is_torchs(optimizer: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    ours, theirs = ([nn.Parameter(torch.ones(3, 2)), nn.Parameter(torch.zeros(4))] for _ in range(2))
+    fit = Fit(optimizer=optimizer, weight_decay=0.1)  # type: ignore[arg-type]
+    known = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[optimizer](theirs, lr=0.01, weight_decay=0.1)
+    update = AdamW(ours, fit)
+    for _ in range(5):
+        for mine, yours in zip(ours, theirs, strict=True):
+            mine.grad = torch.randn(mine.shape, generator=generator)
+            yours.grad = mine.grad.clone()
+        update.step(0.01)
+        known.step()
+    for mine, yours in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(mine, yours)

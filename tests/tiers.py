@@ -37,7 +37,15 @@ _FILES = {
         *("test_classifiers", "test_import_classifier", "test_finetune"),
     ),
     "process": (
-        *("test_client_ray", "test_client_resume", "test_readme", "test_benchmarks", "test_peers", "test_bad_files"),
+        *(
+            "test_client_ray",
+            "test_client_resume",
+            "test_readme",
+            "test_benchmarks",
+            "test_peers",
+            "test_bad_files",
+            "test_house",
+        ),
         *("test_fuzz_images", "test_perf", "test_demo", "test_container", "test_tune"),
         *(
             "test_interrupts",

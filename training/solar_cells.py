@@ -1,7 +1,7 @@
 """Lays out photographs of solar cells, sound and defective, so that a trained encoder shows something of the world.
 
     make .solar/.installed
-    python -m training.solar_cells artifacts/solar-vit-s-14/images                # 800 to train on, 200 held out
+    python -m training.solar_cells artifacts/solar-vit-s-14/images                # 600 to train on, 150 held out
     python -m training.solar_cells /tmp/cells --count 1800 --held-out 400         # nearly all of them
 
 The package elpv-dataset 1.0.0.post1 carries 2,624 pictures of 300 by 300 pixels, cut out of electroluminescence
@@ -69,13 +69,16 @@ def cells_in(folder: Path | None = None) -> list[Cell]:
 
 
 def parted(cells: list[Cell], count: int, held_out: int) -> tuple[list[Cell], list[Cell]]:
-    """Cells to train on and cells to hold out, of whole runs that are drawn at random; the same every time."""
-    runs = np.random.default_rng(_SEED).permutation(cells[-1].run + 1)
-    place = {int(run): at for at, run in enumerate(runs)}
-    drawn = sorted(cells, key=lambda cell: place[cell.run])
-    last = drawn[min(held_out, len(drawn)) - 1].run if held_out else None
-    training = [cell for cell in drawn[held_out:] if cell.run != last]
-    return training[:count], drawn[:held_out]
+    """Cells to train on and cells to hold out, drawn from runs of their own; the same every time."""
+    rng = np.random.default_rng(_SEED)
+    runs = rng.permutation(cells[-1].run + 1)
+    held_runs = set(runs[: max(1, round(len(runs) * held_out / (count + held_out)))].tolist())
+    sides = [cell for cell in cells if cell.run not in held_runs], [cell for cell in cells if cell.run in held_runs]
+    training, held = (
+        [side[at] for at in sorted(rng.permutation(len(side))[:number])]
+        for side, number in zip(sides, (count, held_out), strict=True)
+    )
+    return training, held
 
 
 def lay_out(folder: Path, training: list[Cell], held_out: list[Cell]) -> None:
@@ -95,8 +98,8 @@ def main(argv: list[str] | None = None) -> None:
         prog="python -m training.solar_cells", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("folder", type=Path, metavar="OUT_FOLDER", help="made if missing")
-    parser.add_argument("--count", type=int, default=800, help="training pictures (default %(default)s)")
-    parser.add_argument("--held-out", type=int, default=200, help="held-out pictures (default %(default)s)")
+    parser.add_argument("--count", type=int, default=600, help="training pictures (default %(default)s)")
+    parser.add_argument("--held-out", type=int, default=150, help="held-out pictures (default %(default)s)")
     arguments = parser.parse_args(argv)
     lay_out(arguments.folder, *parted(cells_in(), arguments.count, arguments.held_out))
     print(arguments.folder)
