@@ -20,6 +20,9 @@ from build.tower import Tower, pixel_dims, views_of
 from recipes.schema import MAX_IR_VERSION
 
 LARGEST_BATCH = 4096
+_OUTPUT = "embedding_of_pictures"
+_RENAMED = {"embedding": "embedding_inside", _OUTPUT: "embedding"}
+"""Names in the exported graph; the exporter does not see to it that the output's is not taken."""
 
 
 class EncoderGraph(torch.nn.Module):
@@ -78,7 +81,7 @@ def export_onnx(graph: EncoderGraph, opset: int, path: Path) -> None:
             (example,),
             path,
             input_names=["pixels"],
-            output_names=["embedding"],
+            output_names=[_OUTPUT],
             dynamic_shapes={"pixels": {0: torch.export.Dim("batch", min=1, max=LARGEST_BATCH)}},
             opset_version=opset,
             external_data=sum(sizes) > MAX_FILE_BYTES,
@@ -86,6 +89,7 @@ def export_onnx(graph: EncoderGraph, opset: int, path: Path) -> None:
             verbose=False,
         )
     model = onnx.load(path, load_external_data=False)
+    name_the_output(model)
     feed_pixels_through_the_cast(model)
     model.ir_version = min(model.ir_version, MAX_IR_VERSION)
     del model.metadata_props[:]
@@ -167,6 +171,16 @@ def _sources(node: onnx.NodeProto, made_by: dict[str, onnx.NodeProto], steps: in
     return nearest + [
         source for near in nearest for source in (_sources(near, made_by, steps - 1) if steps > 1 else [])
     ]
+
+
+def name_the_output(model: onnx.ModelProto) -> None:
+    """Call the output `embedding`, and otherwise what the model itself calls so, as SigLIP's positions."""
+    graph = model.graph
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [_RENAMED.get(name, name) for name in names]
+    for value in (*graph.value_info, *graph.initializer, *graph.output):
+        value.name = _RENAMED.get(value.name, value.name)
 
 
 def feed_pixels_through_the_cast(model: onnx.ModelProto) -> None:
