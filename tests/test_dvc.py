@@ -87,6 +87,7 @@ def dvc_project(tmp_path_factory: pytest.TempPathFactory) -> Project:
     return project
 
 
+@pytest.mark.timeout(1800)
 def test_repro_makes_the_demo_from_clean(dvc_project):
     artifacts = dvc_project.folder / "artifacts" / "demo"
     assert repository_check.check(artifacts / "model_repository") == []
@@ -112,6 +113,7 @@ def test_only_what_a_change_concerns_runs_again(dvc_project):
     assert dvc_project.outdated() - FINETUNED == {"images", "embed"}
 
 
+@pytest.mark.timeout(1800)
 def test_a_whole_model_is_finetuned_built_and_not_twice(dvc_project):
     pytest.importorskip("lightning_fabric", reason="fine-tuning has an extra of its own: make lightning")
     dvc_project.run("repro", "build-finetuned")
