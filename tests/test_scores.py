@@ -123,7 +123,7 @@ def test_a_deviation_is_a_column_as_the_served_head_gives_it(tmp_path: Path, mon
     scores.main(["--recipe", str(file), "--out", str(tmp_path / "scores.csv")])
     stored = read_embeddings(HeadData(store_folder(recipe), "taste", "taste"), read_head(folder).encoder)
     session = onnxruntime.InferenceSession(folder / "model.onnx")
-    served = session.run(["score", "deviation"], {"embedding": stored.embedding})
+    served = map(np.asarray, session.run(["score", "deviation"], {"embedding": stored.embedding}))
     rows, divider = _rows(tmp_path / "scores.csv"), read_head(folder).thresholds[0][0].value
     for path, score, deviation in zip(stored.path, *(output[:, 0] for output in served), strict=True):
         assert float(rows[path]["taste_score"]) == pytest.approx(score, rel=1e-4, abs=1e-5)

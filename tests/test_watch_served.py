@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import numpy as np
+import onnxruntime
 import pytest
 import tritonclient.grpc
 from artefacts import encoder_manifest, write_head
@@ -261,3 +262,41 @@ def test_a_spoiled_watch_is_found(watching, tmp_path):
         code.write("\n")
     (problem,) = check(copy)
     assert "not the code of common/score_watch/model/score_counts.py" in problem
+
+
+def test_a_watched_head_of_grades_gives_its_deviation(encoder, tmp_path):
+    """Asked for alone or with the score, beside a shadow that has one too."""
+    data = two_heads()
+    for head in data["heads"]:
+        head |= {"task": "regression", "class_names": ["taste"], "source": str(tmp_path / head["name"])}
+        head |= {"fit": {"loss": "nll"}}
+    recipe = parse_recipe(data)
+    for seed, head in enumerate(recipe.heads):
+        assert head.source is not None
+        write_head(
+            head.source, encoder, head.class_names, name=head.name, seed=seed, task="regression", deviation=True,
+            thresholds=(0.2,),
+        )  # fmt: skip
+        build_head(head.source, recipe.build.opset)
+    install(recipe, tmp_path / "models")
+    assert check(tmp_path / "models") == []
+    picture = jpeg(seed=1)
+    with EmbeddedServer(tmp_path / "models", ServerSettings.on_free_ports(tmp_path / "log")) as server:
+        with Client(server.grpc_url) as client:
+            assert [(head.name, head.gives_deviation) for head in client.heads()] == [("live", True)]
+            (embedding,) = client.embed([picture])
+            (score,) = client.score([picture])
+        session = onnxruntime.InferenceSession(tmp_path / "live" / "model.onnx")
+        names = ["score", "deviation"]
+        own, deviation = map(np.asarray, session.run(names, {"embedding": embedding.vector[None]}))
+        assert float(score.scores[0]) == pytest.approx(own[0, 0], abs=1e-4)
+        assert score.heads["live"].deviation == pytest.approx(deviation[0, 0], rel=1e-4)
+        tensor = tritonclient.grpc.InferInput("image", [1, 1], "BYTES")
+        tensor.set_data_from_numpy(np.array([[picture]], dtype=object))
+        with tritonclient.grpc.InferenceServerClient(server.grpc_url) as client:
+            wanted = [tritonclient.grpc.InferRequestedOutput("live_deviation")]
+            result = client.infer("image_score", [tensor], outputs=wanted, client_timeout=PATIENCE_S)
+        assert result is not None
+        np.testing.assert_allclose(np.asarray(result.as_numpy("live_deviation")), deviation, rtol=1e-4)
+        series = 'clipsieve_scores_total{head="live",label="taste"}'
+        until(lambda: value(metrics(server), series) >= 1, "the count of the score")

@@ -199,7 +199,7 @@ def held_temperature(
         return float(log_losses(logits * np.exp(exponent), targets, activation).sum() + exponent**2 / 2)
 
     bounds = (-_MOST_EXPONENT, _MOST_EXPONENT)
-    best = minimize_scalar(loss, bounds=bounds, method="bounded")
+    best: Any = minimize_scalar(loss, bounds=bounds, method="bounded")
     grid = np.linspace(*bounds, 481)
     inside = grid[np.array([loss(exponent) for exponent in grid]) <= best.fun + _RISE_OF_95]
     low, high = min(inside[0], best.x), max(inside[-1], best.x)

@@ -146,8 +146,9 @@ def _undecided(sources: Sequence[Source]) -> Iterator[pa.Table]:
         if source.decides or not decided:
             yield source.mentions
             continue
-        kept = pc.call_function("invert", [pc.is_in(source.mentions["sha256"], pa.array(decided, pa.string()))])
-        labels = pc.if_else(kept, source.mentions["label"], pa.scalar(None, pa.string()))
+        columns = (source.mentions[name].to_pylist() for name in ("sha256", "label"))
+        kept = [None if content in decided else label for content, label in zip(*columns, strict=True)]
+        labels = pa.array(kept, pa.string())
         place = source.mentions.schema.get_field_index("label")
         yield source.mentions.set_column(place, source.mentions.schema.field(place), labels)
 
