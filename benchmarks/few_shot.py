@@ -98,7 +98,7 @@ def measured(pictures: Pictures, seeds: int, means: int) -> Figures:
             for method in METHODS:
                 start = None if method == "plain" else words
                 head = head_of(pictures, seed, method)
-                scores = fit_head(pictures.data, head, "cpu", split, pictures.groups, words=start).scores.test_scores
+                scores = fit_head(pictures.data, head, "cpu", split, pictures.groups, given=start).scores.test_scores
                 results[count, method].append(_figures(label[split.test], scores))
         print(f"{pictures.name}: seed {seed + 1} of {seeds}", file=sys.stderr)
     return {key: np.array(rows) for key, rows in results.items()}

@@ -25,6 +25,7 @@ NOT_OF_THE_TOOLCHAINS_TREE = {
     "Busy": "as Unhealthy",
     "Problem": "the gateway's answer to a request that it refuses, never the end of a command",
     "_Stop": "a signal that ends serving.embedded as it should end",
+    "_FirstStep": "ends the run of a benchmark at the moment that it measures",
     "Skipped": "a fault that this machine does not allow: a row of trials.faults",
 }
 NO_STEPS = {
@@ -37,6 +38,7 @@ NOT_OF_THE_CLIENTS_TREE = {
     "ProofUnreadable": "its file is common/proof.py, byte for byte, which knows no client",
     "_Damage": "never leaves clipsieve/shards.py, which raises a ShardError instead",
     "_MoreAfterEnd": "a _Damage",
+    "_NothingToDo": "never leaves clipsieve/ray/plan.py but as the InputRefused that it is",
     "BadRequest": "the review page's answer to a request that it refuses; never leaves its server",
 }
 

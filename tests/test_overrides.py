@@ -49,7 +49,7 @@ def error_of(*overrides: str, recipe: str = "demo") -> str:
         ("heads.demo.operating_points=[f1]", lambda recipe: recipe.heads[0].operating_points == ["f1"]),
         ("heads.demo.search.trials=7", lambda recipe: recipe.heads[0].search.trials == 7),
         ("build.engine.tf32=true", lambda recipe: recipe.build.engine.tf32),
-        ("serving={max_batch_size: 4}", lambda recipe: recipe.serving.intra_op_threads == 0),
+        ("serving={max_batch_size: 4}", lambda recipe: recipe.serving.intra_op_threads is None),
         ("notice=", lambda recipe: recipe.notice is None),
         ("description=a = b", lambda recipe: recipe.description == "a = b"),
     ],

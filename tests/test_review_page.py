@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -370,7 +370,7 @@ def _write_levels(folder: Path) -> dict[str, float]:
 def _spearman(folder: Path, levels: dict[str, float]) -> float:
     scores = _scores(folder, "taste")
     assert scores.keys() == levels.keys()
-    return float(spearmanr([scores[name] for name in levels], list(levels.values())).statistic)
+    return float(cast(Any, spearmanr([scores[name] for name in levels], list(levels.values()))).statistic)
 
 
 @pytest.fixture

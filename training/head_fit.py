@@ -148,10 +148,10 @@ def fit_head(
     """
     plan = plan_of(head)
     merged = merged_layers(head, layer_widths, data.embedding.shape[1])
+    words = given if isinstance(given, TextWeights) else None
     if given is not None and head.fit.start is None:
         trained = _untrained(data, head, given, split)
     else:
-        words = given if isinstance(given, TextWeights) else None
         trained = _train(data, head, plan, device, split, groups, progress, merged, words)
     held_out, test = trained.held_out, trained.test
     divider = divider_of(head.accuracy_divider, data.label[_fitting_rows(split)]) if head.is_graded else None
