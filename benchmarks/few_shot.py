@@ -29,7 +29,7 @@ from benchmarks.machine import machine, print_result
 from benchmarks.tables import print_table
 from common.manifest import EncoderFingerprint
 from common.text_embeddings import TextEmbeddings, TextsDescription
-from recipes.schema import Fit, Head
+from recipes.head_section import Fit, Head
 from training.calibrate import activated, fit_calibration
 from training.folds import folds_of
 from training.head_fit import fit_head

@@ -34,7 +34,8 @@ import numpy as np
 from benchmarks.comparison import rounded
 from benchmarks.machine import machine, print_result
 from benchmarks.tables import print_table
-from recipes.schema import Fit, Head, Serving
+from recipes.head_section import Fit, Head
+from recipes.serving_section import Serving
 from training.calibrate import ece
 from training.errors import StepError
 from training.head_fit import fit_head

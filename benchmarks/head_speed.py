@@ -28,7 +28,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from benchmarks.comparison import Comparison, comparisons_json
 from benchmarks.machine import machine, print_result
 from benchmarks.results.views import terminal_text
-from recipes.schema import Fit
+from recipes.head_section import Fit
 from training.head import head_from_layers, hidden_layers, initial_tensors, new_layers
 from training.losses import Curve
 from training.optimize import Examples, Fold, Progress, optimize_folds

@@ -41,7 +41,9 @@ from build.head import build_head
 from build.quantize import to_int8
 from common.photos import Picture, calibration_pictures, verification_pictures
 from common.pixels import served_pixels
-from recipes.schema import Head, Published, Recipe, Serving, load_recipe
+from recipes.head_section import Head, Published
+from recipes.schema import Recipe, load_recipe
+from recipes.serving_section import Serving
 from training.import_head import Options, import_head
 
 if TYPE_CHECKING:

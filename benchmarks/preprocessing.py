@@ -34,7 +34,7 @@ from build.cosine import cosines
 from common.manifest import Preprocessing, read_encoder
 from common.photos import sample_photos
 from common.pixels import served_transform
-from recipes.schema import Serving
+from recipes.serving_section import Serving
 
 MEGAPIXELS = (0.3, 2.0, 12.0)
 TARGET_SPEEDS = {("exact", None): 1.0, ("scaled", 12.0): 3.0}

@@ -40,7 +40,8 @@ from benchmarks.comparison import rounded
 from benchmarks.machine import machine, print_result
 from benchmarks.tables import print_table
 from common.manifest import EncoderFingerprint
-from recipes.schema import Head, Search, load_recipe
+from recipes.head_section import Head, Search
+from recipes.schema import load_recipe
 from training.bradley_terry import bradley_terry
 from training.fit_inputs import FitInputs
 from training.grades import order_of

@@ -21,7 +21,8 @@ from build.weights import checkpoint_in, first_line, offline_if_unreachable, wei
 from common.finetuned import RECORD
 from common.manifest import WeightsSource
 from common.paths import named_path
-from recipes.schema import Encoder, RecipeError
+from recipes.encoder_section import Encoder
+from recipes.schema import RecipeError
 
 
 def classifier_folder(encoder: Encoder) -> Path | None:

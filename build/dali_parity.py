@@ -31,7 +31,8 @@ from common.photos import Picture, verification_pictures
 from common.pixels import served_pixels, served_transform
 from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Recipe, Serving
+from recipes.schema import Recipe
+from recipes.serving_section import Serving
 
 ORIENTATION = 0x0112  # in EXIF
 QUALITY = 90

@@ -16,7 +16,8 @@ from tritonclient.grpc.model_config_pb2 import ModelConfig  # pyright: ignore[re
 from build.dali_pipeline import CODE, read_dali, write_pipelines
 from common.manifest import EncoderManifest, ManifestError, sha256_of
 from common.paths import ROOT
-from recipes.schema import Recipe, Serving
+from recipes.schema import Recipe
+from recipes.serving_section import Serving
 
 THREADS = "dali_threads"
 """Parameter of config.pbtxt with the number of decoding threads of a GPU's process. Only the variant has it."""

@@ -16,7 +16,8 @@ from build.onnx_embeddings import onnx_embeddings
 from common.manifest import Preprocessing
 from common.photos import Picture, sample_photos
 from common.pixels import served_pixels
-from recipes.schema import Recipe, Serving
+from recipes.schema import Recipe
+from recipes.serving_section import Serving
 
 FRACTIONS = (2, 4, 8)
 """Denominators of libjpeg's scaled sizes, 1/2 to 1/8; each photograph is made large enough for one of them."""

@@ -38,8 +38,10 @@ from common.manifest import (
 from common.paths import encoder_folder
 from common.writing import check_writable, writing
 from recipes.arguments import add_recipe_options, recipe_of
+from recipes.build_section import Precision
 from recipes.errors import run_step
-from recipes.schema import Precision, Recipe, RecipeError, Serving
+from recipes.schema import Recipe, RecipeError
+from recipes.serving_section import Serving
 
 if TYPE_CHECKING:
     import numpy as np

@@ -38,8 +38,9 @@ from common.manifest import (
 from common.paths import ARTIFACTS, encoder_folder
 from common.writing import check_writable, writing
 from recipes.arguments import RECIPE_HELP, add_recipe_options, recipe_if_any
+from recipes.encoder_section import slug
 from recipes.errors import ExpectedError, run_step
-from recipes.schema import Recipe, slug
+from recipes.schema import Recipe
 
 if TYPE_CHECKING:
     from build.tensorrt_plan import PlanSpec

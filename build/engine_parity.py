@@ -15,7 +15,8 @@ from build.tensorrt_plan import PlanError, PlanSpec, run_plan
 from common.manifest import EncoderManifest, Parity
 from common.photos import verification_pictures
 from common.pixels import served_pixels
-from recipes.schema import Recipe, Serving
+from recipes.schema import Recipe
+from recipes.serving_section import Serving
 
 
 def plan_checker(

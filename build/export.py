@@ -17,7 +17,7 @@ import torch
 from build.errors import GraphError
 from build.onnx_model import MAX_FILE_BYTES
 from build.tower import Tower, pixel_dims, views_of
-from recipes.schema import MAX_IR_VERSION
+from recipes.build_section import MAX_IR_VERSION
 
 LARGEST_BATCH = 4096
 _OUTPUT = "embedding_of_pictures"

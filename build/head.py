@@ -42,8 +42,8 @@ from common.manifest import (
 from common.paths import encoder_folder, head_folder
 from common.recipe_heads import read_recipe_head
 from recipes.arguments import add_recipe_options, recipe_of
+from recipes.build_section import MAX_IR_VERSION
 from recipes.errors import run_step
-from recipes.schema import MAX_IR_VERSION
 
 
 @dataclass(frozen=True)

@@ -28,7 +28,8 @@ from build.weights import (
     weights_folder,
 )
 from common.manifest import Preprocessing, WeightsSource
-from recipes.schema import Encoder, RecipeError
+from recipes.encoder_section import Encoder
+from recipes.schema import RecipeError
 
 
 def load_open_clip(encoder: Encoder) -> tuple[torch.nn.Module, Compose, Preprocessing, WeightsSource]:

@@ -22,7 +22,9 @@ from build.tower import Tower, views_of
 from common.manifest import Parity
 from common.photos import Picture, verification_pictures
 from common.pixels import served_pixels
-from recipes.schema import Precision, Recipe, Serving
+from recipes.build_section import Precision
+from recipes.schema import Recipe
+from recipes.serving_section import Serving
 
 BATCH = 8
 _CONVERSIONS = ("MaybeToTensor", "LibraryTensor")

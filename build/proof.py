@@ -25,7 +25,8 @@ from common.photos import Picture, verification_pictures
 from common.pixels import served_module, served_transform
 from common.plans import manifest_path
 from common.proof import Proof, ProofHead, ProofPicture
-from recipes.schema import Recipe, Serving
+from recipes.schema import Recipe
+from recipes.serving_section import Serving
 
 COUNT = 4
 CHOICE = (

@@ -15,7 +15,8 @@ from build.classifier_folder import classifier_folder, folder_advice, is_cached,
 from build.weights import FOLDER_CHECKPOINTS, download_advice, downloaded_file
 from common.download import unreachable
 from common.manifest import sha256_of
-from recipes.schema import Encoder, Recipe, RecipeError
+from recipes.encoder_section import Encoder
+from recipes.schema import Recipe, RecipeError
 
 
 def missing_weights(recipe: Recipe) -> list[str]:

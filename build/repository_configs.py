@@ -14,7 +14,8 @@ from common.manifest import EncoderManifest, HeadManifest
 from common.model_config import read_config
 from common.paths import MODEL_REPOSITORY
 from common.pixels import pixel_parameters
-from recipes.schema import Recipe, Serving
+from recipes.schema import Recipe
+from recipes.serving_section import Serving
 
 HEAD_TEMPLATE = "nsfw_head"
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from tritonclient.grpc.model_config_pb2 import ModelConfig  # pyright: ignore[reportAttributeAccessIssue] (generated code)
 
-from recipes.schema import Serving
+from recipes.serving_section import Serving
 
 LIMITED = ("preprocess", "clip_encoder")
 INTERACTIVE, BULK = 1, 2

@@ -14,7 +14,7 @@ from PIL import Image
 from tritonclient.grpc.model_config_pb2 import ModelConfig  # pyright: ignore[reportAttributeAccessIssue] (generated code)
 
 from common.pixels import served_module
-from recipes.schema import Serving
+from recipes.serving_section import Serving
 
 SAMPLES = {"full": ("single", "full"), "single": ("single",), "none": ()}
 """Names of the samples in config.pbtxt, by the recipe's `serving.warmup`."""

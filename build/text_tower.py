@@ -17,8 +17,9 @@ from build.errors import BuildError
 from build.open_clip_tower import load_clip
 from build.tower import weights_sha256
 from build.weights import OPEN_CLIP_CONFIG, first_line, offline_if_unreachable, weights_folder
+from recipes.encoder_section import Encoder
 from recipes.prompts import why_no_texts
-from recipes.schema import Encoder, RecipeError
+from recipes.schema import RecipeError
 
 _TEXTS_PER_BATCH = 64
 _TOKENIZER_FILES = "tokenizer.json, tokenizer_config.json and special_tokens_map.json"

@@ -24,9 +24,10 @@ from common.paths import encoder_folder, texts_file
 from common.text_embeddings import TextEmbeddings, TextsDescription, read_texts, write_texts
 from common.writing import check_writable
 from recipes.arguments import add_recipe_options, recipe_of
+from recipes.encoder_section import Encoder
 from recipes.errors import run_step
 from recipes.prompts import all_texts, texts_of
-from recipes.schema import Encoder, Recipe
+from recipes.schema import Recipe
 
 if TYPE_CHECKING:
     from build.text_tower import TextTower

@@ -34,7 +34,8 @@ from build.weights import (
 from common.classifier_layer import LayerDescription
 from common.manifest import Preprocessing, WeightsSource
 from common.timm_preprocessing import timm_preprocessing
-from recipes.schema import Encoder, RecipeError
+from recipes.encoder_section import Encoder
+from recipes.schema import RecipeError
 
 CLIP_EMBED_DIMS = {384, 512, 640, 768, 1024, 1152, 1280}
 """Widths of CLIP projections. No classifier of timm has as many classes."""

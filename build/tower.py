@@ -16,7 +16,7 @@ from build.open_clip_tower import load_open_clip
 from build.timm_tower import load_timm, load_timm_classifier
 from build.transformers_tower import load_transformers
 from common.manifest import Preprocessing, WeightsSource
-from recipes.schema import Encoder
+from recipes.encoder_section import Encoder
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,8 @@ from build.weights import PROCESSOR_CONFIG as PROCESSOR
 from build.weights import checkpoint_in, first_line
 from common.classifier_layer import LayerDescription
 from common.manifest import Preprocessing
-from recipes.schema import Encoder, RecipeError
+from recipes.encoder_section import Encoder
+from recipes.schema import RecipeError
 
 _INTERPOLATIONS = {Image.Resampling.BILINEAR: "bilinear", Image.Resampling.BICUBIC: "bicubic"}
 _PROBLEM = {"multi_label_classification": True, "single_label_classification": False, "regression": None, None: None}

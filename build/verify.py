@@ -30,8 +30,10 @@ from build.errors import INTERRUPTED, BuildError
 from common.manifest import ManifestError, Parity, read_encoder, read_engine, read_head, write_atomically
 from common.paths import ARTIFACTS, encoder_folder, head_folder
 from recipes.arguments import add_recipe_options, recipe_of
+from recipes.build_section import Precision
 from recipes.errors import run_step
-from recipes.schema import Head, Precision, Recipe
+from recipes.head_section import Head
+from recipes.schema import Recipe
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from common.hub import first_line as first_line  # for the modules beside this o
 from common.hub import offline_if_unreachable as offline_if_unreachable
 from common.manifest import sha256_of
 from common.paths import ARTIFACTS, named_path
-from recipes.schema import Encoder, RecipeError
+from recipes.encoder_section import Encoder
+from recipes.schema import RecipeError
 
 _SUM_IN_URL = re.compile(r"/(?P<whole>[0-9a-f]{64})/[^/]+$|-(?P<start>[0-9a-f]{8})\.\w+$")
 """Sum in an address: OpenAI's is a folder, open_clip's and timm's begins in the file's name."""

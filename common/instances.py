@@ -16,7 +16,7 @@ from pathlib import Path
 
 from common.cpu import physical_core_count
 from common.gpu import find_gpus
-from recipes.schema import Serving
+from recipes.serving_section import Serving
 
 PARAMETER = "instances_for"
 """Parameter of the encoder's config.pbtxt with the Processors that its numbers were decided for, as JSON."""

@@ -22,8 +22,10 @@ from common.head_figures import HeadMetrics, Realised
 from common.head_training import HeadTraining
 from common.manifest_parts import GrowingPart, Part
 from common.writing import writing
+from recipes.build_section import Precision
+from recipes.encoder_section import Decode
 from recipes.errors import ExpectedError
-from recipes.schema import GRADED, Decode, Precision, Task
+from recipes.head_section import GRADED, Task
 
 _Manifest = TypeVar("_Manifest", bound=BaseModel)
 

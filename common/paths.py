@@ -21,7 +21,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from recipes.schema import Head, Precision, Recipe
+    from recipes.build_section import Precision
+    from recipes.head_section import Head
+    from recipes.schema import Recipe
 
 ROOT = Path(__file__).resolve().parent.parent
 ARTIFACTS = Path(os.environ.get("CLIPSIEVE_ARTIFACTS", ROOT / "artifacts"))

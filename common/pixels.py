@@ -13,7 +13,7 @@ import numpy as np
 from common.manifest import Preprocessing
 from common.paths import MODEL_REPOSITORY
 from common.photos import Picture
-from recipes.schema import Serving
+from recipes.serving_section import Serving
 
 _SERVED_FOLDER = MODEL_REPOSITORY / "preprocess" / "1"
 

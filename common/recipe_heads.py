@@ -6,8 +6,9 @@ from pathlib import Path
 
 from common import paths
 from common.manifest import EncoderManifest, HeadManifest, ManifestError, compare_fingerprints, read_head
+from recipes.head_section import Head
 from recipes.prompts import negatives_of, texts_of
-from recipes.schema import Head, Recipe
+from recipes.schema import Recipe
 
 
 def read_recipe_head(recipe: Recipe, head: Head, encoder: EncoderManifest) -> HeadManifest:

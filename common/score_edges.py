@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from recipes.schema import GRADED
+from recipes.head_section import GRADED
 
 PROBABILITY_EDGES = [0.001, 0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 0.999]
 """Finer at both ends, where most scores of a good head lie."""

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 from recipes.prompts import settings_of_training
 
 if TYPE_CHECKING:
-    from recipes.schema import Encoder, Head
+    from recipes.encoder_section import Encoder
+    from recipes.head_section import Head
 
 _REPOSITORY = re.compile(r"[\w-][\w.-]*/[\w.-]+")
 

@@ -6,7 +6,8 @@ import unicodedata
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from recipes.schema import Encoder, Fit, Head
+    from recipes.encoder_section import Encoder
+    from recipes.head_section import Fit, Head
 
 TEMPLATES = ("a photo of {}.", "a picture of {}.", "an image of {}.")
 """Sentences that a text stands in, unless the recipe has its own."""

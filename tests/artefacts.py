@@ -20,7 +20,7 @@ from common.manifest import (
     sha256_of,
     write_manifest,
 )
-from recipes.schema import Task
+from recipes.head_section import Task
 
 
 def write_head(

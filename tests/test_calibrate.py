@@ -10,7 +10,7 @@ from sklearn.metrics import roc_auc_score
 
 from common.head_training import Refit
 from common.manifest import Calibration, Prevalence
-from recipes.schema import Fit, Head
+from recipes.head_section import Fit, Head
 from training.calibrate import (
     brier,
     calibrated_logits,

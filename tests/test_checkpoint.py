@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import save_file
 
 from build.tower import load_tower
-from recipes.schema import Encoder, RecipeError, load_recipe
+from recipes.encoder_section import Encoder
+from recipes.schema import RecipeError, load_recipe
 
 SMALL = "resnet10t"
 VIT = "vit_xsmall_patch16_clip_224"

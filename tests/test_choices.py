@@ -14,7 +14,8 @@ from tiny_encoder import write_tiny_encoder
 from common import paths
 from common.manifest import EncoderFingerprint
 from recipes.errors import run_step
-from recipes.schema import Head, load_recipe
+from recipes.head_section import Head
+from recipes.schema import load_recipe
 from training import bradley_terry, embed
 from training.bradley_terry import choice_texts, contradictions, groups_of
 from training.choices import read_choices

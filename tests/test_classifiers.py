@@ -26,7 +26,9 @@ from build.reachable import missing_weights
 from build.tower import Tower, load_tower
 from build.weights import source_sha256
 from common.pixels import served_transform
-from recipes.schema import Encoder, RecipeError, Serving, parse_recipe
+from recipes.encoder_section import Encoder
+from recipes.schema import RecipeError, parse_recipe
+from recipes.serving_section import Serving
 
 
 def encoder_of(folder: Path | None, library: str = "transformers", **part: Any) -> Encoder:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from common.manifest import Preprocessing
 from common.pixels import import_served, served_module, served_transform
-from recipes.schema import Serving
+from recipes.serving_section import Serving
 
 served_module()
 kind_of = import_served("clip_kinds").kind_of

@@ -33,7 +33,8 @@ from common.model_config import read_config
 from common.photos import sample_photos
 from common.pixels import import_served, served_module, served_transform
 from recipes.errors import run_step
-from recipes.schema import Recipe, RecipeError, Serving, load_recipe, parse_recipe
+from recipes.schema import Recipe, RecipeError, load_recipe, parse_recipe
+from recipes.serving_section import Serving
 from serving.embedded import EmbeddedServer, ServerSettings
 from serving.triton_wheel import find_wheel
 from trials.hostile_images import jpeg_of_scans, jpeg_segment

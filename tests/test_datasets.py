@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.schema import Head
+from recipes.head_section import Head
 from training.datasets import detected_format, samples_in, samples_in_class_folders
 from training.errors import StepError
 from training.tables import Columns

@@ -28,8 +28,9 @@ from build.tower import load_tower
 from common.manifest import read_encoder
 from common.paths import encoder_folder
 from common.photos import calibration_pictures, verification_pictures
+from recipes.encoder_section import Encoder
 from recipes.errors import run_step
-from recipes.schema import Encoder, Recipe, RecipeError, load_recipe, parse_recipe
+from recipes.schema import Recipe, RecipeError, load_recipe, parse_recipe
 
 
 @pytest.fixture(scope="module")

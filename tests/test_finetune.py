@@ -24,7 +24,9 @@ from common import paths
 from common.manifest import Preprocessing
 from common.pixels import served_transform
 from common.small_cnn import SmallCnn
-from recipes.schema import Augment, Finetune, Recipe, RecipeError, Serving, parse_recipe
+from recipes.encoder_section import Augment, Finetune
+from recipes.schema import Recipe, RecipeError, parse_recipe
+from recipes.serving_section import Serving
 from training import finetune as step
 from training import finetune_run
 from training.errors import StepError

@@ -30,7 +30,7 @@ from common.manifest import read_encoder, read_head
 from common.paths import encoder_folder
 from common.pixels import served_transform
 from recipes.errors import run_step
-from recipes.schema import Serving
+from recipes.serving_section import Serving
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from common.manifest import Dropout, Linear, Relu, Standardize
-from recipes.schema import Fit
+from recipes.head_section import Fit
 from training.head import (
     Hidden,
     head_from_layers,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from benchmarks.head_speed import beside_guide, beside_products, synthetic
-from recipes.schema import Fit
+from recipes.head_section import Fit
 
 FIT = Fit(hidden_sizes=[8], loss="mse", max_epochs=2, patience=2, batch_size=32)
 

@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 
 from common.manifest import Preprocessing
 from common.pixels import served_module, served_transform
-from recipes.schema import RecipeError, Serving, load_recipe
+from recipes.schema import RecipeError, load_recipe
+from recipes.serving_section import Serving
 from serving.triton_wheel import ServingError, TritonWheel, check_decoders
 from trials.hostile_images import heic_boxes, heic_of_items, heic_of_tiles, tiff_of_pages, tiff_of_tags, tiff_of_tiles
 

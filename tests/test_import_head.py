@@ -18,7 +18,7 @@ from build.head import build_head
 from common.manifest import read_head, sha256_of
 from common.paths import ARTIFACTS
 from recipes.errors import run_step
-from recipes.schema import Head
+from recipes.head_section import Head
 from training.errors import StepError
 from training.import_head import Options, import_head, main, missing_files
 from training.published import PUBLISHED

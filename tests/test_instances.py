@@ -15,7 +15,8 @@ from common.instances import (
     recorded_processors,
     with_instances,
 )
-from recipes.schema import RecipeError, Serving, load_recipe, parse_recipe
+from recipes.schema import RecipeError, load_recipe, parse_recipe
+from recipes.serving_section import Serving
 
 
 def numbers(serving: Serving, cores: int, gpus: int = 0) -> tuple[int | None, int | None, int | None]:

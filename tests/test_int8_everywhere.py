@@ -25,7 +25,7 @@ from build.quantize import MAX_PAIR, largest_pairs, quantize_columns, saturating
 from build.speed import images_per_second, speed_report
 from common.photos import calibration_pictures, verification_pictures
 from common.pixels import served_pixels
-from recipes.schema import Serving
+from recipes.serving_section import Serving
 
 ROUGH = hnp.arrays(
     np.float32,

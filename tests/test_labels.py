@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from recipes.schema import Head
+from recipes.head_section import Head
 from training.labels import LabelError, label_from, label_from_columns, label_matrix, names_in
 
 BINARY = Head(name="nsfw", class_names=["safe", "nsfw"])

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from recipes.schema import Fit
+from recipes.head_section import Fit
 from training.errors import StepError
 from training.head import head_from_layers, hidden_layers, initial_tensors, logits_of, new_layers, tensors_of
 from training.optimize import (
@@ -188,7 +188,7 @@ def test_training_imports_no_compiler() -> None:
     """torch.optim imports torch's compiler at its first step, which takes seconds."""
     code = (
         "import sys, numpy as np\n"
-        "from recipes.schema import Fit\n"
+        "from recipes.head_section import Fit\n"
         "from training.head import head_from_layers, hidden_layers, initial_tensors, new_layers\n"
         "from training.optimize import Examples, optimize\n"
         "x, y = np.random.default_rng(0).normal(size=(20, 4)).astype('float32'), np.arange(20) % 2\n"

@@ -19,7 +19,8 @@ from waiting import PATIENCE_S, until
 
 from benchmarks.offered_load import Answer, Caller, closed_loop, connect, counts, score_request
 from build.repository import install
-from recipes.schema import Recipe, Serving
+from recipes.schema import Recipe
+from recipes.serving_section import Serving
 from serving.embedded import EmbeddedServer, ServerSettings
 from serving.supervisor import work_from_metrics
 from trials.overload import Overload, interactive, overload, recovered_after

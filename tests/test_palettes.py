@@ -11,7 +11,7 @@ from PIL import Image
 from benchmarks.trained_weights import WeightsMissing, dinov2_small
 from common.photos import sample_photos
 from common.pixels import served_transform
-from recipes.schema import Serving
+from recipes.serving_section import Serving
 
 
 @pytest.fixture(scope="module")

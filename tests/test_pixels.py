@@ -21,7 +21,7 @@ from PIL import Image, ImageOps
 from common.manifest import Preprocessing
 from common.photos import sample_photos
 from common.pixels import pixel_parameters, served_module, served_transform
-from recipes.schema import Serving
+from recipes.serving_section import Serving
 from trials.hostile_images import (
     gif_of_blocks,
     gif_of_frames,

@@ -24,7 +24,8 @@ from build.quantize import quantize_columns, smoothing, to_int8
 from build.tensorrt_plan import PlanSpec, check_uint8_input
 from build.tower import load_tower
 from common.manifest import BatchProfile, Tensor
-from recipes.schema import MAX_IR_VERSION, parse_recipe
+from recipes.build_section import MAX_IR_VERSION
+from recipes.schema import parse_recipe
 
 IMAGE_SIZE = 32
 EMBED_DIM = 32

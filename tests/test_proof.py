@@ -50,7 +50,8 @@ from common.proof import (
     success_message,
 )
 from common.proof_file import ProofFileError, proof_path, proof_problems, read_proof
-from recipes.schema import Recipe, Serving, parse_recipe
+from recipes.schema import Recipe, parse_recipe
+from recipes.serving_section import Serving
 from serving.container import health
 from serving.embedded import EmbeddedServer, ServerSettings
 from serving.proof import ProofMissed, ask

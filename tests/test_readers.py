@@ -17,7 +17,7 @@ from clipsieve.lists import paths_from_table
 from clipsieve.paths import text_from_path
 from clipsieve.shards import iter_samples
 from clipsieve.table_batches import numbered_rows
-from recipes.schema import Head
+from recipes.head_section import Head
 from training.datasets import samples_in
 from training.errors import StepError
 from training.tables import Columns

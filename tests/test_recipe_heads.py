@@ -11,7 +11,8 @@ from build.head import main as build_head
 from common import paths
 from common.manifest import EncoderManifest, ManifestError, write_manifest
 from common.recipe_heads import read_recipe_head
-from recipes.schema import Head, Recipe, load_recipe
+from recipes.head_section import Head
+from recipes.schema import Recipe, load_recipe
 
 
 @pytest.fixture

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from words import BINARY, MULTICLASS, MULTILABEL, words_recipe
 
+from recipes.head_section import Head
 from recipes.prompts import NEUTRAL_TEXTS, all_texts, negatives_of, texts_of
-from recipes.schema import Head, RecipeError, load_recipe, parse_recipe
+from recipes.schema import RecipeError, load_recipe, parse_recipe
 
 PROMPTS: dict[str, Any] = MULTICLASS["prompts"]
 

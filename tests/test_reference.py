@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from clients import command_pages
+from recipes.encoder_section import Encoder
+from recipes.head_section import Fit, Head
 from recipes.reference import PAGE, main, page, sections, type_of
-from recipes.schema import Encoder, Fit, Head, Recipe
+from recipes.schema import Recipe
 
 SECTIONS = dict(sections(Recipe, ""))
 

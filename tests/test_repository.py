@@ -30,7 +30,8 @@ from common.paths import DEFAULT_RECIPE, MODEL_REPOSITORY, ROOT, encoder_folder
 from common.pixels import served_transform
 from common.score_watch.steps import add_watches
 from recipes.errors import run_step
-from recipes.schema import Head, Recipe, load_recipe, parse_recipe
+from recipes.head_section import Head
+from recipes.schema import Recipe, load_recipe, parse_recipe
 
 
 @pytest.fixture

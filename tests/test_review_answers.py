@@ -13,7 +13,7 @@ from reviews import rows_of
 from clipsieve.exceptions import AnswersRefused
 from clipsieve.review.answer_file import LABELS, AnswerFile
 from clipsieve.review.answers import Answers
-from recipes.schema import Head
+from recipes.head_section import Head
 from training.tables import Columns, samples_in_table
 
 

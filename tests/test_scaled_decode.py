@@ -19,7 +19,8 @@ from common.manifest import ManifestError, Preprocessing, compare_fingerprints, 
 from common.paths import encoder_folder
 from common.photos import sample_photos
 from common.pixels import pixel_parameters, served_module, served_transform
-from recipes.schema import Recipe, RecipeError, Serving, parse_recipe
+from recipes.schema import Recipe, RecipeError, parse_recipe
+from recipes.serving_section import Serving
 from trials.hostile_images import jpeg_of_scans, jpeg_segment
 
 ImageError = served_module().ImageError

@@ -17,7 +17,8 @@ from graded_store import write_recipe, write_store
 from common import paths
 from common.manifest import read_head
 from recipes.errors import run_step
-from recipes.schema import Fit, Head, RecipeError, Search, load_recipe
+from recipes.head_section import Fit, Head, Search
+from recipes.schema import RecipeError, load_recipe
 from training import search
 from training.errors import StepError
 from training.grades import divider_of

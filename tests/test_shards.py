@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from recipes.schema import Head
+from recipes.head_section import Head
 from training.datasets import samples_in
 from training.errors import StepError
 from training.sample import Sample

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from two_classes import two_classes
 
-from recipes.schema import Fit
+from recipes.head_section import Fit
 from training.errors import StepError
 from training.leakage import group_rows
 from training.split import Split, saved_split, split_rows

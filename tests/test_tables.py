@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from recipes.schema import Head
+from recipes.head_section import Head
 from training.datasets import samples_in
 from training.errors import StepError
 from training.sample import DataSet, Sample

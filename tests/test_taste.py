@@ -19,7 +19,8 @@ from common import paths
 from common.head_figures import RegressionMetrics
 from common.manifest import EncoderFingerprint, HeadManifest, Linear, read_head, write_atomically, write_manifest
 from recipes.errors import run_step
-from recipes.schema import Fit, Head, Recipe, RecipeError, load_recipe, parse_recipe
+from recipes.head_section import Fit, Head
+from recipes.schema import Recipe, RecipeError, load_recipe, parse_recipe
 from training import evaluate, fit
 from training.errors import StepError
 from training.grades import order_of

@@ -24,9 +24,10 @@ from build.text_tower import load_text_tower
 from common import paths
 from common.manifest import HeadManifest, ManifestError, read_head
 from common.text_embeddings import read_texts
+from recipes.encoder_section import Encoder
 from recipes.errors import run_step
 from recipes.prompts import NEUTRAL_TEXTS, TEMPLATES
-from recipes.schema import Encoder, load_recipe
+from recipes.schema import load_recipe
 from training import prompts, text_head
 
 

@@ -19,7 +19,9 @@ from build.parity import embed_through_hooks
 from build.timm_tower import is_projection, timm_preprocessing
 from build.tower import load_tower
 from common.pixels import pixel_parameters, served_transform
-from recipes.schema import Encoder, RecipeError, Serving, parse_recipe
+from recipes.encoder_section import Encoder
+from recipes.schema import RecipeError, parse_recipe
+from recipes.serving_section import Serving
 
 CLIP = "vit_xsmall_patch16_clip_224"  # the smallest CLIP tower of timm, here with random weights
 TINY = "vit_tiny_patch16_224"

@@ -30,7 +30,9 @@ from build.weights import downloaded_file, is_file_of_tag
 from common.manifest import Preprocessing, sha256_of
 from common.photos import verification_pictures
 from common.pixels import served_transform
-from recipes.schema import Encoder, Recipe, RecipeError, Serving, parse_recipe
+from recipes.encoder_section import Encoder
+from recipes.schema import Recipe, RecipeError, parse_recipe
+from recipes.serving_section import Serving
 
 ZEROS = "0" * 64
 FIELDS = ("resize_mode", "interpolation", "fill_color", "mean", "std")

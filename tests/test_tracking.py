@@ -20,7 +20,8 @@ from build.head import read_weights
 from common import paths
 from common.manifest import HeadManifest, read_head
 from recipes.errors import run_step
-from recipes.schema import Fit, Head, load_recipe
+from recipes.head_section import Fit, Head
+from recipes.schema import load_recipe
 from serving.tritonserver import held_ports
 from training import fit, tracked_run, tracking
 from training.calibrate import scores_from_logits

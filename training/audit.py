@@ -28,7 +28,7 @@ from common.paths import encoder_folder
 from common.writing import check_writable
 from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Head, Task
+from recipes.head_section import Head, Task
 from training.errors import INTERRUPTED, StepError
 from training.labels import LabelError, label_from, label_matrix
 from training.leakage import group_rows

@@ -20,7 +20,7 @@ from clipsieve.exceptions import TableError
 from clipsieve.lists import column_like, path_from_cell
 from clipsieve.paths import text_from_path
 from clipsieve.table_batches import column_names, numbered_rows
-from recipes.schema import Head
+from recipes.head_section import Head
 from training.errors import StepError
 from training.image_paths import ImagePaths
 from training.sample import DataSet, Failure, Sample

@@ -15,7 +15,7 @@ from scipy.special import logsumexp
 
 from common.classifier_layer import ClassifierLayer
 from common.manifest import Layer, Linear, LogSumExp
-from recipes.schema import Head
+from recipes.head_section import Head
 from training.calibrate import Activation
 from training.errors import StepError
 

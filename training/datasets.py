@@ -18,7 +18,7 @@ from typing import Literal
 
 from clipsieve.paths import text_from_path
 from clipsieve.table_batches import SUFFIXES
-from recipes.schema import Head
+from recipes.head_section import Head
 from training.choices import is_choices, samples_in_choices
 from training.class_folders import has_class_folders, samples_in_class_folders, subfolder_names
 from training.errors import StepError

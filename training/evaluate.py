@@ -36,7 +36,7 @@ from common.recipe_heads import read_recipe_head
 from common.writing import check_writable
 from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Head
+from recipes.head_section import Head
 from training.calibrate import activated, brier, calibrated_logits, ece, scores_from_logits
 from training.errors import INTERRUPTED, StepError
 from training.labelled import Labelled, grouped_split, labelled_rows, targets_of

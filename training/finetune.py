@@ -35,7 +35,8 @@ from common.timm_preprocessing import timm_preprocessing
 from common.writing import check_writable
 from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Head, Recipe, RecipeError
+from recipes.head_section import Head
+from recipes.schema import Recipe, RecipeError
 from training.errors import INTERRUPTED, StepError
 from training.finetune_files import read_record, write_classifier, write_record
 from training.progress import console, pictures_shown, say

@@ -25,7 +25,7 @@ import torch
 from common.finetuned import PICTURES, RECORD
 from common.manifest import write_atomically
 from common.writing import writing
-from recipes.schema import Head
+from recipes.head_section import Head
 from training.finetune_pictures import TuningData
 from training.losses import TuningCurve
 from training.plots import tuning_curve_png

@@ -17,7 +17,7 @@ from timm.optim._param_groups import param_groups_layer_decay
 import common.small_cnn  # noqa: F401 (registers its model)
 from common.hub import first_line, offline_if_unreachable
 from common.paths import named_path
-from recipes.schema import Finetune
+from recipes.encoder_section import Finetune
 from training.errors import StepError
 
 CROP_MODES = {"shortest": "center", "squash": "squash"}

@@ -18,7 +18,10 @@ from torchvision.transforms import v2
 from common.cpu import core_count
 from common.manifest import Preprocessing, write_atomically
 from common.pixels import served_module, served_transform
-from recipes.schema import Augment, Head, Recipe, Serving
+from recipes.encoder_section import Augment
+from recipes.head_section import Head
+from recipes.schema import Recipe
+from recipes.serving_section import Serving
 from training.datasets import samples_in
 from training.errors import StepError
 from training.labelled import Labelled, grouped_split, labelled_rows

@@ -25,7 +25,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from common.cpu import core_count
 from common.manifest import Preprocessing, write_atomically
-from recipes.schema import Finetune, Serving
+from recipes.encoder_section import Finetune
+from recipes.serving_section import Serving
 from training.calibrate import Activation, activated
 from training.errors import StepError
 from training.finetune_model import optimizer_of, training_mode

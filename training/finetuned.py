@@ -12,7 +12,8 @@ from pathlib import Path
 from common.finetuned import PICTURES, RECORD
 from common.manifest import EncoderManifest, sha256_of
 from common.paths import named_path
-from recipes.schema import Encoder, Head
+from recipes.encoder_section import Encoder
+from recipes.head_section import Head
 from training.errors import StepError
 from training.parquet_files import read_columns
 from training.sources import Mention

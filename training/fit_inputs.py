@@ -7,7 +7,8 @@ from pathlib import Path
 
 from common.manifest import EncoderFingerprint, read_encoder
 from common.paths import encoder_folder
-from recipes.schema import Head, Recipe
+from recipes.head_section import Head
+from recipes.schema import Recipe
 from training.errors import StepError
 from training.finetuned import check_held_out
 from training.head_fit import plan_of

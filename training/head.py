@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from common.manifest import Dropout, Layer, Linear, LogSumExp, RankLookup, Relu, Standardize
-from recipes.schema import Fit
+from recipes.head_section import Fit
 
 _ROWS_PER_BLOCK = 16_384
 

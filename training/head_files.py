@@ -21,7 +21,8 @@ from common.manifest import (
     write_atomically,
     write_manifest,
 )
-from recipes.schema import Head, Recipe
+from recipes.head_section import Head
+from recipes.schema import Recipe
 from training.head_fit import Fitted
 from training.head_manifest import new_head
 from training.head_thresholds import SCORES, Scores

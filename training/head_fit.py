@@ -21,7 +21,7 @@ from common.manifest import (
     ScoreDistribution,
     Threshold,
 )
-from recipes.schema import GRADED, Head, Loss, Task
+from recipes.head_section import GRADED, Head, Loss, Task
 from training.calibrate import (
     Activation,
     CalibrationChoice,

@@ -22,7 +22,7 @@ from common.manifest import (
     write_manifest,
 )
 from common.writing import check_writable
-from recipes.schema import Head
+from recipes.head_section import Head
 from training.errors import StepError
 
 

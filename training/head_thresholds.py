@@ -15,7 +15,7 @@ import safetensors.numpy
 
 from common.head_figures import Realised
 from common.manifest import HeadManifest, Threshold
-from recipes.schema import Head
+from recipes.head_section import Head
 from training.errors import StepError
 from training.metrics import task_metrics
 from training.operating_points import Chosen, OperatingPoint, choose_threshold, realised

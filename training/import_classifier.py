@@ -31,7 +31,8 @@ from common.manifest import (
 from common.paths import encoder_folder, head_folder
 from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Head, Recipe
+from recipes.head_section import Head
+from recipes.schema import Recipe
 from training.classifier_weights import ClassifierWeights, classifier_weights
 from training.errors import INTERRUPTED, StepError
 from training.head_manifest import check_without_labels, fixed_thresholds, new_head, write_new_head

@@ -37,7 +37,8 @@ from common.manifest import (
 from common.writing import check_writable
 from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Head, Published, Recipe
+from recipes.head_section import Head, Published
+from recipes.schema import Recipe
 from training.download import check_sha256, download
 from training.errors import INTERRUPTED, StepError
 from training.head_manifest import new_head, write_new_head
@@ -304,7 +305,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--head", help="with --recipe: only this head")
     parser.add_argument("--file", type=Path, help="with --name: a local copy instead of a download")
     parser.add_argument("--out", type=Path, help="with --name: the folder to write")
-    parser.add_argument("--variant", choices=VARIANTS, default="published", help="with --name: see recipes/schema.py")
+    parser.add_argument("--variant", choices=VARIANTS, default="published", help="with --name: see recipes/README.md")
     parser.add_argument(
         "--verify", type=int, default=_VERIFY, help="vectors of each kind checked (default %(default)s)"
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from recipes.schema import GRADED, Head, Task
+from recipes.head_section import GRADED, Head, Task
 from training.errors import StepError
 from training.labels import LabelError, label_matrix
 from training.leakage import Groups, group_rows

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from recipes.errors import ExpectedError
-from recipes.schema import Head
+from recipes.head_section import Head
 
 _WORDS_FOR_NOTHING = ("nan", "null", "none", "na", "n/a", "nil", "-", "?")
 _MOST_NAMED = 50

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from recipes.schema import Loss, Task
+from recipes.head_section import Loss, Task
 
 LOSSES: dict[Task, list[Loss]] = {
     "binary": ["bce", "mse"],

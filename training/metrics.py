@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from recipes.schema import GRADED
+from recipes.head_section import GRADED
 from training.calibrate import ECE_BINS, ece_bins
 from training.grades import order_figures
 from training.intervals import Interval, auroc_interval, clopper_pearson, combined, wider, wilson

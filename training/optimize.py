@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 from threadpoolctl import threadpool_limits
 from torch import nn
 
-from recipes.schema import Fit, Loss
+from recipes.head_section import Fit, Loss
 from training.errors import StepError
 from training.head import StandardizeModule
 from training.losses import Curve

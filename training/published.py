@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass
 from typing import Literal
 
-from recipes.schema import Encoder
+from recipes.encoder_section import Encoder
 from training.errors import StepError
 
 PREPROCESSING = "exact-shortest-bicubic-224"

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from recipes.schema import GRADED, Head
+from recipes.head_section import GRADED, Head
 from training.sample import DataSet, Failure, Sample
 
 Rows = Sequence[tuple[int, Sample]]

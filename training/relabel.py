@@ -30,7 +30,8 @@ from clipsieve.paths import path_from_text, text_from_path
 from common.manifest import sha256_of
 from recipes.arguments import add_recipe_options, recipe_if_any
 from recipes.errors import run_step
-from recipes.schema import Head, Recipe
+from recipes.head_section import Head
+from recipes.schema import Recipe
 from training.errors import INTERRUPTED, StepError
 from training.labels import LabelError, label_from
 from training.new_pictures import add_pictures

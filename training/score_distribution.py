@@ -6,7 +6,7 @@ import numpy as np
 
 from common.manifest import ScoreDistribution
 from common.score_edges import default_edges
-from recipes.schema import GRADED
+from recipes.head_section import GRADED
 
 QUANTILES = np.linspace(0.1, 0.9, 9)
 

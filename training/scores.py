@@ -34,7 +34,8 @@ from common.recipe_heads import read_recipe_head
 from common.writing import check_writable
 from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Head, Recipe
+from recipes.head_section import Head
+from recipes.schema import Recipe
 from training.calibrate import scores_from_logits
 from training.errors import INTERRUPTED, StepError
 from training.leakage import group_rows

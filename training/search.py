@@ -28,7 +28,7 @@ from common.paths import search_file
 from common.writing import check_writable
 from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Fit, Head, Search, SearchMetric
+from recipes.head_section import Fit, Head, Search, SearchMetric
 from training.errors import INTERRUPTED, StepError
 from training.fit import device_name, fit_and_save
 from training.fit_inputs import FitInputs, read_inputs

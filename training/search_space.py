@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from recipes.schema import Between, Fit, Head, Loss, Search
+from recipes.head_section import Between, Fit, Head, Loss, Search
 from training.losses import LOSSES
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from clipsieve import ImageRejected
 from clipsieve.exceptions import ShardError
 from clipsieve.paths import text_from_path
 from clipsieve.shards import IMAGE_EXTENSIONS, Member, Span, image_among, layout_of
-from recipes.schema import Head
+from recipes.head_section import Head
 from training.errors import StepError
 from training.labels import LabelError, label_from
 from training.sample import DataSet, Failure, Sample

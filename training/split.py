@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from recipes.schema import Fit
+from recipes.head_section import Fit
 from training.errors import StepError
 from training.parquet_files import append_table, index_in, read_tables
 from training.store_view import SIDES

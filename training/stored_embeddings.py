@@ -37,7 +37,7 @@ from clipsieve.embedding_files import (
 )
 from clipsieve.exceptions import TableError
 from common.manifest import EncoderFingerprint
-from recipes.schema import Head
+from recipes.head_section import Head
 from training.errors import StepError
 from training.labels import LabelError, class_called, label_from, label_from_columns
 

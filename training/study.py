@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from recipes.schema import Search
+from recipes.head_section import Search
 from training.errors import StepError
 from training.fit_inputs import FitInputs
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from recipes.schema import GRADED, Task
+from recipes.head_section import GRADED, Task
 from training.errors import StepError
 from training.progress import say
 

@@ -9,7 +9,8 @@ import numpy as np
 from rich.table import Table
 
 from common.manifest import EncoderFingerprint, HeadManifest
-from recipes.schema import Head, Recipe
+from recipes.head_section import Head
+from recipes.schema import Recipe
 from training.errors import StepError
 from training.head_fit import Fitted, fit_head
 from training.labelled import Labelled, targets_of

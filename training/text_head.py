@@ -29,7 +29,8 @@ from common.recipe_heads import is_of_words
 from common.text_embeddings import TextEmbeddings, read_texts
 from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Head, Recipe
+from recipes.head_section import Head
+from recipes.schema import Recipe
 from training.errors import INTERRUPTED, StepError
 from training.head_manifest import check_without_labels, fixed_thresholds, new_head, write_new_head
 from training.progress import say

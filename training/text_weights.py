@@ -15,8 +15,8 @@ import numpy as np
 from common.head_training import Words
 from common.manifest import Layer, Linear
 from common.text_embeddings import TextEmbeddings
+from recipes.head_section import Head
 from recipes.prompts import NEUTRAL_TEXTS, negatives_of, texts_of
-from recipes.schema import Head
 from training.calibrate import Activation, held_temperature
 
 _WEIGHT, _BIAS = "linear_0.weight", "linear_0.bias"

@@ -32,7 +32,8 @@ from common.paths import encoder_folder, head_folder
 from common.recipe_heads import read_recipe_head
 from recipes.arguments import add_recipe_options, recipe_of, recipe_options
 from recipes.errors import run_step
-from recipes.schema import Head, Recipe
+from recipes.head_section import Head
+from recipes.schema import Recipe
 from training.errors import StepError
 from training.head_files import columns_of, report_bytes
 from training.head_thresholds import chosen_thresholds, measured_thresholds, metrics_at, read_scores

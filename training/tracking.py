@@ -41,7 +41,7 @@ from common import paths
 from common.manifest import HeadManifest, read_head
 from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import Head
+from recipes.head_section import Head
 from training import mlflow_model
 from training.errors import INTERRUPTED, StepError
 from training.losses import Curve

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from torch import nn
 
-from recipes.schema import Head, Loss
+from recipes.head_section import Head, Loss
 from training.head import head_from_layers, hidden_layers, initial_tensors, new_layers
 from training.labelled import Labelled, choices_among, targets_of
 from training.merge import with_merge

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from scipy.stats import rankdata
 
-from recipes.schema import Fit, Head, SearchMetric, SearchSet
+from recipes.head_section import Fit, Head, SearchMetric, SearchSet
 from training.errors import StepError
 from training.grades import correlation, divider_of, order_of
 from training.head import logits_of

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from recipes.schema import Head, Loss
+from recipes.head_section import Head, Loss
 
 _DEVIATION_FACTORS = (0.1, 10.0)
 

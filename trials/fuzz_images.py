@@ -32,7 +32,8 @@ from clipsieve import Client
 from common.model_config import read_config
 from common.paths import repository_folder
 from common.pixels import served_module
-from recipes.schema import Serving, load_recipe
+from recipes.schema import load_recipe
+from recipes.serving_section import Serving
 from serving.embedded import EmbeddedServer, ServerSettings
 from trials.image_mutations import FORMATS, mutant
 from trials.reference_decoders import COMMANDS, missing, verdicts

@@ -8,7 +8,8 @@ from typing import Literal
 from pydantic import BaseModel
 
 from common.instances import Processors, with_instances
-from recipes.schema import Recipe, RecipeError, Serving, parse_recipe
+from recipes.schema import Recipe, RecipeError, parse_recipe
+from recipes.serving_section import Serving
 
 Stage = Literal["encoder", "preprocess", "batch", "delay"]
 STAGES: tuple[Stage, ...] = ("encoder", "preprocess", "batch", "delay")

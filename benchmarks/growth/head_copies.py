@@ -8,7 +8,8 @@ from pathlib import Path
 from build.head import build_head
 from common.manifest import head_weights, read_head, write_manifest
 from common.paths import head_folder
-from recipes.schema import Head, Recipe
+from recipes.head_section import Head
+from recipes.schema import Recipe
 
 MOST_CHARACTERS = 40
 """Kept of the head's name, so that a number fits behind it."""

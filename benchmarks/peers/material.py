@@ -16,7 +16,8 @@ from build.head import Affine, folded, read_weights
 from common.manifest import EncoderManifest, read_encoder, read_head, write_atomically
 from common.paths import encoder_folder, head_folder
 from common.pixels import served_transform
-from recipes.schema import Encoder, Recipe, RecipeError
+from recipes.encoder_section import Encoder
+from recipes.schema import Recipe, RecipeError
 
 if TYPE_CHECKING:
     import torch

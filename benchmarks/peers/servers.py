@@ -28,7 +28,9 @@ from build.repository import install
 from build.repository_check import RepositoryError
 from clipsieve import AsyncClient
 from common.manifest import ManifestError, read_encoder
-from recipes.schema import Goal, Precision, Recipe, RecipeError
+from recipes.build_section import Precision
+from recipes.schema import Recipe, RecipeError
+from recipes.serving_section import Goal
 from serving import no_proxy
 from serving.embedded import EmbeddedServer, ServerSettings, free_ports
 from serving.triton_wheel import ServingError
