@@ -68,7 +68,7 @@ def plot_scores(rows: list[dict], recipe: Recipe, path: Path) -> None:
     axes.hist(groups, bins=25, range=(0, 1), label=class_names, stacked=False)
     title = f"{recipe.name}: served scores, held-out pictures"
     axes.set(xlabel=f"probability of {class_names[1]}", ylabel="pictures", title=title)
-    axes.legend()
+    axes.legend(loc="upper center")
     figure.savefig(path, dpi=120)
 
 

@@ -17,6 +17,7 @@ from reviews import RunningReview, rows_of, running_review, write_pictures, writ
 from scipy.stats import spearmanr
 from sklearn.metrics import roc_auc_score
 from tiny_encoder import write_tiny_encoder
+from waiting import until
 
 from clipsieve import Client
 from common import paths
@@ -412,6 +413,7 @@ def test_grades_train_a_better_order(graded, tmp_path: Path) -> None:
     assert second > first
     assert second > 0.8
     _choose_queue(page, "all")
+    until(lambda: not page.run(NAMES)[0].startswith("picture "), "names of the first pictures")
     assert page.run(NAMES)[0] == max(_scores(tmp_path, "taste").items(), key=lambda pair: pair[1])[0]
 
     file = tmp_path / "out" / "grades.csv"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -67,7 +67,7 @@ def loss_curve_png(curve: Curve) -> bytes:
     if curve.weight_decay:
         axes.set_xscale("log")
         axes.invert_xaxis()
-    axes.legend()
+    axes.legend(loc="upper right")
     return _png(figure)
 
 
@@ -99,7 +99,7 @@ def score_histogram_png(manifest: HeadManifest, columns: list[Column]) -> bytes:
         for column in columns[:_MOST_LABELS]:
             axes.hist(column.scores[column.targets > 0], bins=bins, histtype="step", label=column.name)
     axes.set_yscale("symlog", linthresh=10)
-    axes.legend()
+    axes.legend(loc="upper center")
     return _png(figure)
 
 
@@ -115,7 +115,7 @@ def roc_png(columns: list[Column]) -> bytes:
             label=f"{column.name}, AUROC {roc_auc_score(column.targets, column.scores):.3f}",
         )
     axes.plot([0, 1], [0, 1], color="grey", linestyle="--", label="by chance")
-    axes.legend()
+    axes.legend(loc="lower right")
     return _png(figure)
 
 
@@ -129,7 +129,7 @@ def precision_recall_png(columns: list[Column]) -> bytes:
             recall, precision, drawstyle="steps-pre", label=f"{column.name}, {column.targets.mean():.1%} positive"
         )
     axes.set_ylim(0, 1.02)
-    _legend(axes)
+    _legend(axes, loc="lower left")
     return _png(figure)
 
 
@@ -147,7 +147,7 @@ def reliability_png(columns: list[Column]) -> bytes:
         bars = np.array([clopper_pearson(hit, count) for hit, count in zip(hits, rows, strict=True)]).T
         label = f"{column.name}, ECE {ece(column.scores, column.targets):.3f}"
         axes.errorbar(mean, share, yerr=np.abs(bars - share), fmt="o-", capsize=2, markersize=4, label=label)
-    axes.legend()
+    axes.legend(loc="upper left")
     return _png(figure)
 
 
@@ -164,7 +164,7 @@ def threshold_sweep_png(columns: list[Column]) -> bytes:
         axes.plot(order, true / (true + false), label="precision")
         axes.plot(order, false / len(negatives), label="false positive rate")
     _mark_thresholds(axes, column)
-    _legend(axes)
+    _legend(axes, loc="center left")
     return _png(figure)
 
 
@@ -173,7 +173,7 @@ def predicted_png(column: Column) -> bytes:
     axes.scatter(column.targets, column.scores, s=4, alpha=0.4)
     ends = [float(column.targets.min()), float(column.targets.max())]
     axes.plot(ends, ends, color="grey", linestyle="--", label="equal")
-    axes.legend()
+    axes.legend(loc="upper left")
     return _png(figure)
 
 
@@ -190,10 +190,10 @@ def _mark_thresholds(axes: Axes, column: Column) -> None:
         axes.axvline(value, color="grey", linestyle="--", label=f"threshold {value:.4g}")
 
 
-def _legend(axes: Axes) -> None:
+def _legend(axes: Axes, loc: Literal["lower left", "center left"]) -> None:
     """Add a legend where something is drawn; of one class alone there are no curves."""
     if axes.get_legend_handles_labels()[0]:
-        axes.legend()
+        axes.legend(loc=loc)  # to look for the best place takes long among many points
 
 
 def _axes(x_label: str, y_label: str) -> tuple[Figure, Axes]:

@@ -125,7 +125,7 @@ def _values(rows: Rows, key: str) -> list[float]:
 def _label(axes: Axes, x: str, y: str) -> None:
     axes.set_xlabel(x)
     axes.set_ylabel(y)
-    axes.legend()
+    axes.legend(loc="lower right")
 
 
 def _log_x(axes: Axes, values: Sequence[float]) -> None:
