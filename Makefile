@@ -231,7 +231,8 @@ $(DVC_READY): requirements/dvc.txt $(READY)
 # Test files that run side by side, one more than two cores have since tests of servers wait; a file's tests share its
 # server, so they stay together.
 JOBS := 3
-PYTEST := $(RUN) pytest -n $(JOBS) --dist loadfile
+# Torch's threads wait for one another in a loop; of three files at once they would wait most of the time.
+PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n $(JOBS) --dist loadfile
 # Compiling modules and rewriting asserts anew would take each test process half a minute. Where bytecode may not lie
 # beside the sources, tests keep it in a folder of their own.
 ifdef PYTHONDONTWRITEBYTECODE
