@@ -232,7 +232,7 @@ $(DVC_READY): requirements/dvc.txt $(READY)
 # server, so they stay together.
 JOBS := 3
 # Torch's threads wait for one another in a loop; of three files at once they would wait most of the time.
-PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n $(JOBS) --dist loadfile
+PYTEST := OMP_NUM_THREADS=1 $(RUN) pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder
 # Compiling modules and rewriting asserts anew would take each test process half a minute. Where bytecode may not lie
 # beside the sources, tests keep it in a folder of their own.
 ifdef PYTHONDONTWRITEBYTECODE

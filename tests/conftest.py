@@ -46,6 +46,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: tiers.turn_of(item.path.stem))
     for item in items:
         for mark in tiers.marks_of(item.path.stem, getattr(item, "fixturenames", ())):
             item.add_marker(mark)

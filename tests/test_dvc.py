@@ -24,7 +24,7 @@ PIPELINE = yaml.safe_load((ROOT / "dvc.yaml").read_text())
 
 
 FINETUNED = {"finetune", "build-finetuned"}
-"""Stages of the other way, which have a test of their own."""
+"""Stages of the other way: training.finetune and the build, which tests of their own run without DVC."""
 
 
 def paths_of(entries: list[Any]) -> list[str]:
@@ -111,13 +111,3 @@ def test_only_what_a_change_concerns_runs_again(dvc_project):
     picture = next((dvc_project.folder / "artifacts/demo/images/train/round").iterdir())
     picture.unlink()
     assert dvc_project.outdated() - FINETUNED == {"images", "embed"}
-
-
-@pytest.mark.timeout(1800)
-def test_a_whole_model_is_finetuned_built_and_not_twice(dvc_project):
-    pytest.importorskip("lightning_fabric", reason="fine-tuning has an extra of its own: make lightning")
-    dvc_project.run("repro", "build-finetuned")
-    artifacts = dvc_project.folder / "artifacts"
-    assert repository_check.check(artifacts / "nsfw-cnn-baseline" / "model_repository") == []
-    assert (artifacts / "classifiers" / "nsfw-cnn-baseline" / "model.safetensors").is_file()
-    assert dvc_project.outdated() == set()

@@ -76,3 +76,16 @@ def is_left_out(file: str, expression: str) -> bool:
     if {"or", "(", ")"} & set(expression.replace("(", " ( ").replace(")", " ) ").split()):
         return False
     return any(f"not {mark}" in map(str.strip, terms) for mark in MARKS if file in _FILES[mark])
+
+
+_LONGEST = (
+    *("test_readme", "test_review_page", "test_dvc", "test_finetune", "test_text_heads", "test_export"),
+    *("test_client_ray", "test_finetune_served", "test_classifiers_served", "test_served_encoders", "test_supervisor"),
+    *("test_client_served", "test_served", "test_int8_everywhere", "test_tune", "test_embedded", "test_faults"),
+)
+"""Files that take the longest. Begun first, none is left alone with one of the processes at the end."""
+
+
+def turn_of(file: str) -> int:
+    """The place of a test file, by its stem, among those that are run; equal ones keep their order."""
+    return _LONGEST.index(file) if file in _LONGEST else len(_LONGEST)
