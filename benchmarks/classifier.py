@@ -56,7 +56,7 @@ def lite0_recipe() -> Recipe:
 
 @dataclass(frozen=True)
 class Rate:
-    """What a model answered while so many requests were under way."""
+    """The answers of a model while so many requests were under way."""
 
     images_per_s: float
     cpu_ms: float

@@ -42,6 +42,7 @@ from common.pixels import served_module, served_transform
 from common.writing import check_writable
 from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
+from training.data_options import add_data_options, columns_of
 from training.datasets import samples_in
 from training.encoder import OnnxEncoder
 from training.errors import INTERRUPTED, StepError
@@ -52,7 +53,6 @@ from training.sample import Failure, Sample
 from training.sources import HeadData, Mention, Source, adopt_former_files, mentions_table, write_source
 from training.store import Embedded, Store, adopt_former_folder, store_folder
 from training.store_view import read_pictures
-from training.tables import Columns
 from training.unserved import format_of, unserved, unserved_texts
 
 ROWS_PER_PART = 512
@@ -272,13 +272,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add_recipe_options(parser)
     parser.add_argument("--head", help="the head whose class_names the subfolders have; needed if there are several")
-    parser.add_argument("--data", required=True, help="folder with one subfolder per class, table or shards")
-    parser.add_argument("--format", choices=["folders", "table", "shards"], help="of --data; seen by default")
-    parser.add_argument("--path-column", help="of a table; default: image_path, path, file, filename or file_name")
-    parser.add_argument("--label-column", default="label", help="of a table, or in a shard's json; default: label")
-    parser.add_argument("--split-column", help="of a table that prescribes train, validation and test")
-    parser.add_argument("--group-column", help="of a table: the person, burst or video, which keeps to one side")
-    parser.add_argument("--image-root", type=Path, help="folder that a table's paths are relative to; default: its own")
+    add_data_options(parser)
     parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<encoder>")
     parser.add_argument("--dtype", choices=["float32", "float16"], help="of a new store; default: float32")
     parser.add_argument(
@@ -295,14 +289,7 @@ def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
     recipe = recipe_of(arguments)
     head = recipe.head(arguments.head)
-    columns = Columns(
-        arguments.path_column,
-        arguments.label_column,
-        arguments.split_column,
-        arguments.group_column,
-        arguments.image_root,
-    )
-    data_set = samples_in(arguments.data, head, columns, arguments.format, may_be_empty=arguments.decides)
+    data_set = samples_in(arguments.data, head, columns_of(arguments), arguments.format, may_be_empty=arguments.decides)
     if arguments.check:
         say(f"{len(data_set.samples)} samples, {len(data_set.failures)} failures in {data_set.identity}")
         return

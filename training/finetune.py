@@ -37,11 +37,11 @@ from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
 from recipes.head_section import Head
 from recipes.schema import Recipe, RecipeError
+from training.data_options import add_data_options, columns_of
 from training.errors import INTERRUPTED, StepError
 from training.finetune_files import read_record, write_classifier, write_record
 from training.progress import console, pictures_shown, say
-from training.tables import Columns
-from training.tracking import git_commit, started_run, tracking_uri
+from training.tracking import add_track_option, git_commit, started_run, tracking_uri
 
 if TYPE_CHECKING:
     import torch
@@ -277,21 +277,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     add_recipe_options(parser)
     parser.add_argument("--head", help="the head whose labels are learned; needed if there are several")
-    parser.add_argument("--data", required=True, help="folder with one subfolder per class, table or shards")
-    parser.add_argument("--format", choices=["folders", "table", "shards"], help="of --data; seen by default")
-    parser.add_argument("--path-column", help="of a table; default: image_path, path, file, filename or file_name")
-    parser.add_argument("--label-column", default="label", help="of a table, or in a shard's json; default: label")
-    parser.add_argument("--split-column", help="of a table that prescribes train, validation and test")
-    parser.add_argument("--group-column", help="of a table: the person, burst or video, which keeps to one side")
-    parser.add_argument("--image-root", type=Path, help="folder that a table's paths are relative to; default: its own")
+    add_data_options(parser)
     parser.add_argument("--workers", type=int, help="processes that decode pictures; default: one a core")
-    parser.add_argument(
-        "--track",
-        nargs="?",
-        const="",
-        metavar="URI",
-        help="record the run with MLflow; by default in MLFLOW_TRACKING_URI, else in artifacts/mlflow",
-    )
+    add_track_option(parser)
     return parser.parse_args(argv)
 
 
@@ -299,16 +287,9 @@ def main(argv: list[str] | None = None) -> None:
     arguments = _arguments(argv)
     recipe = recipe_of(arguments)
     head = recipe.head(arguments.head)
-    columns = Columns(
-        arguments.path_column,
-        arguments.label_column,
-        arguments.split_column,
-        arguments.group_column,
-        arguments.image_root,
-    )
     from training.finetune_pictures import labelled_samples
 
-    data_set = labelled_samples(arguments.data, head, columns, arguments.format)
+    data_set = labelled_samples(arguments.data, head, columns_of(arguments), arguments.format)
     if folder := finetune(recipe, head, data_set, arguments.track, arguments.workers):
         print(folder)
 

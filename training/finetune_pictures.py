@@ -6,7 +6,7 @@ import csv
 import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -88,15 +88,7 @@ def whole_transform(preprocessing: Preprocessing, serving: Serving, at_least: in
         at_least: pixels along each edge of which scaled decoding leaves twice as many.
     """
     served = served_transform([preprocessing], serving)
-    return served_module().Transform(
-        views=(_Whole(at_least),),
-        max_bytes=served.max_bytes,
-        max_pixels=served.max_pixels,
-        formats=served.formats,
-        max_frames=served.max_frames,
-        max_scans=served.max_scans,
-        decode=served.decode,
-    )
+    return replace(served, views=(_Whole(at_least),))
 
 
 def read_tuning_data(recipe: Recipe, head: Head, data_set: DataSet, view: Preprocessing, folder: Path) -> TuningData:

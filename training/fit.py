@@ -43,7 +43,7 @@ from training.import_classifier import own_classifier
 from training.overview import print_overview
 from training.progress import console, epochs_shown, say
 from training.text_fit import print_starts, with_starts, with_words, words_for
-from training.tracking import tracking_uri
+from training.tracking import add_track_option, tracking_uri
 
 
 def _print_result(fitted: Fitted, manifest: HeadManifest) -> None:
@@ -101,13 +101,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "--if-changed", action="store_true", help="leave a head that was fitted to the same data by the same recipe"
     )
     parser.add_argument("--store", type=Path, help="default: artifacts/embeddings/<encoder>")
-    parser.add_argument(
-        "--track",
-        nargs="?",
-        const="",
-        metavar="URI",
-        help="record the run with MLflow; by default in MLFLOW_TRACKING_URI, else in artifacts/mlflow",
-    )
+    add_track_option(parser)
     return parser.parse_args(argv)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from common.manifest import (
 )
 from common.writing import check_writable
 from recipes.head_section import Head
+from recipes.schema import Recipe
 from training.errors import StepError
 
 
@@ -89,6 +90,36 @@ def check_without_labels(head: Head) -> None:
                 f"head {head.name}: {key} {getattr(head, key)} takes labelled pictures, and there is no fit of any; "
                 "give thresholds, or run make train first"
             )
+
+
+def is_fitted_to_labels(
+    folder: Path, recipe: Recipe, head: Head, is_same: Callable[[HeadManifest], bool], of_what: str, instead: str
+) -> bool:
+    """True if a head is there that was fitted to labelled pictures, of the same thing.
+
+    Args:
+        folder: of the head.
+        recipe: that has the head.
+        head: of the recipe.
+        is_same: whether the head that is there is of the same thing as the one that would be made.
+        of_what: that it is of otherwise, for the error.
+        instead: what one has once it is moved away, for the error.
+
+    Raises:
+        StepError: it is of something else.
+    """
+    try:
+        manifest = read_head(folder)
+    except ManifestError:
+        return False
+    if manifest.training.counts is None:
+        return False
+    if is_same(manifest):
+        return True
+    raise StepError(
+        f"{folder} holds a head that was fitted to labelled pictures, {of_what}; fit it again: "
+        f"python -m training.fit --recipe {recipe.name} --head {head.name}, or move it away to have {instead}"
+    )
 
 
 def write_new_head(folder: Path, manifest: HeadManifest, weights: bytes) -> bool:

@@ -22,11 +22,9 @@ import safetensors.numpy
 from common.classifier_layer import ClassifierLayer, read_classifier_layer
 from common.head_training import ClassifierSource, HeadTraining
 from common.manifest import (
-    EncoderManifest,
     HeadManifest,
     ManifestError,
     read_encoder,
-    read_head,
 )
 from common.paths import encoder_folder, head_folder
 from recipes.arguments import add_recipe_options, recipe_of
@@ -35,7 +33,13 @@ from recipes.head_section import Head
 from recipes.schema import Recipe
 from training.classifier_weights import ClassifierWeights, classifier_weights
 from training.errors import INTERRUPTED, StepError
-from training.head_manifest import check_without_labels, fixed_thresholds, new_head, write_new_head
+from training.head_manifest import (
+    check_without_labels,
+    fixed_thresholds,
+    is_fitted_to_labels,
+    new_head,
+    write_new_head,
+)
 from training.progress import say
 
 LIMIT = 1e-4
@@ -55,7 +59,11 @@ def import_classifier(recipe: Recipe, head: Head) -> Path:
     folder = head_folder(recipe, head)
     encoder, own = read_encoder(encoder_folder(recipe, "fp32")), own_classifier(recipe, head)
     made, source = own.weights, own.source
-    if _is_fitted(folder, recipe, head, encoder, source):
+
+    def is_same(there: HeadManifest) -> bool:
+        return there.training.classifier == source and there.encoder == encoder.fingerprint()
+
+    if is_fitted_to_labels(folder, recipe, head, is_same, "of another layer or encoder", "the model's own"):
         say(f"head {head.name}: calibrated on labelled pictures, of the same layer; it stays")
         return folder / "head.json"
     check_without_labels(head)
@@ -144,26 +152,6 @@ def _embeddings(folder: Path) -> np.ndarray:
         raise ManifestError(f"{path}: not found; make it with: python -m build.encoder --recipe RECIPE")
     with np.load(path) as arrays:
         return arrays["embeddings"]
-
-
-def _is_fitted(folder: Path, recipe: Recipe, head: Head, encoder: EncoderManifest, source: ClassifierSource) -> bool:
-    """True if a head that was calibrated on labelled pictures is there, of this very layer.
-
-    Raises:
-        StepError: a head that was trained here is there, of something else.
-    """
-    try:
-        manifest = read_head(folder)
-    except ManifestError:
-        return False
-    if manifest.training.counts is None:
-        return False
-    if manifest.training.classifier == source and manifest.encoder == encoder.fingerprint():
-        return True
-    raise StepError(
-        f"{folder} holds a head that was fitted to labelled pictures, of another layer or encoder; fit it again: "
-        f"python -m training.fit --recipe {recipe.name} --head {head.name}, or move it away to have the model's own"
-    )
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -22,7 +22,6 @@ from common.manifest import (
     HeadManifest,
     ManifestError,
     read_encoder,
-    read_head,
 )
 from common.paths import encoder_folder, head_folder, texts_file
 from common.recipe_heads import is_of_words
@@ -32,7 +31,13 @@ from recipes.errors import run_step
 from recipes.head_section import Head
 from recipes.schema import Recipe
 from training.errors import INTERRUPTED, StepError
-from training.head_manifest import check_without_labels, fixed_thresholds, new_head, write_new_head
+from training.head_manifest import (
+    check_without_labels,
+    fixed_thresholds,
+    is_fitted_to_labels,
+    new_head,
+    write_new_head,
+)
 from training.progress import say
 from training.text_weights import TextWeights, text_weights
 
@@ -47,7 +52,12 @@ def make_text_head(recipe: Recipe, head: Head, encoder: EncoderFingerprint, text
         ManifestError: a text of the head is not embedded.
     """
     folder = head_folder(recipe, head)
-    if _is_fitted(folder, recipe, head, encoder):
+
+    def is_same(there: HeadManifest) -> bool:
+        return is_of_words(there, head) and there.encoder == encoder
+
+    differs = "from other texts or for another encoder"
+    if is_fitted_to_labels(folder, recipe, head, is_same, differs, "one from words alone"):
         say(f"head {head.name}: fitted to labelled pictures, from the same texts; it stays")
         return folder / "head.json"
     check_without_labels(head)
@@ -92,23 +102,6 @@ def head_manifest(
         training=HeadTraining(words=made.words, calibration=NOT_CALIBRATED),
         made_by=recipe.name,
         notice=recipe.notice,
-    )
-
-
-def _is_fitted(folder: Path, recipe: Recipe, head: Head, encoder: EncoderFingerprint) -> bool:
-    """True if a head that was fitted to labelled pictures is there and has the recipe's texts."""
-    try:
-        manifest = read_head(folder)
-    except ManifestError:
-        return False
-    if manifest.training.counts is None:
-        return False
-    if is_of_words(manifest, head) and manifest.encoder == encoder:
-        return True
-    raise StepError(
-        f"{folder} holds a head that was fitted to labelled pictures, from other texts or for another encoder; fit it "
-        f"again: python -m training.fit --recipe {recipe.name} --head {head.name}, or move it away to have one from "
-        "words alone"
     )
 
 

@@ -115,6 +115,17 @@ def started_run(uri: str, head_name: str) -> Iterator[Run]:
     client.set_terminated(run.id, "FINISHED")
 
 
+def add_track_option(parser: argparse.ArgumentParser) -> None:
+    """Add --track: where a run is recorded, see `tracking_uri`."""
+    parser.add_argument(
+        "--track",
+        nargs="?",
+        const="",
+        metavar="URI",
+        help="record the run with MLflow; by default in MLFLOW_TRACKING_URI, else in artifacts/mlflow",
+    )
+
+
 def tracking_uri(uri: str | None) -> str | None:
     """Return where to track: None is nowhere, an empty text the default place, any other a URI."""
     from_environment = os.environ.get("MLFLOW_TRACKING_URI") or None

@@ -1,1 +1,1 @@
-"""What a GPU does for the encoders, the decoding and the whole server, part by part."""
+"""Rates of the encoders, the decoding and the whole server on a GPU, part by part."""

@@ -48,7 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def run_part(part: Part, settings: Settings, folder: Path, limit_s: float | None) -> dict[str, Any]:
-    """What came of a part, whatever it was."""
+    """The outcome of a part, whatever it was."""
     result = {"part": part.name, "kind": part.kind, "rows": [], "seconds": 0}
     if limit_s is None:
         return result | {"status": "not run", "reason": "the time of all parts was over"}
@@ -77,7 +77,7 @@ def run_part(part: Part, settings: Settings, folder: Path, limit_s: float | None
 
 
 def state_of(status: int | None, log: str, limit_s: float) -> dict[str, str]:
-    """How a part ended, and why, from its exit status (None when it was stopped) and its log."""
+    """The end of a part and its cause, from its exit status (None when it was stopped) and its log."""
     lines = [line.strip() for line in log.splitlines() if line.strip()]
     last = lines[-1][:400] if lines else "it said nothing"
     if status == 0:

@@ -1,4 +1,4 @@
-"""From the parts' rows to figures: a share of the card's own rate, and the page in Markdown."""
+"""Figures of the parts' rows: a share of the card's own rate, and the page in Markdown."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benchmarks.machine import Machine, hardware_line, versions_line
 from benchmarks.tables import table
 
 Result = Mapping[str, Any]
-"""Of a part: `part`, `kind`, `status`, `seconds`, `rows` and, where it did not end well, `reason`."""
+"""The keys of a part's result: `part`, `kind`, `status`, `seconds`, `rows` and, where it did not end well, `reason`."""
 
 TITLES = {
     "matmul": "The card: a product of two square matrices",

@@ -1,4 +1,4 @@
-"""What is measured, in which order and for how long at most; and what is small enough for a dry run."""
+"""The parts that are measured, in their order and with their limits of time, and what is small enough for a dry run."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Settings:
 
     dry_run: bool
     seconds: float
-    """Of each measurement."""
+    """The length of each measurement."""
     batches: tuple[int, ...]
     """The one that matters most comes first, for a part may be stopped."""
     matrix: int
