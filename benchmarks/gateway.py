@@ -2,6 +2,7 @@
 
     make demo                                                       # builds what is served
     make train RECIPE=benchmarks/peers/vit-b-32.yaml DATA=PHOTOS    # any two labelled folders: angular/ and round/
+    make engines RECIPE=benchmarks/peers/vit-b-32.yaml TARGET=onnx
     python -m benchmarks.gateway
     python -m benchmarks.gateway --recipes demo --rounds 3 --seconds 2
 

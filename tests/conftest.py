@@ -52,6 +52,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(mark)
 
 
+@pytest.fixture(autouse=True)
+def _interrupts() -> Iterator[None]:
+    """Ctrl-C as it was: a step sets what it does for the rest of its process, which here is that of other tests."""
+    yield
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_report_teststatus(report: pytest.CollectReport | pytest.TestReport) -> tuple[str, str, str] | None:
     if isinstance(report, pytest.TestReport) and is_left_out(report):
         return "left out", "s", "LEFT OUT"

@@ -19,6 +19,7 @@ from common.manifest import read_head, sha256_of
 from common.paths import ARTIFACTS
 from recipes.errors import run_step
 from recipes.head_section import Head
+from recipes.schema import load_recipe
 from training.errors import StepError
 from training.import_head import Options, import_head, main, missing_files
 from training.published import PUBLISHED
@@ -228,6 +229,17 @@ def test_command_imports_a_recipes_heads(tmp_path, capsys):
     recipe = str(write_recipe(tmp_path, head, H14))
     main(["--recipe", recipe, "--accept-unknown-sha256"])
     assert capsys.readouterr().out == f"{ARTIFACTS / 'mine' / 'heads' / 'imported' / 'head.json'}\n"
+
+
+def test_a_head_is_of_the_encoder_however_it_decodes(tmp_path):
+    """Imported again when the recipe decodes otherwise: a head names the encoder that it is served on."""
+    head = recipe_head("laion-nsfw-h14", published={"file": made_file(tmp_path)})
+    for decode in ("exact", "scaled", "exact"):
+        recipe = str(write_recipe(tmp_path, head, H14 | {"decode": decode}))
+        main(["--recipe", recipe, "--accept-unknown-sha256"])
+        fingerprint = read_head(ARTIFACTS / "mine" / "heads" / head.name).encoder
+        assert fingerprint.id == load_recipe(recipe).encoder.id
+        assert fingerprint.preprocessing == f"{decode}-shortest-bicubic-224"
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,7 @@ from common.manifest import (
 )
 from common.writing import check_writable
 from recipes.arguments import add_recipe_options, recipe_of
+from recipes.encoder_section import Decode
 from recipes.errors import run_step
 from recipes.head_section import Head, Published
 from recipes.schema import Recipe
@@ -71,7 +72,9 @@ class Imported:
     figures: dict[str, Any]
 
 
-def import_head(head: Head, notice: str | None, folder: Path, options: Options, made_by: str | None = None) -> Path:
+def import_head(
+    head: Head, notice: str | None, folder: Path, options: Options, made_by: str | None = None, decode: Decode = "exact"
+) -> Path:
     """Import `head.published` into `folder`; returns the path of head.json. Nothing is written on failure.
 
     Args:
@@ -80,13 +83,14 @@ def import_head(head: Head, notice: str | None, folder: Path, options: Options, 
         folder: of the head.
         options: of the command line.
         made_by: the recipe's name.
+        decode: of the encoder that the head is for.
 
     Raises:
         StepError: the file cannot be had, is not the published one, or does not score as the original does.
     """
     choice, published = _chosen(head), published_head(_chosen(head).name)
     _check_head(head, published)
-    if (there := _imported(head, folder)) is not None:
+    if (there := _imported(head, folder, decode)) is not None:
         if there.recipe != head.settings():
             changed_thresholds(folder, with_recipes_thresholds(there, head), head).write(folder)
         say(f"head {head.name}: {published.name} is imported already")
@@ -96,7 +100,7 @@ def import_head(head: Head, notice: str | None, folder: Path, options: Options, 
     file = published_file(choice, published, options.accept_unknown_sha256)
     imported = _read(file, published, choice.variant, options.verify)
     weights = safetensors.numpy.save({name: np.ascontiguousarray(array) for name, array in imported.tensors.items()})
-    manifest = head_manifest(head, notice, published, imported, sha256_of(file), weights, made_by)
+    manifest = head_manifest(head, notice, published, imported, sha256_of(file), weights, made_by, decode)
     write_new_head(folder, manifest, weights)
     return folder / "head.json"
 
@@ -127,6 +131,7 @@ def head_manifest(
     sha256: str,
     weights: bytes,
     made_by: str | None,
+    decode: Decode,
 ) -> HeadManifest:
     """head.json for the weights, which are the bytes of head.safetensors."""
     source = {"name": published.name, "file": published.file, "sha256": sha256, "url": published.url}
@@ -136,9 +141,9 @@ def head_manifest(
         weights,
         ("torch", "numpy", "safetensors"),
         encoder=EncoderFingerprint(
-            id=published.encoder.id,
+            id=published.encoder.model_copy(update={"decode": decode}).id,
             weights_sha256=None,
-            preprocessing=PREPROCESSING,
+            preprocessing=PREPROCESSING.replace("exact", decode, 1),
             normalize=True,
             embed_dim=published.embed_dim,
         ),
@@ -182,7 +187,7 @@ def _check_head(head: Head, published: PublishedHead) -> None:
 
 
 def _check_encoder(recipe: Recipe, published: PublishedHead) -> None:
-    if recipe.encoder.id != published.encoder.id:
+    if recipe.encoder.model_copy(update={"decode": published.encoder.decode}).id != published.encoder.id:
         raise StepError(
             f"recipe {recipe.name}: its encoder is {recipe.encoder.id}, {published.name} was trained on "
             f"{published.encoder.id}; use encoder model {published.encoder.model!r} and pretrained "
@@ -207,12 +212,12 @@ def _check_known(published: PublishedHead, expected: str | None, accept: bool, s
         )
 
 
-def missing_files(heads: list[Head], folders: list[Path]) -> list[str]:
+def missing_files(heads: list[Head], folders: list[Path], decode: Decode = "exact") -> list[str]:
     """A text with its remedy for each head whose file is not on this machine and cannot be fetched."""
     problems, reached = {}, functools.cache(unreachable)
     for head, folder in zip(heads, folders, strict=True):
         published, file = published_head(_chosen(head).name), _chosen(head).file
-        if _imported(head, folder) is not None:
+        if _imported(head, folder, decode) is not None:
             continue
         if file is not None and not (paths.ROOT / file).is_file():
             problems[published.name] = f"{paths.ROOT / file}: no such file; fetch {published.url}"
@@ -244,14 +249,15 @@ def _downloaded(published: PublishedHead, expected: str | None) -> Path:
         raise StepError(_with_remedy(published, error)) from error
 
 
-def _imported(head: Head, folder: Path) -> HeadManifest | None:
-    """The manifest of this very head if `folder` holds it already, be it with other thresholds."""
+def _imported(head: Head, folder: Path, decode: Decode) -> HeadManifest | None:
+    """The manifest of this very head for such an encoder if `folder` holds it already, be it with other thresholds."""
     try:
         manifest = read_head(folder)
         weights_sha256 = sha256_of(folder / "head.safetensors")
     except (ManifestError, OSError):
         return None
     same = with_recipes_thresholds(manifest, head).recipe == head.settings()
+    same = same and manifest.encoder.preprocessing.startswith(f"{decode}-")
     is_it = manifest.training.published is not None and same and weights_sha256 == manifest.weights_sha256
     return manifest if is_it else None
 
@@ -332,14 +338,16 @@ def main(argv: list[str] | None = None) -> None:
         recipe = recipe_of(arguments)
         heads = _recipe_heads(recipe, arguments.head)
         if arguments.check:
-            missing = missing_files(heads, [paths.head_folder(recipe, head) for head in heads])
+            folders = [paths.head_folder(recipe, head) for head in heads]
+            missing = missing_files(heads, folders, recipe.encoder.decode)
             if missing:
                 raise StepError("\n".join(missing))
             return
         if not heads:
             say(f"recipe {recipe.name} has no published heads: nothing to import")
         for head in heads:
-            print(import_head(head, recipe.notice, paths.head_folder(recipe, head), options, recipe.name))
+            folder = paths.head_folder(recipe, head)
+            print(import_head(head, recipe.notice, folder, options, recipe.name, recipe.encoder.decode))
 
 
 if __name__ == "__main__":
