@@ -1,9 +1,9 @@
 """Speed of fine-tuning beside a bare timm loop, what a resumed run costs, and what fine-tuned models reach.
 
-    make lightning .trained/.installed
+    make lightning .trained/.installed .trained/.lite0
     python -m benchmarks.finetune --stamps FOLDER
-    python -m benchmarks.finetune --stamps FOLDER --model convnext_tiny --image-size 200 --rounds 3
-    python -m benchmarks.finetune --stamps FOLDER --quality --epochs 8 --image-size 96
+    python -m benchmarks.finetune --stamps FOLDER --only speed --model convnext_tiny --image-size 200 --rounds 3
+    python -m benchmarks.finetune --stamps FOLDER --only quality --epochs 20
 
 --stamps is Debian's package tuxpaint-stamps-default, unpacked, as for `benchmarks.head_quality`: photo or drawing.
 Speed is training images a second over one epoch, by turns, and the median of the rounds' ratios: `training.finetune`,
@@ -11,9 +11,9 @@ and a plain loop with timm's ImageDataset, model and AdamW, torch's DataLoader, 
 worker processes. The share of the cores that both keep busy is of this process and its workers. A resumed run is timed
 to its first step, beside one that begins.
 
---quality fine-tunes the small CNN and a ConvNeXt-Atto from random weights, and an EfficientNet-Lite0 from its ImageNet
-weights, and fits a head on a frozen DINOv2 ViT-S/14, all on one split: the same pictures to train, to choose and to
-measure on. Prints both as tables; last comes JSON.
+The quality is that of the small CNN and a ConvNeXt-Atto from random weights, an EfficientNet-Lite0 from its ImageNet
+weights, and a head on a frozen DINOv2 ViT-S/14, all on one split: the same pictures to train, to choose and to measure
+on. Takes about 8 minutes. Prints both as tables; last comes JSON.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ import psutil
 import torch
 from timm.data.dataset import ImageDataset
 
-from benchmarks.comparison import Comparison, comparison_table, comparisons_json, rounded
+from benchmarks.comparison import Comparison, comparisons_json, rounded
 from benchmarks.head_quality import clipsieve, figures_of, sets_of, stamps_in
 from benchmarks.machine import machine, print_result
-from benchmarks.tables import print_table
+from benchmarks.results.views import terminal_text
 from benchmarks.trained_weights import LITE0, efficientnet_lite0
 from common import paths
 from common.cpu import core_count
@@ -189,11 +189,11 @@ def measured_resume(recipe: Recipe, data: Path) -> dict[str, float]:
     return {"resumed_s": first_step_s(recipe, data, resumed=True), "begun_s": fresh}
 
 
-def measured_quality(arguments: argparse.Namespace, data: Path, folder: Path) -> list[dict[str, Any]]:
+def quality_figures(arguments: argparse.Namespace, data: Path) -> dict[str, Any]:
     """Figures of each model on the test part of one split."""
-    common: dict[str, Any] = {"image_size": arguments.image_size, "resize": "squash", "epochs": arguments.epochs}
+    common: dict[str, Any] = {"image_size": arguments.edge, "resize": "squash", "epochs": arguments.epochs}
     common["patience"] = arguments.epochs
-    lite0 = efficientnet_lite0(folder / "lite0")
+    lite0 = efficientnet_lite0(data.parent / "lite0")
     models = {
         "CNN, from random weights": {"model": "clipsieve_cnn", "learning_rate": 0.002},
         "ConvNeXt-Atto, from random weights": {"model": "convnext_atto", "learning_rate": 0.001},
@@ -212,7 +212,7 @@ def measured_quality(arguments: argparse.Namespace, data: Path, folder: Path) ->
         took = round(time.monotonic() - started)
         rows.append(_row(name, figures["auroc"], figures["auroc_95_interval"], figures["accuracy"], took))
         print(rows[-1], file=sys.stderr)
-    return [*rows, _frozen_row(arguments, next(iter(recipes.values())), data)]
+    return {"quality": [*rows, _frozen_row(arguments, next(iter(recipes.values())), data)]}
 
 
 def _frozen_row(arguments: argparse.Namespace, recipe: Recipe, data: Path) -> dict[str, Any]:
@@ -236,49 +236,59 @@ def _row(name: str, auroc: float, interval: Any, accuracy: float, took_s: int) -
     return {"model": name, "auroc": round(auroc, 4), "95 %": spread, "accuracy": round(accuracy, 4), "took_s": took_s}
 
 
+def speed_figures(arguments: argparse.Namespace, data: Path) -> dict[str, Any]:
+    """The rounds of both loops, a resumed run's first step, and their targets."""
+    settings = {"model": arguments.model, "image_size": arguments.image_size, "batch_size": arguments.batch_size}
+    recipe = recipe_of("speed", **settings, resize="squash", epochs=1)
+    speed = measured_speed(recipe, data, arguments.rounds)
+    resume = measured_resume(recipe, data)
+    ours, bare = (np.array(speed["images_per_s"][name]) for name in ("training.finetune", "bare timm loop"))
+    ratios = ours / bare  # of a round, whose two epochs follow one another
+    loops = [
+        {
+            "loop": name,
+            "images_per_s": float(np.median(rates)),
+            "cores_busy": float(np.median(speed["cores_busy"][name])),
+        }
+        for name, rates in speed["images_per_s"].items()
+    ]
+    resumed = resume["resumed_s"] / resume["begun_s"]
+    comparisons = [
+        Comparison("training images/s", float(np.median(ratios)), 0.95, True, "a bare timm loop"),
+        Comparison("first step of a resumed run", resumed, 2.0, False, "one that begins"),
+    ]
+    figures = {"model": arguments.model, "image_size": arguments.image_size, "batch_size": arguments.batch_size}
+    figures |= {"loops": loops, "ratios": ratios.tolist(), "resume": resume}
+    return rounded(figures) | {"comparisons": comparisons_json(comparisons)}
+
+
+PARTS = {"speed": speed_figures, "quality": quality_figures}
+
+
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.finetune",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--stamps", type=Path, required=True, help="folder of tuxpaint-stamps-default")
-    parser.add_argument("--model", default="convnext_atto", help="of the speed; default: convnext_atto")
-    parser.add_argument("--image-size", type=int, default=128, help="pixels along an edge")
-    parser.add_argument("--batch-size", type=int, default=32, help="pictures in a step")
-    parser.add_argument("--rounds", type=int, default=6, help="epochs of each loop")
-    parser.add_argument("--quality", action="store_true", help="compare models instead of loops")
-    parser.add_argument("--epochs", type=int, default=8, help="of --quality")
-    parser.add_argument("--cache", type=Path, help="folder that keeps embeddings of --quality")
-    arguments = parser.parse_args(argv)
-    hardware = machine()
+    parser.add_argument("--only", choices=PARTS, help="one of the two parts")
+    parser.add_argument("--model", default="convnext_atto", help="of the speed (default %(default)s)")
+    parser.add_argument("--image-size", type=int, default=128, help="of the speed (default %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=32, help="of the speed (default %(default)s)")
+    parser.add_argument("--rounds", type=int, default=6, help="epochs of each loop (default %(default)s)")
+    parser.add_argument("--epochs", type=int, default=8, help="of the quality (default %(default)s)")
+    parser.add_argument("--edge", type=int, default=96, help="pixels of the quality's pictures (default %(default)s)")
+    parser.add_argument("--cache", type=Path, help="folder that keeps embeddings for the quality")
+    arguments, hardware = parser.parse_args(argv), machine()
+    result: dict[str, Any] = {}
     with tempfile.TemporaryDirectory(prefix="clipsieve-finetune-") as work:
         paths.ARTIFACTS = Path(work) / "artifacts"
         data = folders_of(arguments.stamps, Path(work) / "stamps")
-        if arguments.quality:
-            rows = measured_quality(arguments, data, Path(work))
-            print_table(rows)
-            print_result("benchmarks.finetune", hardware, quality=rounded(rows))
-            return
-        settings = {"model": arguments.model, "image_size": arguments.image_size, "batch_size": arguments.batch_size}
-        recipe = recipe_of("speed", **settings, resize="squash", epochs=1)
-        speed = measured_speed(recipe, data, arguments.rounds)
-        resume = measured_resume(recipe, data)
-    ours, bare = (np.array(speed["images_per_s"][name]) for name in ("training.finetune", "bare timm loop"))
-    ratios = ours / bare  # of a round, whose two epochs follow one another
-    comparisons = [
-        Comparison("training images/s", float(np.median(ratios)), 0.95, True, "a bare timm loop"),
-        Comparison(
-            "first step of a resumed run", resume["resumed_s"] / resume["begun_s"], 2.0, False, "one that begins"
-        ),
-    ]
-    print_table([{"loop": name, **rounded({"images_per_s": rate})} for name, rate in speed["images_per_s"].items()])
-    print(f"ratios of the rounds: {', '.join(f'{ratio:.3f}' for ratio in ratios)}")
-    print(comparison_table(comparisons_json(comparisons), aligned=True))
-    print_result(
-        "benchmarks.finetune",
-        hardware,
-        speed=rounded(speed),
-        ratios=rounded(ratios.tolist()),
-        resume=rounded(resume),
-        comparisons=comparisons_json(comparisons),
-    )
+        for part in [arguments.only] if arguments.only else PARTS:
+            result |= PARTS[part](arguments, data)
+    print(terminal_text({"benchmark": "finetune"} | result))
+    print_result("benchmarks.finetune", hardware, **result)
 
 
 if __name__ == "__main__":

@@ -82,8 +82,9 @@ def test_a_gpu_computes_fp32_as_fp32_unless_the_config_allows_tf32(backend: Any,
     assert backend.providers({}, "GPU", "0") == [("CUDAExecutionProvider", {"device_id": 0}), *cpu]
 
 
-def test_the_encoders_threads_sleep_while_they_wait(backend: Any) -> None:
+def test_the_encoders_threads_wait_awake_only_while_it_computes(backend: Any) -> None:
     config = read_config(ROOT / "model_repository" / "clip_encoder" / "config.pbtxt")
     values = {key: {"string_value": value.string_value} for key, value in config.parameters.items()}
     options = backend.session_options({"parameters": values})
-    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "0"
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == "1"
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"

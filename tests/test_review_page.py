@@ -341,14 +341,6 @@ def test_a_visit_from_nothing_labelled_to_a_better_head(opened, tmp_path: Path, 
         scores = page.run("gallery.rows.map(id => rowOf(id)?.score).filter(score => score !== undefined)")
         assert len(scores) > 3
 
-        file = tmp_path / "out" / "labels.csv"
-        before, picture = len(rows_of(file)), Path(rows_of(file)[-1][0]).name
-        page.press("Escape")
-        _press(page, "u")
-        _train(page)
-        assert len(rows_of(file)) == before - 1
-        assert _stored_labels(load_recipe("demo"))[picture] is None  # what was taken back is learnt no more
-
 
 def _stored_labels(recipe: Recipe) -> dict[str, str | None]:
     """What the store's data sets and corrections say of each picture."""

@@ -6,7 +6,7 @@
     python -m benchmarks.peers --rounds 5
 
 All get the same JPEG files and the same ViT-B/32 with seeded random weights, and must answer rightly before they are
-timed; transformers' image-classification pipeline and a row of ours have a ViT-B/16 instead, the same for both. The
+timed; transformers' image-classification pipeline and two rows of ours have a ViT-B/16 instead, the same for all. The
 limit is one process without a server: the served decoding and onnxruntime at the best of a few batch sizes and layouts.
 Servers get one image a request from the same generator, at the best of a few concurrencies (FastAPI, LitServe, MLflow
 and the pipeline also with the best number of workers). While one is measured all processes of the others are stopped
@@ -36,7 +36,7 @@ RECIPE = "benchmarks/peers/vit-b-32.yaml"
 CLASSIFIER = "benchmarks/peers/vit-b-16.yaml"
 WITHOUT_SERVER = ("limit", "clip-retrieval")
 OURS = ("clipsieve fp32", "clipsieve fp32 throughput", "clipsieve int8", "clipsieve gateway")
-CLASSIFIERS = ("clipsieve ViT-B/16", "transformers ViT-B/16")
+CLASSIFIERS = ("clipsieve ViT-B/16", "clipsieve ViT-B/16 throughput", "transformers ViT-B/16")
 SERVICES = (*OURS, "FastAPI", "MLflow", "LitServe", "infinity", *CLASSIFIERS)
 ENVIRONMENT_OF = {
     "FastAPI": "fastapi",

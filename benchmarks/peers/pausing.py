@@ -11,7 +11,9 @@ from collections.abc import Iterator
 
 import psutil
 
-from benchmarks.peers.processes import process_tree
+from benchmarks.peers.processes import process_tree, wait_until
+
+_STOP_DEADLINE_S = 5.0
 
 
 class Paused:
@@ -51,13 +53,22 @@ class Paused:
 
 
 def stop_tree(pid: int) -> None:
-    """Stop a process, then what it started, until nothing new is found: a stopped one starts no others."""
+    """Stop a process, then what it started, until nothing new is found: one that stands still starts no others."""
     stopped: set[int] = set()
     while fresh := [process for process in process_tree(pid) if process.pid not in stopped]:
         for process in fresh:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.suspend()
             stopped.add(process.pid)
+        wait_until(lambda fresh=fresh: all(map(_stands_still, fresh)), _STOP_DEADLINE_S)
+
+
+def _stands_still(process: psutil.Process) -> bool:
+    """True once the signal has arrived, which a busy machine takes its time for, and of a process that has ended."""
+    try:
+        return process.status() in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def continue_tree(pid: int) -> None:

@@ -153,7 +153,7 @@ class Service:
 
 
 def services(material: Material, classifier: Material) -> list[Service]:
-    """clipsieve at both precisions and goals, then the others; at last both servers of the ViT-B/16 `classifier`."""
+    """clipsieve at both precisions and goals, then the others; at last those of the ViT-B/16 `classifier`."""
     several = tuple(sorted({1, min(2, CORES)}))
     return [
         Service("clipsieve fp32", lambda _, folder: start_ours(material, folder)),
@@ -166,6 +166,11 @@ def services(material: Material, classifier: Material) -> list[Service]:
         # It resizes with transformers, whose pixels are not quite open_clip's.
         Service("infinity", lambda _, folder: start_infinity(material, folder), minimum_cosine=0.99),
         Service("clipsieve ViT-B/16", lambda _, folder: start_ours(classifier, folder), material=classifier),
+        Service(
+            "clipsieve ViT-B/16 throughput",
+            lambda _, folder: start_ours(classifier, folder, goal="throughput"),
+            material=classifier,
+        ),
         Service(
             "transformers ViT-B/16",
             lambda workers, folder: start_pipeline(classifier, folder, workers),
