@@ -2,7 +2,6 @@
 
     make demo                                                       # builds what is served
     make train RECIPE=benchmarks/peers/vit-b-32.yaml DATA=PHOTOS    # any two labelled folders: angular/ and round/
-    make engines RECIPE=benchmarks/peers/vit-b-32.yaml TARGET=onnx
     python -m benchmarks.gateway
     python -m benchmarks.gateway --recipes demo --rounds 3 --seconds 2
 
@@ -34,8 +33,9 @@ from benchmarks.comparison import Comparison, comparisons_json
 from benchmarks.machine import hardware_line, machine, print_result
 from benchmarks.offered_load import connect, score_request
 from benchmarks.results.views import terminal_text
+from build.head import build_head
 from build.repository import install
-from common.paths import ROOT
+from common.paths import ROOT, head_folder
 from common.photos import sample_photos
 from recipes.errors import ExpectedError, run_step
 from recipes.schema import load_recipe
@@ -185,6 +185,8 @@ def measure(recipe_name: str, folder: Path, arguments: argparse.Namespace) -> di
     recipe = load_recipe(recipe_name)
     patient = recipe.serving.model_copy(update={"queue_timeout_ms": int(1000 * TIMEOUT_S)})  # nothing is refused
     recipe = recipe.model_copy(update={"serving": patient})
+    for head in recipe.heads:
+        build_head(head_folder(recipe, head), recipe.build.opset)
     install(recipe, folder / "models", "onnx")
     pictures = [path.read_bytes() for path in sample_photos()]
     rows: list[dict[str, float]] = []

@@ -24,10 +24,12 @@ from benchmarks.peers.material import SCORE_TOLERANCE, Material, PictureAnswer
 from benchmarks.peers.processes import Process
 from build.encoder import make_encoder
 from build.errors import BuildError
+from build.head import build_head
 from build.repository import install
 from build.repository_check import RepositoryError
 from clipsieve import AsyncClient
 from common.manifest import ManifestError, read_encoder
+from common.paths import head_folder
 from recipes.build_section import Precision
 from recipes.schema import Recipe, RecipeError
 from recipes.serving_section import Goal
@@ -208,6 +210,8 @@ def installed_models(recipe: Recipe, folder: Path) -> Path:
     models = folder / f"models-{recipe.name}-{recipe.build.precision}-{recipe.serving.goal}"
     if not models.is_dir():
         make_encoder(recipe)
+        for head in recipe.heads:
+            build_head(head_folder(recipe, head), recipe.build.opset)
         install(recipe, models, "onnx")
     return models
 
