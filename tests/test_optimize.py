@@ -13,6 +13,7 @@ from training.errors import StepError
 from training.head import head_from_layers, hidden_layers, initial_tensors, logits_of, new_layers, tensors_of
 from training.optimize import (
     AdamW,
+    Average,
     Examples,
     Fold,
     fit_as_chosen,
@@ -49,6 +50,39 @@ def test_the_best_epoch_is_kept() -> None:
     assert curve.validation[-1] > curve.validation[curve.best_epoch]
     assert not head.training
     assert _validation_loss(head) == pytest.approx(min(curve.validation), rel=1e-6)
+
+
+def test_of_many_steps_an_epoch_the_mean_is_measured_and_kept() -> None:
+    fit = Fit(hidden_sizes=[64], learning_rate=0.02, max_epochs=5, patience=5, batch_size=3, dropout=0.3)
+    head, last = _head(fit), []
+    fold = Fold(head, TRAIN, VALIDATION)
+    curve = optimize_folds([fold], fit, progress=lambda *_: last.append(_validation_loss(head)))
+    assert np.mean(curve.validation) < np.mean(last)  # of the weights after each epoch's last step, which train on
+    assert _validation_loss(head) == pytest.approx(min(curve.validation), rel=1e-6)
+
+
+def _averaged(steps_per_epoch: int, values: list[float]) -> float:
+    """The mean after an epoch whose steps leave these weights."""
+    weight = nn.Parameter(torch.zeros(3))
+    average = Average([weight], steps_per_epoch)
+    for _ in range(2):  # the second epoch forgets the first
+        for number, value in enumerate(values):
+            weight.data.fill_(value)
+            average.step(number)
+    with average.in_place():
+        mean = float(weight[0].detach())
+    assert float(weight[0].detach()) == values[-1]
+    return mean
+
+
+def test_the_mean_is_of_every_eighth_of_an_epochs_last_forty_steps() -> None:
+    values = [float(number) for number in range(100)]
+    assert _averaged(100, values) == pytest.approx(np.mean([99, 91, 83, 75, 67]))
+    assert _averaged(40, values[:40]) == pytest.approx(np.mean([39, 31, 23, 15, 7]))
+
+
+def test_of_fewer_steps_an_epoch_the_last_weights_are_kept() -> None:
+    assert _averaged(39, [float(number) for number in range(39)]) == 38
 
 
 def test_training_stops_when_patience_is_out() -> None:
