@@ -27,7 +27,10 @@ from benchmarks.results.views import terminal_text
 from common.paths import ROOT
 from recipes.errors import ExpectedError, run_step
 
-INSTALLED = ("venv", "triton", "heic", ".perf/.installed", ".trained/.installed", ".solar/.installed")
+INSTALLED = (
+    *("venv", "triton", "heic", "transformers", "lightning"),
+    *(".perf/.installed", ".trained/.installed", ".trained/.lite0", ".solar/.installed", ".dvcenv/.installed"),
+)
 """What the targets need, and `make` installs by itself when it is not there."""
 
 

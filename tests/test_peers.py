@@ -42,7 +42,7 @@ from benchmarks.peers.figures import (
 from benchmarks.peers.hugging_face import image_config, model_config, renamed
 from benchmarks.peers.limit import Limit, until
 from benchmarks.peers.load import Ask, Throughput, offer, one_by_one, saturate
-from benchmarks.peers.material import CHECKED, Material, PictureAnswer, difference
+from benchmarks.peers.material import CHECKED, Material, PictureAnswer, difference, leaves_even
 from benchmarks.peers.pausing import Paused
 from benchmarks.peers.pictures import MEGAPIXELS, jpeg_pictures, scaled_size
 from benchmarks.peers.processes import Process, busy_s, cpu_s, process_tree, resident_mib, wait_until
@@ -223,6 +223,15 @@ def test_wrong_answers_are_refused(material, answers, message):
 
 
 # ---- load ----
+
+
+@pytest.mark.parametrize(("size", "even"), [((248, 248), True), ((248, 250), True), ((248, 251), False)])
+def test_a_crop_that_leaves_out_an_odd_number_is_known(size, even):
+    view = Preprocessing(
+        image_size=224, resize_size=248, resize_mode="shortest", interpolation="bicubic", mean=(0, 0, 0), std=(1, 1, 1)
+    )
+    assert leaves_even(jpeg(*size), view) is even
+    assert leaves_even(jpeg(*size[::-1]), view) is even
 
 
 def test_a_closed_loop_counts_what_it_was_given():

@@ -104,7 +104,7 @@ class Contest:
         wait_for_answer(server, material.pictures[0])
         row.cold_start_s.append(time.perf_counter() - server.started_s)
         answers = asyncio.run(server.examine(material.pictures[:CHECKED]))
-        row.difference = difference(material, answers, service.minimum_cosine, service.tolerance)
+        row.difference = difference(material, answers, service.minimum_cosine, service.tolerance, service.even_alone)
         wait_until_idle(server.pid)
         served = Served(server, material.pictures)
         served.choose(self.settings.concurrencies, self.settings.seconds)

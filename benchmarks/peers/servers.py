@@ -28,7 +28,7 @@ from build.head import build_head
 from build.repository import install
 from build.repository_check import RepositoryError
 from clipsieve import AsyncClient
-from common.manifest import ManifestError, read_encoder
+from common.manifest import ManifestError
 from common.paths import head_folder
 from recipes.build_section import Precision
 from recipes.schema import Recipe, RecipeError
@@ -150,6 +150,8 @@ class Service:
     minimum_cosine: float = 0.999
     tolerance: float = SCORE_TOLERANCE
     """Largest difference of its scores, where it gives no embeddings."""
+    even_alone: bool = False
+    """Compare its scores of pictures alone whose centre crop leaves out an even number of pixels."""
     material: Material | None = None
     """What it serves, where that is not what the others serve."""
 
@@ -178,6 +180,7 @@ def services(material: Material, classifier: Material) -> list[Service]:
             lambda workers, folder: start_pipeline(classifier, folder, workers),
             several,
             tolerance=0.01,  # it resizes with torchvision, whose pixels are not quite Pillow's
+            even_alone=True,
             material=classifier,
         ),
     ]
@@ -263,8 +266,7 @@ def start_litserve(material: Material, folder: Path, workers: int) -> Iterator[S
 def start_pipeline(material: Material, folder: Path, workers: int) -> Iterator[Server]:
     environment = ENVIRONMENTS["transformers"]
     environment.check()
-    preprocessing = read_encoder(material.onnx.parent).preprocessing[0]
-    model = vit_classifier.write_folder(material.weights, material.head, preprocessing, folder / "vit")
+    model = vit_classifier.write_folder(material.weights, material.head, material.view, folder / "vit")
     (port,) = free_ports(0)
     command = [environment.bin / "uvicorn", "--factory", "benchmarks.peers.pipeline_server:create_app"]
     options = ["--host", HOST, "--port", str(port), "--workers", str(workers), "--no-access-log"]
