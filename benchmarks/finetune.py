@@ -189,18 +189,21 @@ def measured_resume(recipe: Recipe, data: Path) -> dict[str, float]:
     return {"resumed_s": first_step_s(recipe, data, resumed=True), "begun_s": fresh}
 
 
-def quality_figures(arguments: argparse.Namespace, data: Path) -> dict[str, Any]:
-    """Figures of each model on the test part of one split."""
-    common: dict[str, Any] = {"image_size": arguments.edge, "resize": "squash", "epochs": arguments.epochs}
-    common["patience"] = arguments.epochs
-    lite0 = efficientnet_lite0(data.parent / "lite0")
+def quality_recipes(lite0: Path, image_size: int, epochs: int) -> dict[str, Recipe]:
+    """The models that are fine-tuned, by what the table calls them."""
+    common: dict[str, Any] = {"image_size": image_size, "resize": "squash", "epochs": epochs, "patience": epochs}
     models = {
         "CNN, from random weights": {"model": "clipsieve_cnn", "learning_rate": 0.002},
         "ConvNeXt-Atto, from random weights": {"model": "convnext_atto", "learning_rate": 0.001},
         "EfficientNet-Lite0, from ImageNet's": {"model": LITE0, "weights": str(lite0), "learning_rate": 0.0005},
     }
-    rows = []
-    recipes = {name: recipe_of(f"quality-{at}", **(common | models[name])) for at, name in enumerate(models)}
+    return {name: recipe_of(f"quality-{at}", **(common | models[name])) for at, name in enumerate(models)}
+
+
+def quality_figures(arguments: argparse.Namespace, data: Path) -> dict[str, Any]:
+    """Figures of each model on the test part of one split."""
+    lite0 = efficientnet_lite0(data.parent / "lite0")
+    recipes, rows = quality_recipes(lite0, arguments.edge, arguments.epochs), []
     for name, recipe in recipes.items():
         started = time.monotonic()
         head = recipe.heads[0]

