@@ -141,7 +141,7 @@ class Encoder(Section):
     decode: Decode = "exact"
     """Decoding of large JPEGs, in training and serving: `exact` as the model's library does it, bit by bit, or
     `scaled` at 1/2, 1/4 or 1/8 of their size, several times as fast, where at least twice what the encoder sees
-    remains. A head fits only the one it was trained with."""
+    remains. A head fits only the one it was trained with; a published head is served on either."""
     finetune: Finetune | None = Field(default=None, exclude_if=is_unset)
     """Training of this encoder by `training.finetune`, which writes the folder `weights`, by default
     artifacts/classifiers/<recipe>. `library` is timm then, `model` that of this section, and `normalize` false; its
