@@ -77,9 +77,9 @@ def make(command: tuple[str, ...], environment: dict[str, str]) -> str:
     Raises:
         TargetFailed
     """
-    finished = subprocess.run(
-        command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=False
-    )
+    # Run by make itself, its MAKEFLAGS would give every make below, those in tests too, NAME and OPTIONS of this one.
+    ours = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+    finished = subprocess.run(command, cwd=ROOT, env=ours | environment, capture_output=True, text=True, check=False)
     if finished.returncode:
         lines = (finished.stdout + finished.stderr).splitlines()[-20:]
         raise TargetFailed("\n".join([f"{' '.join(command)} ended with status {finished.returncode}:", *lines]))

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from benchmarks.house import INSTALLED, TARGETS, Target, TargetFailed, last_match, timed
+from benchmarks.house import INSTALLED, TARGETS, Target, TargetFailed, last_match, make, timed
 from common.paths import ROOT
 
 PYTEST = """tests/test_a.py .....
@@ -35,6 +35,15 @@ def test_time_and_processor_time_are_of_its_own_processes():
 def test_a_failure_ends_with_what_was_printed_last():
     with pytest.raises(TargetFailed, match=r"ended with status 3:\n.*the reason"):
         timed(Target((sys.executable, "-c", "print('the reason'); raise SystemExit(3)"), "x"))
+
+
+def test_a_make_that_is_timed_does_not_inherit_the_variables_of_the_one_around_it(monkeypatch):
+    """As `make bench NAME=house` has them, and every make in the tests that it runs would."""
+    monkeypatch.setenv("MAKEFLAGS", " -- NAME=house")
+    monkeypatch.setenv("MAKELEVEL", "1")
+    shown = make(("make", "-n", "bench"), {})
+    assert "-m benchmarks" in shown
+    assert "house" not in shown
 
 
 @pytest.mark.parametrize("command", [*[each.command for each in TARGETS.values()], ("make", *INSTALLED)])
