@@ -260,8 +260,7 @@ def speed_figures(arguments: argparse.Namespace, data: Path) -> dict[str, Any]:
         Comparison("training images/s", float(np.median(ratios)), 0.95, True, "a bare timm loop"),
         Comparison("first step of a resumed run", resumed, 2.0, False, "one that begins"),
     ]
-    figures = {"model": arguments.model, "image_size": arguments.image_size, "batch_size": arguments.batch_size}
-    figures |= {"loops": loops, "ratios": ratios.tolist(), "resume": resume}
+    figures = settings | {"loops": loops, "ratios": ratios.tolist(), "resume": resume}
     return rounded(figures) | {"comparisons": comparisons_json(comparisons)}
 
 

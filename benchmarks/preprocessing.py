@@ -109,9 +109,9 @@ def _edges(photograph: Image.Image, megapixels: float) -> tuple[float, float]:
     return photograph.width * scale, photograph.height * scale
 
 
-def jpeg(image: Image.Image) -> bytes:
+def jpeg(image: Image.Image, quality: int = 90) -> bytes:
     file = io.BytesIO()
-    image.save(file, "JPEG", quality=90)
+    image.save(file, "JPEG", quality=quality)
     return file.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""What `decode: scaled` changes in the answers of trained networks, beside what int8 and saving a JPEG again change.
+"""Changes that `decode: scaled` makes to the answers of trained networks, beside those of int8 and of saving again.
 
     make .trained/.installed .trained/.lite0
     python -m benchmarks.scaled_decoding --photographs FOLDER --stamps FOLDER
@@ -48,11 +48,13 @@ from common.pixels import served_pixels
 from common.timm_preprocessing import timm_preprocessing
 from recipes.build_section import Build
 from recipes.serving_section import Serving
+from training.calibrate import activated
+from training.finetune_run import normalised
 from training.head import head_from_layers, logits_of
 from training.head_fit import fit_head
 
 CROPS = 12
-"""Of each photograph."""
+"""Crops of each photograph."""
 SAVED_AGAIN_QUALITY = 85
 DECILES = np.arange(0.1, 0.95, 0.1)
 
@@ -90,10 +92,8 @@ def mirrored(photograph: Image.Image) -> Image.Image:
 
 
 def saved_again(picture: Picture) -> Picture:
-    file = io.BytesIO()
     with Image.open(io.BytesIO(picture.data)) as image:
-        image.convert("RGB").save(file, "JPEG", quality=SAVED_AGAIN_QUALITY)
-    return Picture(picture.name, file.getvalue())
+        return Picture(picture.name, jpeg(image.convert("RGB"), SAVED_AGAIN_QUALITY))
 
 
 def views_of(view: Preprocessing, pictures: list[Picture]) -> dict[str, np.ndarray]:
@@ -118,18 +118,13 @@ def fitted_heads(arguments: argparse.Namespace) -> dict[str, Scores]:
 def scores_of(head: Any) -> Scores:
     def scores(embeddings: np.ndarray) -> np.ndarray:
         logits = logits_of(head, embeddings)
-        return 1 / (1 + np.exp(-logits)) if logits.shape[1] == 1 else softmax(logits)
+        return activated(logits, "sigmoid" if logits.shape[1] == 1 else "softmax")
 
     return scores
 
 
-def softmax(logits: np.ndarray) -> np.ndarray:
-    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
-    return powers / powers.sum(axis=1, keepdims=True)
-
-
 def changes(before: np.ndarray, after: np.ndarray) -> dict[str, float]:
-    """What a head says of the same pictures, (n, classes) each: the largest change, and the shares that decide anew."""
+    """Compare a head's scores of the same pictures, (n, classes) each: largest change, shares that decide anew."""
     figures = {"largest_change": float(np.abs(before - after).max())}
     if before.shape[1] > 1:
         return figures | {"another_best_class": float((before.argmax(axis=1) != after.argmax(axis=1)).mean())}
@@ -174,12 +169,12 @@ def of_a_classifier(pictures: list[Picture]) -> list[dict[str, Any]]:
         weights = efficientnet_lite0(Path(folder)) / "model.safetensors"
         model = timm.create_model(LITE0, checkpoint_path=str(weights)).eval()
     view = timm_preprocessing(resolve_model_data_config(model))
-    mean, std = (torch.tensor(each).view(3, 1, 1) for each in (view.mean, view.std))
 
     def scores(pixels: np.ndarray) -> np.ndarray:
         blocks = torch.from_numpy(pixels).split(16)
         with torch.inference_mode():
-            return softmax(torch.cat([model((block.movedim(-1, 1) / 255 - mean) / std) for block in blocks]).numpy())
+            logits = torch.cat([model(normalised(block.movedim(-1, 1), view)) for block in blocks])
+        return activated(logits.numpy(), "softmax")
 
     probabilities = {name: scores(each) for name, each in views_of(view, pictures).items()}
     exact = probabilities.pop("exact")

@@ -309,7 +309,7 @@ class Average:
         left = self._steps - 1 - number
         if not self._means or left >= _AVERAGED_STEPS or left % _AVERAGE_EVERY:
             return
-        self._taken = 1 if left > _AVERAGED_STEPS - 1 - _AVERAGE_EVERY else self._taken + 1
+        self._taken = (_AVERAGED_STEPS - left) // _AVERAGE_EVERY
         for mean, parameter in zip(self._means, self._parameters, strict=True):
             mean.lerp_(parameter, 1 / self._taken)
 
