@@ -35,6 +35,12 @@ def test_rejections_are_read_from_a_message(message, expected):
         ("INVALID_ARGUMENT", "image 0: EMPTY: no bytes", ImageRejected, "EMPTY: no bytes"),
         ("INVALID_ARGUMENT", "wrong shape", InferenceFailed, "INVALID_ARGUMENT: wrong shape"),
         ("INTERNAL", "image 0: EMPTY: no bytes", InferenceFailed, "INTERNAL: image 0: EMPTY: no bytes"),
+        (
+            "INTERNAL",
+            "Unable to parse request",
+            InferenceFailed,
+            "TOO_MANY_BYTES: the request reached host:1 cut off, as by a proxy's limit: Unable to parse request",
+        ),
         ("UNAVAILABLE", "Exceeds maximum queue size", InferenceFailed, "SERVER_BUSY: Exceeds maximum queue size"),
         ("UNAVAILABLE", "refused", ServerUnavailable, "no answer from host:1: refused"),
         ("DEADLINE_EXCEEDED", "late", InferenceFailed, "DEADLINE_EXCEEDED: late"),

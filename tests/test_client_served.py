@@ -16,7 +16,7 @@ from pictures import jpeg
 from PIL import Image
 from waiting import until
 
-from clipsieve import Client
+from clipsieve import Client, Retry, grpc_transport
 from serving.embedded import EmbeddedServer, ServerSettings
 
 
@@ -85,3 +85,14 @@ def test_server_that_is_stopped_and_started_again_in_the_middle_of_a_run(reposit
     table = pq.read_table(out)
     assert table["error"].null_count == len(table) == 1000
     assert table["image_path"].to_pylist() == [f"{photos}/{number:04}.jpg" for number in range(1000)]
+
+
+def test_a_request_whose_end_is_cut_off_names_a_limit(server, monkeypatch):
+    """What a proxy with a limit may leave of a picture, as the real server answers it."""
+    whole = grpc_transport._message
+    monkeypatch.setattr(grpc_transport, "_message", lambda request: whole(request)[:-100])
+    with Client(server.grpc_url, retry=Retry(attempts=1)) as client:
+        error = client.score([jpeg(seed=1)])[0].error
+    assert error is not None
+    assert error.code == "TOO_MANY_BYTES"
+    assert "Unable to parse request" in error.message

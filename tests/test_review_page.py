@@ -86,6 +86,12 @@ def _press(page: Page, *keys: str) -> None:
         _idle(page)
 
 
+def _names(page: Page) -> list[str]:
+    """Names of the pictures in the grid's order, read until the first screenful is there."""
+    until(lambda: not any(name.startswith("picture ") for name in page.run(NAMES)[:8]), "names of the first pictures")
+    return page.run(NAMES)
+
+
 def _choose_queue(page: Page, queue: str) -> None:
     page.run(f"(state.queue = byId('queue').value = {json.dumps(queue)}, readOrder(true))")
     page.settled()
@@ -97,7 +103,7 @@ def _texts(page: Page, selector: str) -> list[str]:
 
 def test_the_grid_is_sorted_and_answered_by_keys_and_mouse(opened, review: RunningReview, folder: Path) -> None:
     page = opened(review)
-    assert page.run(NAMES) == ["0.jpg", "4.jpg", HOSTILE, "2.jpg", "5.jpg", "3.jpg", "6.jpg", "1.jpg"]
+    assert _names(page) == ["0.jpg", "4.jpg", HOSTILE, "2.jpg", "5.jpg", "3.jpg", "6.jpg", "1.jpg"]
     assert page.run("location.search") == ""  # the token is not in the address any more
     _press(page, "ArrowDown", "1", "0")
     page.click(".card[aria-label^='2.jpg'] [data-mark='0']")
@@ -166,13 +172,13 @@ def test_queues_show_what_is_uncertain_wrong_new_or_doubled(opened, review: Runn
     page = opened(review)
     _press(page, "ArrowDown", "0")  # 0.jpg, of which the head is surest, is to be kept
     _choose_queue(page, "disagreeing")
-    assert page.run(NAMES) == ["0.jpg"]
+    assert _names(page) == ["0.jpg"]
     _choose_queue(page, "uncertain")
-    assert page.run(NAMES)[:2] == ["5.jpg", "3.jpg"]
+    assert _names(page)[:2] == ["5.jpg", "3.jpg"]
     _choose_queue(page, "unanswered")
-    assert len(page.run(NAMES)) == len(SCORES) - 1
+    assert len(_names(page)) == len(SCORES) - 1
     _choose_queue(page, "duplicates")
-    assert sorted(page.run(NAMES)) == ["0.jpg", "1.jpg"]
+    assert sorted(_names(page)) == ["0.jpg", "1.jpg"]
     page.run("chooseKind('grade')")
     _choose_queue(page, "disagreeing")
     assert "agrees with every answer" in _texts(page, "#shown")[0]
@@ -323,7 +329,7 @@ def test_a_visit_from_nothing_labelled_to_a_better_head(opened, tmp_path: Path, 
         first = _auroc(tmp_path, red)
 
         _choose_queue(page, "disagreeing")
-        names = page.run(NAMES)
+        names = _names(page)
         labels = _labels(tmp_path)
         assert any((labels[name] == "round") != red[name] for name in names[:3])
         page.press("o")
@@ -338,8 +344,7 @@ def test_a_visit_from_nothing_labelled_to_a_better_head(opened, tmp_path: Path, 
         second = _auroc(tmp_path, red)
         assert second > first
         assert second > 0.9
-        scores = page.run("gallery.rows.map(id => rowOf(id)?.score).filter(score => score !== undefined)")
-        assert len(scores) > 3
+        page.wait_for("gallery.rows.filter(id => rowOf(id)?.score !== undefined).length > 3")
 
 
 def _stored_labels(recipe: Recipe) -> dict[str, str | None]:
@@ -405,8 +410,7 @@ def test_grades_train_a_better_order(graded, tmp_path: Path) -> None:
     assert second > first
     assert second > 0.8
     _choose_queue(page, "all")
-    until(lambda: not page.run(NAMES)[0].startswith("picture "), "names of the first pictures")
-    assert page.run(NAMES)[0] == max(_scores(tmp_path, "taste").items(), key=lambda pair: pair[1])[0]
+    assert _names(page)[0] == max(_scores(tmp_path, "taste").items(), key=lambda pair: pair[1])[0]
 
     file = tmp_path / "out" / "grades.csv"
     picture = Path(rows_of(file)[-1][0]).name

@@ -12,6 +12,8 @@ CANCELLED         CANCELLED                                      in flight when 
 UNAVAILABLE       …Exceeds maximum queue size                    no room in a queue
 UNAVAILABLE       …Request timeout expired                       waited in a queue for too long
 INTERNAL          …Stub process 'P' is not healthy               a model's Python process is dead
+INTERNAL          Unable to parse request                        of gRPC itself: a message whose end did not arrive, as
+                                                                 when a proxy's limit cuts it off
 INVALID_ARGUMENT  …image 0: CODE: text; image 3: CODE: text      images that cannot be decoded
 
 A server that starts opens its ports when every model is loaded, and one that stops closes HTTP at once; what those
@@ -35,6 +37,7 @@ QUEUE_REFUSALS = ("maximum queue size", "timeout expired")
 _STOPPING = ("Server exiting", "Server not ready", "Server is stopping")
 _NOT_LOADED = "has no available versions"
 PROCESS_DEAD = "is not healthy"
+_CUT_OFF = "Unable to parse request"
 
 # One bad image in a server's message; the text runs to the next one or to the end.
 _REJECTION = re.compile(
@@ -62,6 +65,8 @@ def failure_from_status(code: str, message: str, url: str) -> ClipsieveError:
         rejections = rejections_from_message(message)
         if rejections:
             return rejections[0]
+    if code == "INTERNAL" and message == _CUT_OFF:
+        return InferenceFailed("TOO_MANY_BYTES", f"the request reached {url} cut off, as by a proxy's limit: {message}")
     return InferenceFailed(code, message)
 
 
