@@ -18,7 +18,7 @@ from benchmarks.results.stored import ResultError, read_results
 def stored_durations() -> dict[str, float]:
     """Seconds that the stored results took; none when they cannot be read, which `benchmarks.results` reports."""
     try:
-        return {name: result["took_s"] for name, result in read_results().items() if "took_s" in result}
+        return {each["benchmark"]: each["took_s"] for each in read_results().values() if "took_s" in each}
     except ResultError:
         return {}
 

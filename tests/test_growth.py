@@ -300,8 +300,8 @@ def words_of(svg: bytes) -> str:
 
 def test_pictures_are_svg_small_and_the_same_every_time(result):
     result = json.loads(json.dumps(rounded(result)))
-    pictures = svgs(result)
-    assert pictures == svgs(result)
+    pictures = svgs(result, "growth")
+    assert pictures == svgs(result, "growth")
     assert list(pictures) == [f"growth-{part}.svg" for part in growth.PARTS]
     for svg in pictures.values():
         assert ElementTree.fromstring(svg).tag == f"{SVG}svg"
@@ -310,7 +310,7 @@ def test_pictures_are_svg_small_and_the_same_every_time(result):
 
 
 def test_pictures_say_what_was_found_and_in_which_units(result):
-    heads_svg, sizes_svg, rates_svg, batches_svg = svgs(result).values()
+    heads_svg, sizes_svg, rates_svg, batches_svg = svgs(result, "growth").values()
     assert "Each head adds 0.50 ms" in words_of(heads_svg)
     assert "processor time an image, ms" in words_of(sizes_svg)
     assert "requests refused, %" in words_of(rates_svg)
@@ -320,7 +320,7 @@ def test_pictures_say_what_was_found_and_in_which_units(result):
 def test_a_part_that_was_not_measured_has_no_picture_and_a_missing_figure_leaves_a_gap(result):
     del result["heads"]
     result["rates"]["rows"][-1] = rate_row(100, None, 1.0)
-    assert list(svgs(result)) == [f"growth-{part}.svg" for part in ("sizes", "rates", "batches")]
+    assert list(svgs(result, "growth")) == [f"growth-{part}.svg" for part in ("sizes", "rates", "batches")]
 
 
 # ---- the command ----

@@ -10,7 +10,7 @@ import pytest
 from benchmarks.results.__main__ import draw, main, problems
 from benchmarks.results.page import NONE_STORED, PAGE, page_text, read_stored
 from benchmarks.results.pictures import svgs
-from benchmarks.results.stored import FOLDER, ResultError, parse_output, read_results
+from benchmarks.results.stored import BY_RECIPE, FOLDER, ResultError, parse_output, read_results
 from benchmarks.results.views import rows_of
 from benchmarks.tables import duration, heading, number, table
 from common.paths import ROOT
@@ -54,11 +54,29 @@ SIZES = [
 LIKENESS = {"pictures": 9, "decoded_smaller": 5, "cosine_mean": 0.999998, "cosine_min": 0.999, "cosine_to_next": 0.5}
 RATE = {"requests": 90, "p50_ms": 50.0, "p95_ms": 60.0, "p99_ms": 70.0, "refused_ratio": 0.0, "failed_ratio": 0.0}
 GROWTH = {
+    "recipe": "demo",
     "rates": {"capacity_per_s": 20.0, "rows": [{"percent": 80, "rate_per_s": 16.0} | RATE]},
     "problems": {"sizes": "OSError: no space"},
 }
+SETTING = {"encoder_instances": 1, "intra_op_threads": 2, "preprocess_instances": 2, "max_batch_size": 8}
+SETTING |= {"max_queue_delay_us": 0}
+POINTS = [{"concurrency": each, "images_per_s": 10.0 + each, "p50_ms": 90.0, "p99_ms": 99.0} for each in (1, 8)]
+TUNE = {
+    "recipe": "demo",
+    "encoder": "an-encoder",
+    "own": SETTING,
+    "chosen": SETTING | {"encoder_instances": 2, "intra_op_threads": 1},
+    "now": POINTS[1] | {"images_per_s": 21.5},
+    "before": POINTS[1],
+    "settings": [
+        {"setting": SETTING, "curve": POINTS},
+        {"setting": SETTING | {"encoder_instances": 2, "intra_op_threads": 1}, "curve": POINTS},
+        {"setting": SETTING | {"preprocess_instances": 3}, "curve": []},
+    ],
+}
 RESULTS = {
     "growth": GROWTH,
+    "tune": TUNE,
     "peers": {
         "rounds": 5,
         "seconds": 5.0,
@@ -140,7 +158,7 @@ def test_every_result_has_a_section_with_its_command(folder, output, tmp_path):
     assert sections[1].startswith("peers\n")
     for name in RESULTS:
         assert f"```sh\npython -m benchmarks.{name}\n```" in text
-        assert f"results/{name}.json" in text
+        assert f"results/{name}{'-demo' if name in BY_RECIPE else ''}.json" in text
     assert text.count("A CPU (avx2), 2 cores, 15.6 GiB, Linux 6.1 x86_64") == 1
     assert problems(folder, page) == []
 
@@ -159,10 +177,31 @@ def test_the_section_of_the_peers_tells_figures_targets_and_what_was_not_measure
 def test_the_section_of_growth_has_its_own_pictures(folder, output, tmp_path):
     draw(output("growth"), folder, page := tmp_path / "RESULTS.md")
     text = page.read_text()
-    assert [path.name for path in folder.glob("*.svg")] == ["growth-rates.svg"]
-    assert "![growth: At 80 % of 20 images/s half the answers take up to 50 ms" in text
+    assert [path.name for path in folder.glob("*.svg")] == ["growth-demo-rates.svg"]
+    assert "![growth-demo: At 80 % of 20 images/s half the answers take up to 50 ms" in text
     assert "| percent | rate/s | requests |" in text
     assert "sizes was not measured: OSError: no space" in text
+
+
+def test_the_section_of_a_sweep_tells_every_setting_and_the_chosen_one(folder, output, tmp_path):
+    draw(output("tune"), folder, page := tmp_path / "RESULTS.md")
+    text = page.read_text()
+    found = "chosen is 2 encoders × 1 thread, 2 preprocess, batch 8 instead of 1 encoder × 2 threads"
+    assert found in text
+    assert "21.5 images/s, p50 90 ms, p99 99 ms at 8 in flight; the recipe's own has 18.0 images/s" in text
+    assert "| 1 encoder × 2 threads, 2 preprocess, batch 8 | the recipe's | 18.0 | 8 | 90.0 | 99.0 |" in text
+    assert "| 1 encoder × 2 threads, 3 preprocess, batch 8 |  | – | – | – | – |" in text
+    assert "![tune-demo: latency against images/s" in text
+
+
+def test_each_recipe_of_a_sweep_is_kept(folder, output, tmp_path):
+    (log,) = output("tune")
+    draw([log], folder, page := tmp_path / "RESULTS.md")
+    log.write_text(log.read_text().replace('"recipe": "demo"', '"recipe": "solar"'))
+    draw([log], folder, page)
+    assert list(read_results(folder)) == ["tune-demo", "tune-solar"]
+    assert sorted(path.name for path in folder.glob("*.svg")) == ["tune-demo.svg", "tune-solar.svg"]
+    assert problems(folder, page) == []
 
 
 def test_notes_stand_in_the_page_as_they_are(folder, output, tmp_path):
@@ -196,7 +235,7 @@ def test_a_page_that_drifted_is_noticed(folder, output, tmp_path):
 # ---- pictures ----
 
 
-@pytest.mark.parametrize("name", ["peers", "preprocessing", "growth", "precision"])
+@pytest.mark.parametrize("name", ["peers", "preprocessing", "growth", "precision", "tune"])
 def test_pictures_are_small_and_the_same_every_time(name):
     result = json.loads(line(name))
     first, second = svgs(result), svgs(result)
@@ -228,6 +267,7 @@ WRONG = [
     ("[1]", "is list, not an object"),
     (line("peers").replace("12.5", "NaN"), "holds NaN"),
     (line("peers").replace('"benchmark"', '"name"'), "lacks benchmark"),
+    (line("tune").replace('"recipe"', '"name"'), "lacks recipe"),
     (line("peers").replace('"memory_gib"', '"memory"'), "lacks machine.memory_gib"),
     (line("peers").replace('"benchmark": "peers"', '"benchmark": "peer"'), "did you mean peers?"),
     (line("peers").replace("FastAPI", "/var/lib/FastAPI"), "names the path /var/lib/FastAPI"),

@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
@@ -41,20 +42,31 @@ from tuning.conditions import (
 )
 from tuning.curve import curves_svg
 from tuning.recipe import recipe_file, tuned_text
-from tuning.rows import Conditions, Measurements, open_measurements
+from tuning.rows import Conditions, Measurements, Row, open_measurements
 from tuning.server import Bench, Load
 from tuning.sweep import Choice, Plan, Sweep
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """A whole sweep of a recipe."""
+
+    recipe: Recipe
+    copy: Path
+    choice: Choice
+    rows: list[Row]
 
 
 def main(argv: list[str] | None = None) -> None:
     arguments = parser().parse_args(argv)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the server is stopped, too
-    print(tune(arguments))
+    print(tune(arguments).copy)
 
 
-def parser() -> argparse.ArgumentParser:
+def parser(module: str = "tuning", text: str | None = __doc__) -> argparse.ArgumentParser:
+    """Options of the sweep, for the module that runs it."""
     parser = argparse.ArgumentParser(
-        prog="python -m tuning", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=f"python -m {module}", description=text, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add_recipe_options(parser, help="built; a name in recipes/ or the path of a YAML file")
     parser.add_argument("--out", type=Path, help="a .yaml file (default: artifacts/<recipe>/tuned.yaml)")
@@ -72,8 +84,8 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def tune(arguments: argparse.Namespace) -> Path:
-    """Sweep, and write the copy and the picture; the copy's path.
+def tune(arguments: argparse.Namespace) -> Tuned:
+    """Sweep, and write the copy and the picture.
 
     Raises:
         RecipeError, ManifestError, RepositoryError: the recipe cannot be used, or is not built.
@@ -99,7 +111,7 @@ def tune(arguments: argparse.Namespace) -> Path:
         _tell(line)
     if recipe.name == DEFAULT_RECIPE:
         _tell(f"model_repository/ is written for {recipe.name}: give the copy a name, and its heads a source")
-    return output
+    return Tuned(recipe, output, choice, measurements.rows)
 
 
 def refuse_outputs(output: Path, source: Path, resume: bool, force: bool) -> None:

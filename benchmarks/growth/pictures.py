@@ -24,11 +24,11 @@ NOTHING = math.nan
 Rows = Sequence[Mapping[str, Any]]
 
 
-def svgs(result: Mapping[str, Any]) -> dict[str, bytes]:
-    """`growth-<part>.svg` for each part that was measured, by file name."""
+def svgs(result: Mapping[str, Any], name: str) -> dict[str, bytes]:
+    """`<name>-<part>.svg` for each part that was measured, by file name."""
     drawers = {"heads": draw_heads, "sizes": draw_sizes, "rates": draw_rates, "batches": draw_batches}
     return {
-        f"growth-{part}.svg": svg_of(functools.partial(drawer, result[part]), STYLE)
+        f"{name}-{part}.svg": svg_of(functools.partial(drawer, result[part]), STYLE)
         for part, drawer in drawers.items()
         if part in result
     }

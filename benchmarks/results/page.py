@@ -11,7 +11,7 @@ from benchmarks.catalogue import Command, find_benchmarks
 from benchmarks.comparison import comparison_table
 from benchmarks.machine import hardware_line, versions_line
 from benchmarks.results.pictures import captions
-from benchmarks.results.stored import FOLDER, Result, in_order, read_notes, read_results
+from benchmarks.results.stored import FOLDER, Result, in_order, read_notes, read_results, stored_name
 from benchmarks.results.views import view
 from benchmarks.tables import duration, number, table
 from common.paths import ROOT
@@ -35,8 +35,8 @@ class Stored:
     benchmarks: Mapping[str, Command]
 
     def with_results(self, fresh: Sequence[Result]) -> Stored:
-        """These in place of those of the same benchmarks."""
-        return replace(self, results=in_order({**self.results, **{each["benchmark"]: each for each in fresh}}))
+        """These in place of those of the same names."""
+        return replace(self, results=in_order({**self.results, **{stored_name(each): each for each in fresh}}))
 
 
 def read_stored(folder: Path = FOLDER) -> Stored:
@@ -53,13 +53,14 @@ def page_text(stored: Stored) -> str:
     same = _common_machine(stored.results)
     parts = [TITLE, *(_machine(same, "One machine for all") if same else []), _targets_in_short(stored.results)]
     for name, result in stored.results.items():
-        parts += _section(stored.benchmarks[name], result, stored.notes.get(name), same is None)
+        benchmark = stored.benchmarks[result["benchmark"]]
+        parts += _section(name, benchmark, result, stored.notes.get(name), same is None)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def _section(benchmark: Command, result: Result, note: str | None, with_machine: bool) -> list[str]:
+def _section(name: str, benchmark: Command, result: Result, note: str | None, with_machine: bool) -> list[str]:
     """Paragraphs."""
-    seen, name = view(result), benchmark.name
+    seen = view(result)
     parts = [f"## {name}", benchmark.sentence, f"```sh\n{result['command']}\n```", _when(result)]
     parts += _machine(result["machine"], "Machine") if with_machine else []
     parts += [" ".join(seen.findings)] if seen.findings else []
@@ -74,7 +75,7 @@ def _section(benchmark: Command, result: Result, note: str | None, with_machine:
 def _when(result: Result) -> str:
     took = f", took {duration(result['took_s'])}" if "took_s" in result else ""
     load = number(float(result["machine"]["load_before"]))
-    return f"{result['date']}{took}, load average before {load}; [all figures](results/{result['benchmark']}.json)."
+    return f"{result['date']}{took}, load average before {load}; [all figures](results/{stored_name(result)}.json)."
 
 
 def _machine(machine: Mapping[str, Any], what: str) -> list[str]:
@@ -109,5 +110,5 @@ def _targets(result: Result, has_note: bool) -> list[str]:
     if not rows:
         return []
     is_unexplained = any(row["met"] is False for row in rows) and not has_note
-    reminder = f"Where the time goes is not written down yet: `results/{result['benchmark']}.md` is not there."
+    reminder = f"Where the time goes is not written down yet: `results/{stored_name(result)}.md` is not there."
     return [comparison_table(rows), *([reminder] if is_unexplained else [])]

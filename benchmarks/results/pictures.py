@@ -10,9 +10,12 @@ from matplotlib.figure import Figure
 
 from benchmarks.growth import pictures as growth_pictures
 from benchmarks.growth.titles import batches_title, heads_title, rates_title, sizes_title
-from benchmarks.results.stored import Result
+from benchmarks.results.stored import Result, stored_name
 from benchmarks.tables import number
 from common.charts import empty_figure, svg_of
+from tuning.candidates import Setting
+from tuning.choice import Point
+from tuning.curve import curves_svg
 
 GROWTH_TITLES = {"heads": heads_title, "sizes": sizes_title, "rates": rates_title, "batches": batches_title}
 OURS, OTHERS, SECOND, LIMIT = "#1f6feb", "#a8b1bb", "#e07b39", "#24292f"
@@ -20,17 +23,19 @@ OURS, OTHERS, SECOND, LIMIT = "#1f6feb", "#a8b1bb", "#e07b39", "#24292f"
 
 def captions(result: Result) -> dict[str, str]:
     """Captions of the pictures that `svgs` draws, by file name."""
-    name = result["benchmark"]
-    if name == "growth":
+    benchmark, name = result["benchmark"], stored_name(result)
+    if benchmark == "growth":
         titles = {part: title(result[part]) for part, title in GROWTH_TITLES.items() if part in result}
-        return {f"growth-{part}.svg": title for part, title in titles.items()}
-    return {f"{name}.svg": CAPTIONS[name]} if name in FIGURES else {}
+        return {f"{name}-{part}.svg": title for part, title in titles.items()}
+    return {f"{name}.svg": CAPTIONS[benchmark]} if benchmark in CAPTIONS else {}
 
 
 def svgs(result: Result) -> dict[str, bytes]:
     """File names and contents."""
     if result["benchmark"] == "growth":
-        return growth_pictures.svgs(result)
+        return growth_pictures.svgs(result, stored_name(result))
+    if result["benchmark"] == "tune":
+        return {name: tune(result) for name in captions(result)}
     return {name: svg_of(lambda: FIGURES[result["benchmark"]](result)) for name in captions(result)}
 
 
@@ -112,12 +117,23 @@ def precision(result: Result) -> Figure:
     return figure
 
 
+# ---- tune ----
+
+
+def tune(result: Result) -> bytes:
+    """The picture of the sweep, as `python -m tuning` draws it."""
+    measured = {Setting(**row["setting"]): [Point(**point) for point in row["curve"]] for row in result["settings"]}
+    chosen, own = Setting(**result["chosen"]), Setting(**result["own"])
+    return curves_svg(measured, chosen, own, f"{result['recipe']}: {result['encoder']}")
+
+
 FIGURES: dict[str, Callable[[Result], Figure]] = {
     "peers": peers,
     "preprocessing": preprocessing,
     "precision": precision,
 }
 CAPTIONS = {
+    "tune": "latency against images/s of each setting, a point for each number of requests in flight",
     "peers": "images/s, p99 at equal load and processor time of each peer",
     "preprocessing": "speed relative to open_clip's transform, and images/s of one core, at each size of picture",
     "precision": "speed and loss of int8 on each instruction set",

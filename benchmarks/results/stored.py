@@ -15,8 +15,10 @@ from common.paths import ROOT
 from recipes.errors import ExpectedError
 
 FOLDER = ROOT / "benchmarks" / "results"
-FIRST = ("peers", "preprocessing", "growth")
+FIRST = ("peers", "preprocessing", "growth", "tune")
 """Benchmarks that readers look for come first; the others follow alphabetically."""
+BY_RECIPE = ("growth", "tune")
+"""Benchmarks of which the result of each recipe is kept; of the others, the last result."""
 REQUIRED = ("benchmark", "command", "date", "machine")
 REQUIRED_OF_MACHINE = ("cpu", "cores", "memory_gib", "kernel", "load_before", "versions")
 LARGEST_BYTES = 150_000
@@ -53,6 +55,8 @@ def check(result: Result) -> None:
     machine = result.get("machine")
     if isinstance(machine, dict):
         missing += [f"machine.{key}" for key in REQUIRED_OF_MACHINE if key not in machine]
+    if result.get("benchmark") in BY_RECIPE and "recipe" not in result:
+        missing.append("recipe")
     if missing:
         raise ResultError(f"lacks {', '.join(missing)}; a benchmark ends with benchmarks.machine.print_result")
     names = list(find_benchmarks())
@@ -66,17 +70,23 @@ def check(result: Result) -> None:
         raise ResultError(f"has {len(text.encode()):,} bytes, at most {LARGEST_BYTES:,} are kept; run it with less")
 
 
+def stored_name(result: Result) -> str:
+    """Name of the result's file, section and pictures: `peers`, `growth-demo`."""
+    name = result["benchmark"]
+    return f"{name}-{result['recipe']}" if name in BY_RECIPE else name
+
+
 def store(results: Iterable[Result], folder: Path = FOLDER) -> list[Path]:
-    """Write each in place of the last one of its benchmark."""
+    """Write each in place of the last one of its name."""
     paths = []
     for result in results:
-        paths.append(folder / f"{result['benchmark']}.json")
+        paths.append(folder / f"{stored_name(result)}.json")
         write_atomically(paths[-1], (json.dumps(result, indent=1, ensure_ascii=False) + "\n").encode())
     return paths
 
 
 def read_results(folder: Path = FOLDER) -> dict[str, Result]:
-    """Stored results by benchmark, in the order of the page.
+    """Stored results by name, in the order of the page.
 
     Raises:
         ResultError: naming the file.
@@ -85,13 +95,17 @@ def read_results(folder: Path = FOLDER) -> dict[str, Result]:
 
 
 def in_order(results: Mapping[str, Result]) -> dict[str, Result]:
-    """Sort the benchmarks of FIRST before the others, which follow by name."""
-    first = [name for name in FIRST if name in results]
-    return {name: results[name] for name in [*first, *sorted(set(results) - set(first))]}
+    """Sort the results of FIRST's benchmarks before the others, which follow by name."""
+
+    def place(name: str) -> tuple[int, str]:
+        benchmark = results[name]["benchmark"]
+        return FIRST.index(benchmark) if benchmark in FIRST else len(FIRST), name
+
+    return {name: results[name] for name in sorted(results, key=place)}
 
 
 def read_notes(folder: Path = FOLDER) -> dict[str, str]:
-    """Notes that people wrote on a benchmark's figures, by its name."""
+    """Notes that people wrote on a result's figures, by its name."""
     return {path.stem: path.read_text(encoding="utf-8").strip() for path in sorted(folder.glob("*.md"))}
 
 
@@ -99,8 +113,8 @@ def _read(path: Path) -> Result:
     try:
         result = _json_object(path.read_text(encoding="utf-8"))
         check(result)
-        if result["benchmark"] != path.stem:
-            raise ResultError(f"is of {result['benchmark']}, its file's name is not")
+        if stored_name(result) != path.stem:
+            raise ResultError(f"is of {stored_name(result)}, its file's name is not")
     except ResultError as error:
         raise ResultError(f"{path.name}: {error}") from error
     return result

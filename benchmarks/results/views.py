@@ -10,6 +10,8 @@ from benchmarks.comparison import comparison_table
 from benchmarks.results.pictures import GROWTH_TITLES
 from benchmarks.results.stored import Result
 from benchmarks.tables import Row, heading, number, sentence, table, words
+from tuning.candidates import Setting
+from tuning.choice import Curve, Point, best_point
 
 _SHOWN_ELSEWHERE = {"benchmark", "command", "date", "took_s", "machine", "comparisons"}
 
@@ -210,9 +212,32 @@ def _beside_fp32(methods: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+# ---- tune ----
+
+
+def tune(result: Result) -> View:
+    """What was chosen, and a row for each setting at the concurrency of its best rate."""
+    chosen, own = Setting(**result["chosen"]), Setting(**result["own"])
+    settings = {Setting(**row["setting"]): [Point(**point) for point in row["curve"]] for row in result["settings"]}
+    rows = [_tuned_row(setting, points, chosen, own) for setting, points in settings.items()]
+    was_own = "the recipe's own setting" if chosen == own else f"{chosen} instead of {own}"
+    found = f"{result['recipe']} ({result['encoder']}): chosen is {was_own}: {Point(**result['now'])}"
+    before = "" if chosen == own or not result["before"] else f"; the recipe's own has {Point(**result['before'])}"
+    return View([f"{found}{before}."], [("Each setting at its best rate, medians of the rounds:", rows)])
+
+
+def _tuned_row(setting: Setting, points: Curve, chosen: Setting, own: Setting) -> Row:
+    marks = [word for word, other in (("chosen", chosen), ("the recipe's", own)) if setting == other]
+    best = best_point(points, None)
+    return {"setting": str(setting), "": ", ".join(marks)} | {
+        key: getattr(best, key, None) for key in ("images_per_s", "concurrency", "p50_ms", "p99_ms")
+    }
+
+
 VIEWS: dict[str, Callable[[Result], View]] = {
     "peers": peers,
     "preprocessing": preprocessing,
     "growth": growth,
     "precision": precision,
+    "tune": tune,
 }
