@@ -30,8 +30,9 @@ from build.head import build_head
 from build.repository import install
 from common.paths import ARTIFACTS, head_folder
 from common.photos import sample_photos
+from recipes.arguments import add_recipe_options, recipe_if_any
 from recipes.errors import run_step
-from recipes.schema import Recipe, load_recipe, parse_recipe
+from recipes.schema import Recipe, parse_recipe
 from serving.embedded import EmbeddedServer, ServerSettings
 from training.import_classifier import import_classifier
 
@@ -99,7 +100,9 @@ def row_of(number: int, scores: Rate, embedding: Rate) -> dict[str, float]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.classifier")
-    parser.add_argument("--recipe", help="one whose artefacts are built; by default a trained EfficientNet-Lite0")
+    add_recipe_options(
+        parser, required=False, help="one whose artefacts are built; by default a trained EfficientNet-Lite0"
+    )
     parser.add_argument("--rounds", type=int, default=8)
     parser.add_argument("--seconds", type=float, default=3, help="of each measurement (default %(default)s)")
     arguments, hardware = parser.parse_args(), machine()
@@ -107,7 +110,7 @@ def main() -> int:
     rows: list[dict] = []
     with tempfile.TemporaryDirectory(prefix="clipsieve-classifier-") as temporary:
         folder = Path(temporary)
-        recipe = load_recipe(arguments.recipe) if arguments.recipe else lite0_recipe()
+        recipe = recipe_if_any(arguments) or lite0_recipe()
         patient = recipe.serving.model_copy(update={"queue_timeout_ms": 60_000})  # rates, not refusals, are measured
         install(recipe.model_copy(update={"serving": patient}), folder / "models", "onnx")
         with EmbeddedServer(folder / "models", ServerSettings.on_free_ports(folder / "log")) as server:

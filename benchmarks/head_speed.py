@@ -2,12 +2,14 @@
 
     python -m benchmarks.head_speed                                   # about 5 minutes on two cores
     python -m benchmarks.head_speed --rows 4000 --rounds 2 --threads 1
+    python -m benchmarks.head_speed --precision fp32 bf16             # beside `fit.precision: bf16`, for a CPU with AMX
 
 Rows of two classes, the layers of LAION's H14 head. First an epoch of `training.optimize`, its held-out loss included,
 in turns with the matrix products alone of the same epoch (each layer's output, the gradients of its weights and of its
-input; of held-out rows the outputs): processor time and wall time, medians of the ratios round by round. Then the plain
-loop of LAION's training guide (TensorDataset, a DataLoader of 32, Adam, MSE) and ours on the same rows until our
-held-out loss is at or below the guide's best, which is early: its own rises soon. Prints a table and one JSON line.
+input; of held-out rows the outputs), always at fp32: processor time and wall time, medians of the ratios round by
+round. Then the plain loop of LAION's training guide (TensorDataset, a DataLoader of 32, Adam, MSE) and ours on the same
+rows until our held-out loss is at or below the guide's best, which is early: its own rises soon. Prints tables and one
+JSON line.
 """
 
 from __future__ import annotations
@@ -168,9 +170,8 @@ def _guide_model() -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(128, 16), nn.Linear(16, 1))
 
 
-def beside_guide(data: Data, fit: Fit, epochs: int) -> dict[str, Any]:
+def beside_guide(data: Data, fit: Fit, seconds: list[float], losses: list[float]) -> dict[str, Any]:
     """How much processor time ours takes, with what comes before the first epoch, to the guide's best loss."""
-    seconds, losses = guide_loop(data, epochs)
     best, began, ours = int(np.argmin(losses)), time.process_time(), []
     curve = our_fit(data, fit, lambda *_: ours.append(time.process_time() - began))
     reached = next((epoch for epoch, loss in enumerate(curve.validation) if loss <= losses[best]), None)
@@ -199,6 +200,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--guide-epochs", type=int, default=4, help="of the plain loop; 0: none (default %(default)s)")
     parser.add_argument("--epochs", type=int, default=8, help="of ours beside it (default %(default)s)")
+    parser.add_argument(
+        "--precision", nargs="+", choices=("fp32", "bf16"), default=["fp32"], help="of our products (default fp32)"
+    )
     parser.add_argument("--threads", type=int, help="of torch (default: the machine's cores)")
     arguments, hardware = parser.parse_args(argv), machine()
     if arguments.threads:
@@ -208,11 +212,21 @@ def main(argv: list[str] | None = None) -> None:
         Fit(architecture="laion-h14", loss="mse", max_epochs=arguments.epochs, patience=arguments.epochs),
     )
     result: dict[str, Any] = {"rows": arguments.rows, "threads": torch.get_num_threads(), "batch_size": fit.batch_size}
-    result["products"] = beside_products(data, fit, arguments.rounds)
-    ratio = result["products"]["processor_ratio"]
-    rows = [Comparison("an epoch / its matrix products, processor time", ratio, TARGET_PRODUCTS, False, "products")]
+    fits = {name: fit.model_copy(update={"precision": name}) for name in arguments.precision}
+    result["products"] = {name: beside_products(data, each, arguments.rounds) for name, each in fits.items()}
+    rows = [
+        Comparison(
+            f"an epoch at {name} / its matrix products at fp32, processor time",
+            figures["processor_ratio"],
+            TARGET_PRODUCTS,
+            False,
+            "products",
+        )
+        for name, figures in result["products"].items()
+    ]
     if arguments.guide_epochs:
-        result["guide"] = beside_guide(data, fit, arguments.guide_epochs)
+        guide = guide_loop(data, arguments.guide_epochs)
+        result["guide"] = {name: beside_guide(data, each, *guide) for name, each in fits.items()}
     result |= {"comparisons": comparisons_json(rows)}
     print(terminal_text({"benchmark": "head_speed"} | result))
     print_result("benchmarks.head_speed", hardware, **result)

@@ -27,7 +27,8 @@ from benchmarks.tables import print_table
 from build.repository import install
 from clipsieve import Client
 from common.photos import sample_photos
-from recipes.schema import Recipe, load_recipe
+from recipes.arguments import add_recipe_options, recipe_of
+from recipes.schema import Recipe
 from serving.embedded import EmbeddedServer, ServerSettings
 from serving.no_proxy import grpc_client
 
@@ -95,11 +96,11 @@ def served(recipe: Recipe, folder: Path) -> EmbeddedServer:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.watch")
-    parser.add_argument("--recipe", default="demo", help="a recipe whose artefacts are built (default %(default)s)")
+    add_recipe_options(parser, default="demo", help="a recipe whose artefacts are built (default %(default)s)")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--images", type=int, default=400, help="of each round (default %(default)s)")
     arguments, hardware = parser.parse_args(), machine()
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     photos = [path.read_bytes() for path in sample_photos()]
     pictures = [photos[index % len(photos)] for index in range(arguments.images)]
     with tempfile.TemporaryDirectory(prefix="clipsieve-watch-") as temporary:

@@ -75,6 +75,9 @@ class Fit(Section):
     """Embeddings at least this close share a side of the split; null looks at exact duplicates only."""
     seed: int = 0
     """The seed of the split, the first weights and the order of batches."""
+    precision: Literal["fp32", "bf16"] | None = Field(default=None, exclude_if=is_unset)
+    """Precision of the matrix products of adamw and adam; weights, sums and the held-out loss are fp32 always. By
+    default bf16 on a GPU that multiplies in it, and fp32 on a CPU, of which those with AMX are faster at bf16."""
     start: Literal["prompts"] | None = Field(default=None, exclude_if=is_unset)
     """`prompts` trains one linear layer from the weights of the head's `prompts`, pulled towards them as much as
     held-out rows want (`weight_decay`, if it is given). A head with prompts and without this keeps their weights, which
@@ -94,6 +97,8 @@ class Fit(Section):
 
     @model_validator(mode="after")
     def _exact_optimizer(self) -> Fit:
+        if self.optimizer == "lbfgs" and self.precision == "bf16":
+            raise ValueError("optimizer: lbfgs solves in fp32; for precision bf16 take adamw or adam")
         if self.folds == 1:
             raise ValueError("folds must be 0 or at least 2, found 1")
         if self.optimizer == "lbfgs" and (self.hidden_sizes or self.architecture != "mlp"):

@@ -21,11 +21,11 @@ class Finding:
 
     Attributes:
         kind: `busy`, the server works and refuses for want of room in a queue; `late`, no answer within the deadline;
-            `failed`, anything else.
+            `refused`, it takes no such request; `failed`, anything else.
         message: the server's message.
     """
 
-    kind: Literal["busy", "late", "failed"]
+    kind: Literal["busy", "late", "refused", "failed"]
     message: str
 
     def __str__(self) -> str:
@@ -76,4 +76,6 @@ def finding_from(model: str, error: InferenceServerException) -> Finding:
         return Finding("late", message)
     if error.status() == "StatusCode.UNAVAILABLE" and is_queue_refusal(message):
         return Finding("busy", message)
+    if error.status() == "StatusCode.INVALID_ARGUMENT":
+        return Finding("refused", message)
     return Finding("failed", message)

@@ -297,7 +297,7 @@ class EmbeddedServer:
                     f"tritonserver ended with status {status}; end of {self.log_path}:\n{self.log_tail()}"
                 )
             problem = probe(client, self.picture) or prove(client, self.proof, self.repository)
-            if problem is not None and problem.is_final:
+            if problem is not None and (problem.is_final or problem.kind == "refused"):
                 raise ServingError(f"{problem}; end of {self.log_path}:\n{self.log_tail()}")
             yield problem
 

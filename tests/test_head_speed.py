@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from benchmarks.head_speed import beside_guide, beside_products, synthetic
+from benchmarks.head_speed import beside_guide, beside_products, guide_loop, synthetic
 from recipes.head_section import Fit
 
 FIT = Fit(hidden_sizes=[8], loss="mse", max_epochs=2, patience=2, batch_size=32)
@@ -25,7 +25,8 @@ def test_every_round_has_an_epoch_and_its_products():
 
 
 def test_a_loss_that_is_not_reached_has_no_speed():
-    figures = beside_guide(synthetic(90), FIT.model_copy(update={"learning_rate": 1e-9}), epochs=1)
+    data = synthetic(90)
+    figures = beside_guide(data, FIT.model_copy(update={"learning_rate": 1e-9}), *guide_loop(data, epochs=1))
     assert figures["guide_epochs_to_best"] == 1
     assert figures["our_epochs_to_it"] is None
     assert figures["speed_to_equal_loss"] is None

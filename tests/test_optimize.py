@@ -200,6 +200,24 @@ def test_the_default_optimizer_follows_from_the_recipe(settings: dict, optimizer
     assert Fit.model_validate(fit.model_dump()) == fit
 
 
+def test_products_in_bfloat16_learn_as_those_in_float32_do() -> None:
+    fit = Fit(hidden_sizes=[64], learning_rate=0.01, max_epochs=12, patience=12, dropout=0.3)
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        head = _head(fit)
+        curve = optimize(head, TRAIN, VALIDATION, fit.model_copy(update={"precision": precision}))
+        losses[precision] = min(curve.validation)
+        assert {parameter.dtype for parameter in head.parameters()} == {torch.float32}
+        assert _validation_loss(head) == pytest.approx(losses[precision], rel=1e-6)
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=0.02)
+
+
+def test_lbfgs_is_refused_in_bfloat16() -> None:
+    with pytest.raises(ValueError, match="for precision bf16 take adamw or adam"):
+        Fit(precision="bf16")
+
+
 def test_lbfgs_is_refused_for_hidden_layers() -> None:
     with pytest.raises(ValueError, match="lbfgs solves one linear layer"):
         Fit(optimizer="lbfgs", hidden_sizes=[4])

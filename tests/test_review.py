@@ -6,12 +6,15 @@ import random
 import threading
 from collections.abc import Iterator
 from http.client import HTTPException
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from pictures import jpeg
 from reviews import RunningReview, rows_of, running_review, write_pictures, write_scores
 
+from clipsieve.review.toolchain import Toolchain, reason
+from common.paths import ROOT
 from tests.command_line import run_cli
 
 KILLS = 20
@@ -194,6 +197,8 @@ def _listed(files: list[Path]) -> list[str]:
         (["pictures", "--out", "a-file/x"], 1, "name a folder of your own with --out"),
         (["pictures", "--class-names", "one"], 2, "two to nine different names"),
         (["pictures", "--recipe", "demo", "--toolchain", "empty"], 2, "--toolchain"),
+        (["pictures", "--set", "heads.demo.fit.seed=1"], 2, "which recipe's? name it with --recipe"),
+        (["pictures", "--recipe", "demo", "--toolchain", str(ROOT), "--set", "heads.demo.fit.sed=1"], 1, "sed"),
         ([], 2, "--out"),
         (["--out", "x"], 2, "name what to review"),
     ],
@@ -208,6 +213,18 @@ def test_what_cannot_be_reviewed_is_told_at_the_start(
     result = run_cli("review", *arguments)
     assert result.exit_code == status, result.stderr
     assert message in " ".join(result.stderr.split())
+
+
+def test_every_step_of_training_gets_the_values_in_place_of_the_recipes(tmp_path: Path) -> None:
+    (tmp_path / "labels.csv").write_text("image,label\na.jpg,keep\n")
+    values = ("heads.demo.fit.seed=1", "serving.decode=exact")
+    toolchain = Toolchain(tmp_path, "demo", "demo", overrides=values)
+    commands = [*toolchain.training_commands(tmp_path, False, tmp_path / "all.csv"), toolchain.command("scores")]
+    steps = [command[2].removeprefix("training.") for command in commands]
+    assert steps == ["embed", "embed", "fit", "scores", "scores"]
+    for command in commands:
+        given = [word for flag, word in pairwise(command) if flag == "--set"]
+        assert given == list(values)
 
 
 def test_pictures_are_scored_by_a_server_and_dropped_ones_too(server, tmp_path: Path) -> None:
@@ -234,3 +251,16 @@ def test_a_server_that_is_not_there_ends_it(refusing_url: str, tmp_path: Path) -
     write_pictures(tmp_path, 1)
     result = run_cli("review", str(tmp_path), "--url", refusing_url, "--no-browser")
     assert result.exit_code == 5
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ("", "it said nothing"),
+        ("12 embedded\nkilled", "killed"),
+        ("training.fit: 5 folds\ntraining.fit: too few rows:\n  keep 1\n  delete 0\n", "training.fit: too few rows:"),
+        ("training.fit: 5 folds\nTraceback (most recent call last):\nKeyError: 'a'", "KeyError: 'a'"),
+    ],
+)
+def test_why_a_step_failed_is_the_line_that_says_it(said: str, why: str) -> None:
+    assert reason(said) == why

@@ -48,6 +48,7 @@ QUICK = Pace(interval_s=0.3, deadline_s=30, first_pause_s=0.1)
         ("StatusCode.UNAVAILABLE", "Request timeout expired", "busy"),
         ("StatusCode.UNAVAILABLE", "failed to connect to all addresses", "failed"),
         ("StatusCode.DEADLINE_EXCEEDED", "Deadline Exceeded", "late"),
+        ("StatusCode.INVALID_ARGUMENT", "inference request batch-size must be <= 2 for 'demo_head'", "refused"),
         ("StatusCode.INTERNAL", "Stub process 'preprocess_0_0' is not healthy.", "failed"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,9 +13,12 @@ import pytest
 import yaml
 
 from build.errors import BuildError
+from build.repository import install
+from build.repository_check import check
 from common.instances import Processors, with_instances
 from common.manifest import ManifestError
 from common.paths import ROOT
+from common.proof_file import read_proof
 from recipes.errors import run_step
 from recipes.schema import RECIPES, Recipe, load_recipe, parse_recipe
 from tuning.__main__ import concurrencies, main, parser, summary, tune
@@ -33,7 +37,7 @@ from tuning.conditions import most_copies
 from tuning.curve import curves_svg
 from tuning.recipe import MARK, edited_text, tuned_text
 from tuning.rows import Figures, Row, open_measurements
-from tuning.server import CandidateError, Load, check_load
+from tuning.server import CandidateError, Load, _reason, check_load, stamp
 from tuning.sweep import CONFIRMATION, Choice, Plan, Sweep
 
 SETTING = Setting(
@@ -360,6 +364,33 @@ def test_the_summary_tells_machine_versions_and_figures():
         "before: 40.0 images/s",
     ):
         assert part in text
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        (
+            "a note\nserving.embedded: no answer\nend of the log:\nW1 odd",
+            "serving.embedded: no answer\nend of the log:\nW1 odd",
+        ),
+        ("serving.embedded: no answer\n" + 40 * "W1 odd\n", "serving.embedded: no answer" + 11 * "\nW1 odd"),
+        ("Traceback\n  a line\nKeyError: 'a'", "KeyError: 'a'\nTraceback\n  a line"),
+        ("", "it ended and said nothing"),
+    ],
+)
+def test_why_a_server_did_not_start_comes_first(said, told):
+    assert _reason(said, "serving.embedded") == told
+
+
+def test_a_proof_asks_for_no_more_than_the_setting_allows(repository, demo, tmp_path):
+    """The server of a smaller batch refuses a larger request, and would never be ready."""
+    install(demo, tmp_path / "models", "onnx")
+    before = read_proof(tmp_path / "models")
+    stamp(SETTING.change(max_batch_size=2).applied_to(demo), tmp_path / "models")
+    assert check(tmp_path / "models") == []
+    assert read_proof(tmp_path / "models") == replace(before, batch_size=2)
+    stamp(SETTING.applied_to(demo), tmp_path / "models")
+    assert read_proof(tmp_path / "models") == before
 
 
 def refusal(*options: object) -> str:

@@ -95,8 +95,8 @@ def optimize(head: nn.Module, train: Examples, validation: Examples, fit: Fit, l
 def optimize_folds(folds: list[Fold], fit: Fit, loss: Loss = "bce", progress: Progress | None = None) -> Curve:
     """Train the heads in place, side by side, until their mean held-out loss falls no more.
 
-    Afterwards each holds its weights of the best epoch, the same for all, and is in eval mode. On a GPU that computes
-    in bfloat16 the products are in bfloat16 while the weights stay float32.
+    Afterwards each holds its weights of the best epoch, the same for all, and is in eval mode. The products may be in
+    bfloat16 (`fit.precision`) while the weights stay float32.
 
     Raises:
         StepError: the loss is no longer finite.
@@ -209,7 +209,7 @@ class _Run:
         """The mean loss of some rows, or of some choices."""
         train = self.train
         rows = batch if train.choices is None else train.choices.index_select(0, batch).T.reshape(-1)
-        with _mixed_precision(rows.device):
+        with _mixed_precision(rows.device, self.fit):
             logits = self.trained(train.embedding.index_select(0, rows)).float()
         if train.choices is None:
             return self.loss_of(logits, train.label.index_select(0, rows))
@@ -365,9 +365,9 @@ def learning_rate_at(step: int, steps_per_epoch: int, fit: Fit) -> float:
 
 def loss_in_eval_mode(head: nn.Module, examples: Examples, loss_of: nn.Module) -> float:
     head.eval()
-    with torch.inference_mode(), _mixed_precision(examples.embedding.device):
+    with torch.inference_mode():
         logits = torch.cat([head(block) for block in examples.embedding.split(_ROWS_PER_BLOCK)])
-        return float(loss_of(logits.float(), examples.label))
+        return float(loss_of(logits, examples.label))
 
 
 def _new_run(head: nn.Module, train: Examples, fit: Fit, loss: Loss, validation: Examples | None = None) -> _Run:
@@ -384,9 +384,10 @@ def _standardized(head: nn.Module, *parts: Examples) -> tuple[list[Examples], nn
     return [replace(part, embedding=x) for x, part in zip(standardized, parts, strict=True)], head[1:]
 
 
-def _mixed_precision(device: torch.device) -> torch.autocast:
+def _mixed_precision(device: torch.device, fit: Fit) -> torch.autocast:
     """bfloat16 has float32's range, so that no loss needs scaling."""
-    enabled = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    has_it = device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    enabled = has_it if fit.precision is None else fit.precision == "bf16"
     return torch.autocast(device.type, torch.bfloat16, enabled=enabled)
 
 

@@ -28,7 +28,7 @@ from clipsieve import Client
 from common.manifest import write_atomically
 from common.paths import repository_folder
 from common.photos import sample_photos
-from recipes.schema import load_recipe
+from recipes.arguments import add_recipe_options, recipe_of
 from serving.embedded import EmbeddedServer, ServerSettings
 from serving.monitoring.local import watched
 from serving.monitoring.preview import DASHBOARD, layout, page
@@ -77,12 +77,12 @@ def firing(prometheus: Prometheus) -> list[str]:
 
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m trials.dashboard", description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--recipe", default="demo")
+    add_recipe_options(parser, default="demo")
     parser.add_argument("--minutes", type=float, default=3)
     parser.add_argument("--out", type=Path, required=True, help="folder of the page and the logs")
     parser.add_argument("--break-encoder", action="store_true")
     arguments, hardware = parser.parse_args(argv), machine()
-    repository = repository_folder(load_recipe(arguments.recipe))
+    repository = repository_folder(recipe_of(arguments))
     seconds = 60 * arguments.minutes
     log = arguments.out / "tritonserver.log"
     with (

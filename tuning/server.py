@@ -11,7 +11,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from build.errors import BuildError
 from build.repository import install, read_artefacts, stamped_configs
 from common.manifest import write_atomically
 from common.paths import ROOT
+from common.proof_file import read_proof, write_proof
 from recipes.schema import Recipe
 from tuning.candidates import Setting
 from tuning.rows import Figures
@@ -78,10 +79,13 @@ class Bench:
 
 
 def stamp(recipe: Recipe, repository: Path) -> None:
-    """Write the recipe's numbers into the configs of a repository that holds its models."""
+    """Write the recipe's numbers into a repository that holds its models: its configs, and its proof's requests."""
     for name, config in stamped_configs(recipe, read_artefacts(recipe), []).items():
         text = repository_configs.to_text(config, recipe.name)
         write_atomically(repository / name / "config.pbtxt", text.encode())
+    proof = read_proof(repository)
+    requests = min(len(proof.pictures), recipe.serving.max_batch_size)
+    write_proof(repository, replace(proof, batch_size=requests))
 
 
 @contextlib.contextmanager
@@ -102,7 +106,7 @@ def served(recipe_reference: str, repository: Path, folder: Path) -> Iterator[st
         try:
             assert process.stdout is not None
             if not (line := process.stdout.readline()):
-                raise CandidateError(_end_of(errors.read_text(errors="replace")))
+                raise CandidateError(_reason(errors.read_text(errors="replace"), "serving.embedded"))
             yield json.loads(line)["grpc"]
         finally:
             _stop(process)
@@ -135,7 +139,7 @@ def _run(module: str, recipe_reference: str, *options: str) -> str:
     command = _command(module, recipe_reference, *options)
     finished = subprocess.run(command, env=_environment(), capture_output=True, text=True, check=False)
     if finished.returncode:
-        raise CandidateError(_end_of(finished.stderr))
+        raise CandidateError(_reason(finished.stderr, module))
     return finished.stdout
 
 
@@ -147,6 +151,14 @@ def _environment() -> dict[str, str]:
     """The project's modules are found whatever the current directory is."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     return os.environ | {"PYTHONPATH": path}
+
+
+def _reason(text: str, module: str) -> str:
+    """Why a command failed, in the first line, and what else it said: its message begins with its name."""
+    lines = _end_of(text, len(text)).splitlines()
+    at = next((at for at in reversed(range(len(lines))) if lines[at].startswith(f"{module}: ")), -1)
+    others = lines[at + 1 :] if at >= 0 else lines[:-1]
+    return "\n".join([lines[at], *others[1 - TOLD_LINES :]])
 
 
 def _end_of(text: str, most_lines: int = TOLD_LINES) -> str:

@@ -92,7 +92,7 @@ class Sweep:
         try:
             result = self._measure(setting)
         except CandidateError as error:
-            self._tell(f"{where}: {setting}: does not work; {str(error).splitlines()[-1]}")
+            self._tell(f"{where}: {setting}: does not work; {str(error).splitlines()[0]}")
             measured.add([Row(stage=stage, round=round_, setting=setting, error=str(error))])
             return
         rows = [_row(stage, round_, setting, concurrency, each) for concurrency, each in result.items()]

@@ -27,8 +27,8 @@ from benchmarks.growth.scene import Scene, Settings
 from benchmarks.machine import hardware_line, machine, print_result
 from benchmarks.results.views import terminal_text
 from common.paths import ROOT
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
-from recipes.schema import load_recipe
 
 RECIPE = "benchmarks/peers/vit-b-32.yaml"
 PARTS: dict[str, Callable[[Scene], dict[str, Any]]] = {
@@ -43,7 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.growth", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--recipe", default=str(ROOT / RECIPE), help=f"built before (default {RECIPE})")
+    add_recipe_options(parser, default=str(ROOT / RECIPE), help=f"built before (default {RECIPE})")
     parser.add_argument("--only", nargs="+", metavar="PART", choices=PARTS, help=f"of {', '.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=3, help="default %(default)s")
     parser.add_argument("--seconds", type=float, default=4, help="of each measurement (default %(default)s)")
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> dict[str, Any]:
         ManifestError: what it names is not built.
         RepositoryError, BuildError: its models cannot be installed.
     """
-    recipe = load_recipe(arguments.recipe)
+    recipe = recipe_of(arguments)
     parts = [part for part in PARTS if part in (arguments.only or PARTS)]
     how = {"recipe": recipe.name, "encoder": recipe.encoder.id, "precision": recipe.build.precision}
     how |= {"rounds": arguments.rounds, "seconds": arguments.seconds}

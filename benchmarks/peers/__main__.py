@@ -29,6 +29,7 @@ from pathlib import Path
 from benchmarks.machine import hardware_line, machine, print_result
 from benchmarks.peers.environments import ENVIRONMENTS, PeerError, install
 from common.paths import ARTIFACTS, ROOT
+from recipes.arguments import add_recipe_options, recipe_of
 from recipes.errors import run_step
 from recipes.schema import load_recipe
 
@@ -53,7 +54,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
         prog="python -m benchmarks.peers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--install", action="store_true", help="make the peers' environments, and end")
-    parser.add_argument("--recipe", default=str(ROOT / RECIPE), help="built; with random weights and a linear head")
+    add_recipe_options(parser, default=str(ROOT / RECIPE), help="built; with random weights and a linear head")
     names = (*WITHOUT_SERVER, *SERVICES)
     parser.add_argument("--only", nargs="+", metavar="PEER", choices=names, help=f"of {', '.join(names)}")
     parser.add_argument("--rounds", type=int, default=5)
@@ -94,7 +95,7 @@ def contest(arguments: argparse.Namespace, folder: Path) -> int:
     from benchmarks.results.views import terminal_text
 
     chosen = arguments.only or [*WITHOUT_SERVER, *SERVICES]
-    recipe, hardware = load_recipe(arguments.recipe), machine()
+    recipe, hardware = recipe_of(arguments), machine()
     material = classifier = prepare(recipe, ARTIFACTS / "peers" / recipe.encoder.id)
     if not set(CLASSIFIERS).isdisjoint(chosen):
         other = load_recipe(ROOT / CLASSIFIER)
@@ -102,7 +103,7 @@ def contest(arguments: argparse.Namespace, folder: Path) -> int:
     settings = Settings(arguments.seconds, arguments.rounds, tuple(arguments.concurrency), arguments.alone)
     with Contest(material, folder, settings) as running:
         if "limit" in chosen:
-            running.add_limit(arguments.recipe)
+            running.add_limit()
         for service in services(material, classifier):
             if service.name in chosen:
                 running.add_service(service)

@@ -57,10 +57,10 @@ class Contest:
 
     # ---- starting ----
 
-    def add_limit(self, recipe: str) -> None:
+    def add_limit(self) -> None:
         with self._attempt("limit") as row:
             row.weights = self.material.recipe.encoder.id
-            limit = WithoutServer(self.material, recipe, self.folder / "limit.log", self._stack)
+            limit = WithoutServer(self.material, self.folder / "limit.log", self._stack)
             answers = limit.examine(CHECKED)
             row.cold_start_s.append(time.perf_counter() - limit.process.started_s)
             row.difference = difference(self.material, answers, 1.0)

@@ -90,9 +90,10 @@ class Served(Contestant):
 class WithoutServer(Contestant):
     """`benchmarks.peers.limit` in a process of its own, spoken to line by line."""
 
-    def __init__(self, material: Material, recipe: str, log: Path, stack: ExitStack) -> None:
-        files = [str(path) for path in (material.onnx, material.head, recipe, material.picture_folder)]
-        command = [sys.executable, "-m", "benchmarks.peers.limit", *files]
+    def __init__(self, material: Material, log: Path, stack: ExitStack) -> None:
+        files = [str(path) for path in (material.onnx, material.head, material.picture_folder)]
+        serving = material.recipe.serving.model_dump_json(exclude_unset=True)
+        command = [sys.executable, "-m", "benchmarks.peers.limit", *files, serving]
         self.process = stack.enter_context(Process(command, os.environ | QUIET, log, pipe=True))
         self.pid = self.process.pid
         self.batch_size, self.layout = 1, LAYOUTS[0]

@@ -1,8 +1,9 @@
 """The limit: one process without a server, the served decoding and onnxruntime on the file that is served.
 
-    python -m benchmarks.peers.limit MODEL.onnx HEAD.npz RECIPE PICTURES
+    python -m benchmarks.peers.limit MODEL.onnx HEAD.npz PICTURES SERVING
 
-Reads one JSON object a line from stdin and answers each with one on stdout:
+SERVING is a recipe's section of that name, as JSON. Reads one JSON object a line from stdin and answers each with one
+on stdout:
 
     {"do": "scores", "pictures": 6}                                     → {"scores": […]}
     {"do": "one_by_one", "pictures": 20}                                → {"milliseconds": […]}
@@ -31,7 +32,7 @@ import numpy as np
 
 from common.manifest import read_encoder
 from common.pixels import served_transform
-from recipes.schema import load_recipe
+from recipes.serving_section import Serving
 
 CORES = os.cpu_count() or 1
 LAYOUTS = ("beside", "apart")
@@ -132,9 +133,9 @@ def encoders(model: Path, head: Path) -> Callable[[int], Encode]:
     return encoder
 
 
-def main(model: str, head: str, recipe: str, pictures: str) -> None:
+def main(model: str, head: str, pictures: str, serving: str) -> None:
     views = read_encoder(Path(model).parent).preprocessing
-    transform = served_transform(views, load_recipe(recipe).serving)
+    transform = served_transform(views, Serving.model_validate_json(serving))
     files = [path.read_bytes() for path in sorted(Path(pictures).glob("*.jpg"))]
     limit = Limit(encoders(Path(model), Path(head)), transform, files)
     for line in sys.stdin:

@@ -12,6 +12,7 @@ import typer
 from clipsieve.blocking import Client
 from clipsieve.cli.grouped import grouped, option
 from clipsieve.cli.options import ServerOptions, exits
+from clipsieve.exceptions import InputRefused
 from clipsieve.progress import Reporter
 from clipsieve.review.answers import Answers
 from clipsieve.review.scoring import ServerScores
@@ -104,6 +105,15 @@ class TrainingOptions:
             metavar="NAME",
         ),
     ] = None
+    overrides: Annotated[
+        list[str] | None,
+        option(
+            "--set",
+            "A value in place of the recipe's, such as heads.nsfw.fit.seed=1; may be repeated.",
+            group=_TRAINING,
+            metavar="KEY=VALUE",
+        ),
+    ] = None
     head: Annotated[
         str | None,
         option("--head", "The recipe's head, needed if it has several; or those to ask the server for.",
@@ -151,6 +161,8 @@ def review(
         if training.recipe is not None:
             toolchain = _toolchain(training, reviewed)
             facts = toolchain.describe()
+        elif training.overrides:
+            raise InputRefused(f"--set {training.overrides[0]}: which recipe's? name it with --recipe")
         pictures, note = pictures_of(reviewed, page.images, folder, toolchain)
         scoring = None
         if server.url is not None:
@@ -174,7 +186,8 @@ def _toolchain(training: TrainingOptions, reviewed: Path | None) -> Toolchain:
     recipe = training.recipe
     if recipe.endswith((".yaml", ".yml")):
         recipe = os.path.abspath(recipe)
-    return Toolchain(training.toolchain.resolve(), recipe, training.head, store and store.resolve())
+    overrides = tuple(training.overrides or ())
+    return Toolchain(training.toolchain.resolve(), recipe, training.head, store and store.resolve(), overrides)
 
 
 def _client(server: ServerOptions) -> Client:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clipsieve.exceptions import InputRefused, ToolchainFailed
 from clipsieve.review.pictures import Pictures, pictures_in_folder, pictures_in_table
-from clipsieve.review.toolchain import Toolchain, scores_file
+from clipsieve.review.toolchain import Toolchain, reason, scores_file
 
 
 def is_store(folder: Path) -> bool:
@@ -64,5 +64,5 @@ def _pictures_of_store(folder: Path, toolchain: Toolchain | None) -> Pictures:
         toolchain.score_command(out), cwd=toolchain.root, capture_output=True, text=True, check=False
     )
     if ended.returncode:
-        raise ToolchainFailed(ended.stderr.strip().splitlines()[-1] if ended.stderr.strip() else "it said nothing")
+        raise ToolchainFailed(reason(ended.stderr))
     return pictures_in_table(out, Path())

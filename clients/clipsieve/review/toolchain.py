@@ -14,6 +14,7 @@ import csv
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -54,6 +55,8 @@ class Toolchain:
     recipe: str
     head: str | None = None
     store: Path | None = None
+    overrides: tuple[str, ...] = ()
+    """Values in place of the recipe's, as `key=value`."""
     python: str = sys.executable
 
     def describe(self) -> HeadFacts:
@@ -70,7 +73,7 @@ class Toolchain:
             self.command("scores", "--describe"), cwd=self.root, capture_output=True, text=True, check=False
         )
         if ended.returncode:
-            raise ToolchainFailed(ended.stderr.strip().splitlines()[-1] if ended.stderr.strip() else "it said nothing")
+            raise ToolchainFailed(reason(ended.stderr))
         facts = json.loads(ended.stdout)
         return HeadFacts(facts["head"], facts["task"], tuple(facts["class_names"]), facts["fitted"])
 
@@ -78,6 +81,7 @@ class Toolchain:
         """The command of a step; `fit` and `embed` write to the store, the others read it."""
         chosen = ["--recipe", self.recipe, *(["--head", self.head] if self.head else [])]
         chosen += ["--store", str(self.store)] if self.store else []
+        chosen += [word for text in self.overrides for word in ("--set", text)]
         return [self.python, "-m", f"training.{step}", *chosen, *map(str, arguments)]
 
     def score_command(self, out: Path) -> list[str]:
@@ -101,6 +105,13 @@ class Toolchain:
         commands = [self.command("embed", "--data", pictures)] if pictures else []
         commands += [self.command("embed", "--data", file, "--decides") for file in answers]
         return [*commands, self.command("fit"), self.score_command(scores_file(folder))]
+
+
+def reason(stderr: str) -> str:
+    """Why a step failed, in a line: the first of its message, which begins with its name; else what it said last."""
+    lines = stderr.strip().splitlines() or ["it said nothing"]
+    messages = [line for line in lines if re.match(r"training\.\w+: ", line)]
+    return messages[-1] if messages and "Traceback" not in stderr else lines[-1]
 
 
 def scores_file(folder: Path) -> Path:
@@ -149,7 +160,7 @@ class Job:
         """
         if self.state == "running":
             raise InputRefused("a training runs already")
-        self.state, self.line, self.step, self.lines = "running", "", "", []
+        self.state, self.line, self.step = "running", "", ""
         self._thread = threading.Thread(target=self._run, args=(commands,), name="training", daemon=True)
         self._thread.start()
 
@@ -166,8 +177,9 @@ class Job:
             for number, command in enumerate(commands, 1):
                 self.step = f"{command[2]} ({number} of {len(commands)})"
                 if self._stopped or self._ended(command):
+                    said = reason("\n".join(self.lines))
                     self.state = "failed"
-                    self.line = f"{command[2]}: {self.line or 'it ended without a word'}"
+                    self.line = said if said.startswith(command[2]) else f"{command[2]}: {said}"
                     return
             self.finished()
             self.state = "done"
@@ -176,6 +188,7 @@ class Job:
 
     def _ended(self, command: Sequence[str]) -> int:
         """Run a command to its end; its exit status."""
+        self.lines = []
         self._process = subprocess.Popen(
             command,
             cwd=self.root,
