@@ -22,7 +22,7 @@ MAY_IMPORT = {
     "serving": {"clipsieve", "common", "recipes", "serving"},
     "tuning": {"build", "common", "recipes", "serving", "tuning"},
     "clients": {"clipsieve"},
-    "benchmarks": {"benchmarks", "build", "clipsieve", "common", "recipes", "serving", "training"},
+    "benchmarks": {"benchmarks", "build", "clipsieve", "common", "recipes", "serving", "training", "tuning"},
     "trials": {"benchmarks", "build", "clipsieve", "common", "recipes", "serving", "training", "trials"},
     "model_repository": set(),
 }
