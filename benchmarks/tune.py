@@ -23,7 +23,7 @@ from tuning.choice import curves
 
 
 def figures_of(tuned: Tuned) -> dict[str, Any]:
-    """What the sweep measured and chose, as it goes into the JSON line."""
+    """Collect what the sweep measured and chose, as it goes into the JSON line."""
     choice = tuned.choice
     settings = [
         {"setting": setting.model_dump(), "curve": [asdict(point) for point in points]}

@@ -216,7 +216,7 @@ def _beside_fp32(methods: dict[str, Any]) -> dict[str, Any]:
 
 
 def tune(result: Result) -> View:
-    """What was chosen, and a row for each setting at the concurrency of its best rate."""
+    """Tell what was chosen, and give a row for each setting at the concurrency of its best rate."""
     chosen, own = Setting(**result["chosen"]), Setting(**result["own"])
     settings = {Setting(**row["setting"]): [Point(**point) for point in row["curve"]] for row in result["settings"]}
     rows = [_tuned_row(setting, points, chosen, own) for setting, points in settings.items()]
